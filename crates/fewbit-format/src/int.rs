@@ -1,0 +1,302 @@
+use std::ops::Range;
+
+use half::{bf16, f16};
+
+use crate::{Error, Result, pack_bits, packed_len, unpack_bits};
+
+/// Which weights share a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Group {
+    /// The whole matrix.
+    Tensor,
+    /// One row (output channel).
+    Row,
+    /// So many consecutive columns of a row.
+    Columns(usize),
+}
+
+impl Group {
+    /// Columns of one group in a matrix with `cols` columns.
+    pub fn width(self, cols: usize) -> usize {
+        match self {
+            Self::Tensor | Self::Row => cols,
+            Self::Columns(g) => g,
+        }
+    }
+
+    /// Checks that groups tile rows of `cols` columns.
+    ///
+    /// # Errors
+    /// Names the sizes that fit.
+    pub fn check(self, cols: usize) -> Result<()> {
+        match self {
+            Self::Columns(g) if g == 0 || cols % g != 0 => {
+                let fit: Vec<String> =
+                    (1..=cols.min(1024)).filter(|g| cols % g == 0).map(|g| g.to_string()).collect();
+                Err(Error::input(format!("group size {g} does not divide rows of {cols}"))
+                    .hint(format!("sizes that fit: {}, or `row`", fit.join(", "))))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl std::fmt::Display for Group {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tensor => f.write_str("tensor"),
+            Self::Row => f.write_str("row"),
+            Self::Columns(g) => write!(f, "{g}"),
+        }
+    }
+}
+
+/// The type in which a scale is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the names are the types")]
+pub enum ScaleType {
+    F16,
+    BF16,
+    F32,
+}
+
+impl ScaleType {
+    /// Bits of one scale.
+    pub fn bits(self) -> u64 {
+        if self == Self::F32 { 32 } else { 16 }
+    }
+
+    /// The nearest value that can be stored. A positive scale never becomes zero or infinite.
+    pub fn round(self, s: f32) -> f32 {
+        match self {
+            Self::F32 => s,
+            Self::F16 => {
+                let (least, most) = (f16::from_bits(1).to_f32(), f16::MAX.to_f32());
+                if s == 0.0 { 0.0 } else { f16::from_f32(s.abs().clamp(least, most)).to_f32().copysign(s) }
+            }
+            Self::BF16 => {
+                let most = bf16::MAX.to_f32();
+                bf16::from_f32(s.clamp(-most, most)).to_f32()
+            }
+        }
+    }
+}
+
+/// An integer grid: which numbers can stand for a group of weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct IntGrid {
+    /// Bits of a code, 1 to 8.
+    pub bits: u8,
+    /// Which weights share a scale.
+    pub group: Group,
+    /// Symmetric: the zero point is `2^(bits−1)` and is not stored.
+    pub symmetric: bool,
+    /// Type of the stored scales.
+    pub scale: ScaleType,
+}
+
+/// Zero points of the groups.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Zeros {
+    /// `2^(bits−1)` everywhere; nothing is stored.
+    Middle,
+    /// One integer code per group, `[rows, groups]`, stored in `bits` bits each.
+    Codes(Vec<u8>),
+    /// One offset per group in the scale's type, `[rows, groups]`: the value is `scale · code + offset` (Q4_1).
+    Offsets(Vec<f32>),
+}
+
+/// Integer codes `[rows, cols]` with their scales: `W[r, c] = s[r, k] · (q[r, c] − z[r, k])`, `k` the group of column `c`.
+///
+/// Rows are packed one by one ([`packed_len`]`(cols, bits)` bytes each).
+#[derive(Clone, Debug, PartialEq)]
+pub struct IntCodes {
+    rows: usize,
+    cols: usize,
+    grid: IntGrid,
+    packed: Vec<u8>,
+    scales: Vec<f32>,
+    zeros: Zeros,
+    group_index: Option<Vec<u32>>,
+}
+
+impl IntCodes {
+    /// Takes unpacked codes `[rows · cols]`, scales `[rows · groups]` (`[1]` for [`Group::Tensor`]) that the grid's
+    /// scale type holds exactly, and zero points of the same number.
+    ///
+    /// # Errors
+    /// If a size is wrong, the group does not divide, or a code or zero point is beyond the bits.
+    pub fn new(rows: usize, cols: usize, grid: IntGrid, codes: &[u8], scales: Vec<f32>, zeros: Zeros) -> Result<Self> {
+        if !(1..=8).contains(&grid.bits) {
+            return Err(Error::input(format!("{} bits, where 1 to 8 are possible", grid.bits)));
+        }
+        grid.group.check(cols)?;
+        let groups = Self::group_count(rows, cols, grid.group);
+        let zero_count = match &zeros {
+            Zeros::Middle => groups,
+            Zeros::Codes(z) => z.len(),
+            Zeros::Offsets(z) => z.len(),
+        };
+        if codes.len() != rows * cols || scales.len() != groups || zero_count != groups {
+            return Err(Error::internal(format!(
+                "{} codes, {} scales, {zero_count} zero points for [{rows}, {cols}] in {groups} groups",
+                codes.len(),
+                scales.len()
+            )));
+        }
+        let most = ((1u32 << grid.bits) - 1) as u8;
+        if codes.iter().any(|c| *c > most) || matches!(&zeros, Zeros::Codes(z) if z.iter().any(|c| *c > most)) {
+            return Err(Error::input(format!("holds a code beyond {} bits", grid.bits)));
+        }
+        let row_bytes = packed_len(cols, grid.bits);
+        let mut packed = vec![0; rows * row_bytes];
+        for (row, out) in codes.chunks_exact(cols).zip(packed.chunks_exact_mut(row_bytes)) {
+            pack_bits(row, grid.bits, out);
+        }
+        Ok(Self { rows, cols, grid, packed, scales, zeros, group_index: None })
+    }
+
+    /// Says for each column which group it belongs to (GPTQ's `g_idx`), where this is not `column / width`.
+    ///
+    /// # Errors
+    /// If the length is not the number of columns, or a group does not exist.
+    pub fn with_group_index(mut self, index: Vec<u32>) -> Result<Self> {
+        let per_row = self.cols / self.grid.group.width(self.cols);
+        if index.len() != self.cols || index.iter().any(|k| *k as usize >= per_row) {
+            return Err(Error::input(format!("g_idx does not name one of {per_row} groups for each of {} columns", self.cols)));
+        }
+        let width = self.grid.group.width(self.cols);
+        let is_plain = index.iter().enumerate().all(|(c, k)| c / width == *k as usize);
+        self.group_index = (!is_plain).then_some(index);
+        Ok(self)
+    }
+
+    fn group_count(rows: usize, cols: usize, group: Group) -> usize {
+        match group {
+            Group::Tensor => 1,
+            _ => rows * (cols / group.width(cols)),
+        }
+    }
+
+    /// `[rows, cols]`.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.rows, self.cols]
+    }
+
+    /// The grid.
+    pub fn grid(&self) -> IntGrid {
+        self.grid
+    }
+
+    /// Groups in one row (1 for [`Group::Row`] and [`Group::Tensor`]).
+    pub fn groups_per_row(&self) -> usize {
+        self.cols / self.grid.group.width(self.cols)
+    }
+
+    /// For each column its group, where this is not `column / width`.
+    pub fn group_index(&self) -> Option<&[u32]> {
+        self.group_index.as_deref()
+    }
+
+    /// The codes of one row, unpacked into `out[cols]`.
+    pub fn row_codes(&self, r: usize, out: &mut [u8]) {
+        let row_bytes = packed_len(self.cols, self.grid.bits);
+        unpack_bits(&self.packed[r * row_bytes..(r + 1) * row_bytes], self.grid.bits, out);
+    }
+
+    /// Scale and offset of group `k` of row `r`, so that the value is `scale · (code − zero)` with an integer
+    /// zero point, or `scale · code + offset` with a real one.
+    pub fn group_params(&self, r: usize, k: usize) -> (f32, Zero) {
+        let at = if self.grid.group == Group::Tensor { 0 } else { r * self.groups_per_row() + k };
+        let zero = match &self.zeros {
+            Zeros::Middle => Zero::Code((1u32 << (self.grid.bits - 1)) as u8),
+            Zeros::Codes(z) => Zero::Code(z[at]),
+            Zeros::Offsets(z) => Zero::Offset(z[at]),
+        };
+        (self.scales[at], zero)
+    }
+
+    /// All scales, `[rows · groups]` or `[1]`.
+    pub fn scales(&self) -> &[f32] {
+        &self.scales
+    }
+
+    /// All zero points.
+    pub fn zeros(&self) -> &Zeros {
+        &self.zeros
+    }
+
+    /// Decodes rows `rows` into `out[rows.len() · cols]`.
+    pub fn decode_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+        let mut codes = vec![0u8; self.cols];
+        let width = self.grid.group.width(self.cols);
+        for (r, row) in rows.zip(out.chunks_exact_mut(self.cols)) {
+            self.row_codes(r, &mut codes);
+            if let Some(index) = &self.group_index {
+                for (c, v) in row.iter_mut().enumerate() {
+                    let (s, z) = self.group_params(r, index[c] as usize);
+                    *v = z.value(s, codes[c]);
+                }
+            } else {
+                for (k, (values, codes)) in row.chunks_exact_mut(width).zip(codes.chunks_exact(width)).enumerate() {
+                    let (s, z) = self.group_params(r, k);
+                    for (v, q) in values.iter_mut().zip(codes) {
+                        *v = z.value(s, *q);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Everything stored, in bits: codes, scales, zero points, the group index.
+    pub fn stored_bits(&self) -> u64 {
+        let zeros = match &self.zeros {
+            Zeros::Middle => 0,
+            Zeros::Codes(z) => z.len() as u64 * u64::from(self.grid.bits),
+            Zeros::Offsets(z) => z.len() as u64 * self.grid.scale.bits(),
+        };
+        let index = self.group_index.as_ref().map_or(0, |i| 32 * i.len() as u64);
+        8 * self.packed.len() as u64 + self.scales.len() as u64 * self.grid.scale.bits() + zeros + index
+    }
+}
+
+/// The zero point of one group.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Zero {
+    /// An integer code.
+    Code(u8),
+    /// A real offset.
+    Offset(f32),
+}
+
+impl Zero {
+    /// What code `q` stands for under scale `s`: the one meaning of an integer code.
+    #[inline]
+    pub fn value(self, s: f32, q: u8) -> f32 {
+        match self {
+            Self::Code(z) => s * (i32::from(q) - i32::from(z)) as f32,
+            Self::Offset(m) => s * f32::from(q) + m,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decodes_scale_times_code_minus_zero() {
+        let grid = IntGrid { bits: 3, group: Group::Columns(2), symmetric: false, scale: ScaleType::F16 };
+        let codes = IntCodes::new(1, 4, grid, &[0, 7, 1, 5], vec![0.5, 2.0], Zeros::Codes(vec![3, 1])).unwrap();
+        let mut out = [0.0; 4];
+        codes.decode_rows(0..1, &mut out);
+        assert_eq!(out, [-1.5, 2.0, 0.0, 8.0]);
+        assert_eq!(codes.stored_bits(), 16 + 2 * 16 + 2 * 3);
+    }
+
+    #[test]
+    fn a_group_that_does_not_divide_is_refused_with_what_fits() {
+        let e = Group::Columns(64).check(172).unwrap_err().to_string();
+        assert_eq!(e, "group size 64 does not divide rows of 172; sizes that fit: 1, 2, 4, 43, 86, 172, or `row`");
+    }
+}

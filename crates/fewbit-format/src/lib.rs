@@ -1,0 +1,22 @@
+//! Storage of weights: element types, tensors, bit packing, block layouts, and the one decoder of each.
+//!
+//! What a solver sees as the rounded value comes from here, and so does what the runtime multiplies with: the
+//! file that is written equals what was optimised, bit for bit.
+
+mod bits;
+mod dtype;
+mod error;
+mod ggml;
+mod int;
+mod linear;
+mod mat;
+mod tensor;
+
+pub use bits::{pack_bits, packed_len, unpack_bits};
+pub use dtype::Dtype;
+pub use error::{Error, Kind, Result};
+pub use ggml::{GgmlBlocks, GgmlType};
+pub use int::{Group, IntCodes, IntGrid, ScaleType, Zero, Zeros};
+pub use linear::{Band, QuantizedLinear, Storage};
+pub use mat::Mat;
+pub use tensor::Tensor;

@@ -1,0 +1,107 @@
+use std::ops::Range;
+
+use crate::{GgmlBlocks, IntCodes, Mat, Tensor};
+
+/// How a band of rows is stored. One variant per family of layouts; each decodes in its own file.
+#[derive(Clone, Debug)]
+pub enum Storage {
+    /// Plain floats `[rows, in]`.
+    Dense(Tensor),
+    /// Integer codes with scales per group.
+    Int(IntCodes),
+    /// Blocks of ggml.
+    Ggml(GgmlBlocks),
+}
+
+impl Storage {
+    /// `[rows, in]`.
+    pub fn shape(&self) -> [usize; 2] {
+        match self {
+            Self::Dense(t) => [t.shape[0], t.shape[1]],
+            Self::Int(c) => c.shape(),
+            Self::Ggml(b) => b.shape(),
+        }
+    }
+
+    /// Decodes rows `rows` into `out[rows.len() · in]`, row-major: the one meaning of the stored bytes.
+    pub fn decode_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+        match self {
+            Self::Dense(t) => {
+                let row_bytes = t.shape[1] * t.dtype.size_bytes();
+                t.dtype
+                    .widen(&t.bytes[rows.start * row_bytes..rows.end * row_bytes], out)
+                    .expect("dense storage is made of plain floats only");
+            }
+            Self::Int(c) => c.decode_rows(rows, out),
+            Self::Ggml(b) => b.decode_rows(rows, out),
+        }
+    }
+
+    /// Everything stored, in bits: codes, scales, zero points, padding.
+    pub fn stored_bits(&self) -> u64 {
+        match self {
+            Self::Dense(t) => 8 * t.bytes.len() as u64,
+            Self::Int(c) => c.stored_bits(),
+            Self::Ggml(b) => b.stored_bits(),
+        }
+    }
+}
+
+/// Consecutive rows of one matrix in one storage.
+#[derive(Clone, Debug)]
+pub struct Band {
+    /// Rows of the matrix.
+    pub rows: Range<usize>,
+    /// Their storage, `[rows.len(), in]`.
+    pub storage: Storage,
+}
+
+/// One compressed linear: `y = x Wᵀ + b` with `W [out, in]` in bands of rows.
+///
+/// Bands are in order and cover `0..out`; rows of one matrix may differ in bits.
+#[derive(Clone, Debug)]
+pub struct QuantizedLinear {
+    /// `[out, in]`.
+    pub shape: [usize; 2],
+    /// The rows.
+    pub bands: Vec<Band>,
+    /// `[out]`.
+    pub bias: Option<Vec<f32>>,
+}
+
+impl QuantizedLinear {
+    /// One band for all rows.
+    pub fn uniform(storage: Storage, bias: Option<Vec<f32>>) -> Self {
+        let shape = storage.shape();
+        Self { shape, bands: vec![Band { rows: 0..shape[0], storage }], bias }
+    }
+
+    /// Decodes rows `rows` into `out[rows.len() · in]`.
+    pub fn decode_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+        let cols = self.shape[1];
+        for band in &self.bands {
+            let (from, to) = (rows.start.max(band.rows.start), rows.end.min(band.rows.end));
+            if from < to {
+                let at = &mut out[(from - rows.start) * cols..(to - rows.start) * cols];
+                band.storage.decode_rows(from - band.rows.start..to - band.rows.start, at);
+            }
+        }
+    }
+
+    /// The whole matrix, decoded.
+    pub fn decode(&self) -> Mat {
+        let mut m = Mat::zeros(self.shape[0], self.shape[1]);
+        self.decode_rows(0..self.shape[0], m.data_mut());
+        m
+    }
+
+    /// Everything stored for the matrix (without the bias), in bits.
+    pub fn stored_bits(&self) -> u64 {
+        self.bands.iter().map(|b| b.storage.stored_bits()).sum()
+    }
+
+    /// Whether every band is plain floats.
+    pub fn is_dense(&self) -> bool {
+        self.bands.iter().all(|b| matches!(b.storage, Storage::Dense(_)))
+    }
+}
