@@ -1,1 +1,14 @@
-//! To be written.
+//! Vector kernels and the thread team.
+//!
+//! Each kernel exists per instruction set beside a scalar twin, chosen at run time ([`cpu`]). A result depends on the
+//! instruction set alone: never on the number of threads, nor on how many tokens are computed together.
+
+pub mod attention;
+pub mod cpu;
+pub mod elementwise;
+pub mod linear;
+pub mod product;
+pub mod team;
+
+pub use cpu::Level;
+pub use team::Team;
