@@ -1,0 +1,91 @@
+//! Super-blocks of 256 weights: sub-blocks with integer scales, under f16 scales of the scales.
+
+use super::{GgmlType, f16_at};
+
+const _: () = assert!(GgmlType::Q2K.block_bytes() == 16 + 64 + 2 + 2);
+const _: () = assert!(GgmlType::Q3K.block_bytes() == 32 + 64 + 12 + 2);
+const _: () = assert!(GgmlType::Q4K.block_bytes() == 2 + 2 + 12 + 128);
+const _: () = assert!(GgmlType::Q5K.block_bytes() == 2 + 2 + 12 + 32 + 128);
+const _: () = assert!(GgmlType::Q6K.block_bytes() == 128 + 64 + 16 + 2);
+
+/// `scales[16], qs[64], d, dmin`: a scale (low half) and a minimum (high half) for each 16 weights.
+///
+/// Of each half of 128, byte `l` holds weights `l, l + 32, l + 64, l + 96` in its bit pairs.
+pub(super) fn q2_k(block: &[u8; 84], out: &mut [f32; 256]) {
+    let (d, dmin) = (f16_at(block, 80), f16_at(block, 82));
+    for (i, v) in out.iter_mut().enumerate() {
+        let scale = block[i / 16];
+        *v = d * f32::from(scale & 15) * f32::from(two_bits(&block[16..80], i)) - dmin * f32::from(scale >> 4);
+    }
+}
+
+/// Weight `i` of the codes of Q2_K, and the low bits of those of Q3_K.
+fn two_bits(qs: &[u8], i: usize) -> u8 {
+    qs[i / 128 * 32 + i % 32] >> (2 * (i % 128 / 32)) & 3
+}
+
+/// `hmask[32], qs[64], scales[12], d`: three bits a weight, signed; six bits a scale, offset by 32.
+pub(super) fn q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
+    let d = f16_at(block, 108);
+    let packed = &block[96..108];
+    for (i, v) in out.iter_mut().enumerate() {
+        let j = i / 16;
+        let low = if j < 8 { packed[j] & 15 } else { packed[j - 8] >> 4 };
+        let high = packed[8 + j % 4] >> (2 * (j / 4)) & 3;
+        let scale = (low | high << 4) as i8 - 32;
+        let below = if block[i % 32] >> (i / 32) & 1 == 1 { 0 } else { 4 };
+        *v = d * f32::from(scale) * f32::from(two_bits(&block[32..96], i) as i8 - below);
+    }
+}
+
+/// Scale and minimum of sub-block `j`, six bits each, from the twelve bytes of Q4_K and Q5_K.
+fn scale_and_min(packed: &[u8], j: usize) -> (u8, u8) {
+    if j < 4 {
+        (packed[j] & 63, packed[j + 4] & 63)
+    } else {
+        let halves = packed[j + 4];
+        (halves & 15 | packed[j - 4] >> 6 << 4, halves >> 4 | packed[j] >> 6 << 4)
+    }
+}
+
+/// `d, dmin, scales[12], qs[128]`: of each 64, byte `l` holds weight `l` (low half) and `l + 32` (high half).
+pub(super) fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
+    let (d, dmin) = (f16_at(block, 0), f16_at(block, 2));
+    for (j, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let (scale, min) = scale_and_min(&block[4..16], j);
+        let (scale, min) = (d * f32::from(scale), dmin * f32::from(min));
+        let qs = &block[16 + j / 2 * 32..][..32];
+        for (v, byte) in values.iter_mut().zip(qs) {
+            *v = scale * f32::from(byte >> (4 * (j % 2)) & 15) - min;
+        }
+    }
+}
+
+/// `d, dmin, scales[12], qh[32], qs[128]`: as Q4_K, with the fifth bit of weight `l` of sub-block `j` at bit `j` of `qh[l]`.
+pub(super) fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
+    let (d, dmin) = (f16_at(block, 0), f16_at(block, 2));
+    for (j, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let (scale, min) = scale_and_min(&block[4..16], j);
+        let (scale, min) = (d * f32::from(scale), dmin * f32::from(min));
+        let (qh, qs) = (&block[16..48], &block[48 + j / 2 * 32..][..32]);
+        for (l, v) in values.iter_mut().enumerate() {
+            let q = qs[l] >> (4 * (j % 2)) & 15 | (qh[l] >> j & 1) << 4;
+            *v = scale * f32::from(q) - min;
+        }
+    }
+}
+
+/// `ql[128], qh[64], scales[16], d`: six bits a weight, offset by 32; a signed scale for each 16.
+///
+/// Of each half of 128, `ql[l]` holds the low four bits of weights `l` and `l + 64`, `qh[l]` the high bit pairs of
+/// weights `l, l + 32, l + 64, l + 96`.
+pub(super) fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
+    let d = f16_at(block, 208);
+    for (i, v) in out.iter_mut().enumerate() {
+        let (half, l, quarter) = (i / 128, i % 32, i % 128 / 32);
+        let low = block[64 * half + 32 * (quarter % 2) + l] >> (4 * (quarter / 2)) & 15;
+        let high = block[128 + 32 * half + l] >> (2 * quarter) & 3;
+        let scale = block[192 + i / 16] as i8;
+        *v = d * f32::from(scale) * f32::from((low | high << 4) as i8 - 32);
+    }
+}
