@@ -1,0 +1,1 @@
+//! How quantized linears lie in checkpoints.
