@@ -1,1 +1,21 @@
-//! To be written.
+//! A model is a graph, written once: operations, families (one file each), weight names, sites. No tensors.
+//!
+//! A family is a function from `config.json` to a small typed [`Graph`] per block, and a table from the graph's
+//! weights to where they lie in a container. Everything structural (which linears share an input, into which tensors
+//! a transform folds) is derived from the graph.
+
+mod config;
+mod families;
+mod graph;
+mod model;
+mod names;
+mod rope;
+mod site;
+
+pub use config::Config;
+pub use families::{Architecture, FAMILIES, architecture_of};
+pub use graph::{Activation, Builder, Graph, Node, Op, Value, ValueId, Vector, VectorId, Weight, WeightId};
+pub use model::{Model, Part};
+pub use names::{Container, Rows, Source, Stored};
+pub use rope::Rope;
+pub use site::{Fold, Producer, Site, Symmetry, Tied, sites};

@@ -1,0 +1,122 @@
+use fewbit_format::{Error, Result};
+use serde_json::{Map, Value};
+
+/// Typed, bounded access to `config.json`: a figure that is absent, zero or absurd is an error that names its key.
+#[derive(Clone, Copy, Debug)]
+pub struct Config<'a>(&'a Map<String, Value>);
+
+/// The largest size that any figure of a configuration may have.
+const MOST: u64 = 1 << 24;
+
+impl<'a> Config<'a> {
+    /// Reads from `map`.
+    pub fn new(map: &'a Map<String, Value>) -> Self {
+        Self(map)
+    }
+
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.0.get(key).filter(|v| !v.is_null())
+    }
+
+    /// The error for a value that does not fit its key.
+    pub fn wrong(&self, key: &str, value: &Value) -> Error {
+        let text: String = value.to_string().chars().take(60).collect();
+        Error::input(format!("config.json: `{key}` is {text}, which is out of range"))
+    }
+
+    /// A size from 1 to 2²⁴, if there.
+    pub fn usize_opt(&self, key: &str) -> Result<Option<usize>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(v) => match v.as_u64() {
+                Some(n) if (1..=MOST).contains(&n) => Ok(Some(n as usize)),
+                _ => Err(self.wrong(key, v)),
+            },
+        }
+    }
+
+    /// A size from 1 to 2²⁴.
+    pub fn usize(&self, key: &str) -> Result<usize> {
+        self.usize_opt(key)?.ok_or_else(|| Error::input(format!("config.json: `{key}` is absent")))
+    }
+
+    /// The number of blocks: from 1 to 10,000.
+    pub fn layers(&self) -> Result<usize> {
+        let n = self.usize("num_hidden_layers")?;
+        if n > 10_000 {
+            return Err(self.wrong("num_hidden_layers", &n.into()));
+        }
+        Ok(n)
+    }
+
+    /// A number, or the default where it is absent.
+    pub fn f64_or(&self, key: &str, default: f64) -> Result<f64> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(v) => v.as_f64().filter(|f| f.is_finite()).ok_or_else(|| self.wrong(key, v)),
+        }
+    }
+
+    /// A small positive number, such as a norm's epsilon.
+    pub fn eps(&self, key: &str, default: f64) -> Result<f32> {
+        let eps = self.f64_or(key, default)?;
+        if !(0.0..=1.0).contains(&eps) {
+            return Err(self.wrong(key, &eps.into()));
+        }
+        Ok(eps as f32)
+    }
+
+    /// A truth value, or the default where it is absent.
+    pub fn bool_or(&self, key: &str, default: bool) -> Result<bool> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(v) => v.as_bool().ok_or_else(|| self.wrong(key, v)),
+        }
+    }
+
+    /// A text, if there.
+    pub fn str(&self, key: &str) -> Option<&'a str> {
+        self.get(key).and_then(Value::as_str)
+    }
+
+    /// An object, if there.
+    pub fn object(&self, key: &str) -> Result<Option<&'a Map<String, Value>>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(v) => v.as_object().map(Some).ok_or_else(|| self.wrong(key, v)),
+        }
+    }
+
+    /// An array, if there.
+    pub fn array(&self, key: &str) -> Result<Option<&'a Vec<Value>>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(v) => v.as_array().map(Some).ok_or_else(|| self.wrong(key, v)),
+        }
+    }
+
+    /// Query heads, key-value heads and the size of a head, checked against each other.
+    pub fn heads(&self) -> Result<(usize, usize, usize)> {
+        let hidden = self.usize("hidden_size")?;
+        let heads = self.usize("num_attention_heads")?;
+        let kv_heads = self.usize_opt("num_key_value_heads")?.unwrap_or(heads);
+        if heads % kv_heads != 0 {
+            return Err(Error::input(format!(
+                "config.json: `num_key_value_heads` ({kv_heads}) does not divide `num_attention_heads` ({heads})"
+            )));
+        }
+        let head_dim = match self.usize_opt("head_dim")? {
+            Some(d) => d,
+            None if hidden % heads == 0 => hidden / heads,
+            None => {
+                return Err(Error::input(format!(
+                    "config.json: `num_attention_heads` ({heads}) does not divide `hidden_size` ({hidden})"
+                )));
+            }
+        };
+        if head_dim % 2 != 0 || (heads as u64) * (head_dim as u64) > MOST {
+            return Err(Error::input(format!("config.json: heads of size {head_dim} cannot be rotated or are too large")));
+        }
+        Ok((heads, kv_heads, head_dim))
+    }
+}

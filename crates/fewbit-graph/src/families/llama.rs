@@ -1,0 +1,146 @@
+use fewbit_format::{Error, Result};
+
+use super::{Architecture, llama_like_gguf, llama_like_module};
+use crate::{Activation, Builder, Config, Container, Graph, Model, Op, Part, Rope, Rows, Source, ValueId};
+
+/// Llama 1 to 3, SmolLM, TinyLlama, Mistral without a window.
+#[derive(Debug)]
+pub(super) struct Llama;
+
+impl Architecture for Llama {
+    fn answers_to(&self) -> &'static [&'static str] {
+        &["llama", "mistral", "LlamaForCausalLM", "MistralForCausalLM"]
+    }
+
+    fn model(&self, c: &Config<'_>) -> Result<Model> {
+        let bias = c.bool_or("attention_bias", false)?;
+        let mlp_bias = c.bool_or("mlp_bias", false)?;
+        pre_norm_model(c, &PreNorm { qkv_bias: bias, output_bias: bias, mlp_bias, has_qk_norm: false, has_window: true })
+    }
+
+    fn source(&self, container: Container, c: &Config<'_>, part: Part, name: &str) -> Option<Source> {
+        Some(match container {
+            Container::HuggingFace => Source::plain(llama_like_module(part, name)),
+            Container::Gguf => {
+                let mut source = Source::plain(llama_like_gguf(part, name)?);
+                if matches!(name, "self_attn.q_proj" | "self_attn.k_proj") {
+                    source.rows = Rows::RopePairs { head_dim: c.heads().ok()?.2 };
+                }
+                source
+            }
+        })
+    }
+}
+
+/// In what the families of the pre-norm decoder differ.
+pub(super) struct PreNorm {
+    pub(super) qkv_bias: bool,
+    pub(super) output_bias: bool,
+    pub(super) mlp_bias: bool,
+    /// RMS norms over the heads of q and k.
+    pub(super) has_qk_norm: bool,
+    /// Whether `sliding_window` counts where `use_sliding_window` is absent.
+    pub(super) has_window: bool,
+}
+
+/// The pre-norm decoder that Llama, Mistral, Qwen2 and Qwen3 share: `x += attention(norm x); x += swiglu(norm x)`.
+pub(super) fn pre_norm_model(c: &Config<'_>, family: &PreNorm) -> Result<Model> {
+    let (hidden, vocabulary) = (c.usize("hidden_size")?, c.usize("vocab_size")?);
+    let (heads, kv_heads, head_dim) = c.heads()?;
+    let (mlp, eps) = (c.usize("intermediate_size")?, c.eps("rms_norm_eps", 1e-6)?);
+    if let Some(act) = c.str("hidden_act").filter(|a| !matches!(*a, "silu" | "swish")) {
+        return Err(Error::input(format!("config.json: `hidden_act` is `{act}`, where this family has silu")));
+    }
+    let window = window(c, family.has_window)?;
+    let rope = Rope::from_config(c, head_dim)?;
+    let block = |layer: usize| {
+        let mut g = Builder::new("residual", hidden);
+        let x = Graph::INPUT;
+        let n = g.rms_norm("attn_in", x, "input_layernorm.weight", eps);
+        let mut q = g.linear(n, "self_attn.q_proj", heads * head_dim, family.qkv_bias);
+        let mut k = g.linear(n, "self_attn.k_proj", kv_heads * head_dim, family.qkv_bias);
+        let v = g.linear(n, "self_attn.v_proj", kv_heads * head_dim, family.qkv_bias);
+        if family.has_qk_norm {
+            q = g.head_norm("q_norm", q, "self_attn.q_norm.weight", eps, head_dim);
+            k = g.head_norm("k_norm", k, "self_attn.k_norm.weight", eps, head_dim);
+        }
+        let q = g.apply("q_rope", Op::Rope { rope: 0, heads, head_dim, rotary_dims: head_dim }, &[q]);
+        let k = g.apply("k_rope", Op::Rope { rope: 0, heads: kv_heads, head_dim, rotary_dims: head_dim }, &[k]);
+        let (k, v) = (g.cache("keys", k), g.cache("values", v));
+        let scale = (head_dim as f32).powf(-0.5);
+        let op = Op::Attention { heads, kv_heads, head_dim, scale, softcap: None, window: window.at(layer) };
+        let a = g.apply("o_in", op, &[q, k, v]);
+        let o = g.linear(a, "self_attn.o_proj", hidden, family.output_bias);
+        let x = g.add("residual_mid", x, o);
+        let n = g.rms_norm("mlp_in", x, "post_attention_layernorm.weight", eps);
+        let m = swiglu(&mut g, n, mlp, family.mlp_bias, Activation::Silu);
+        let y = g.add("residual_out", x, m);
+        g.finish(y)
+    };
+    let mut head = Builder::new("residual", hidden);
+    let n = head.rms_norm("head_in", Graph::INPUT, "norm.weight", eps);
+    let logits = head.linear(n, "lm_head", vocabulary, false);
+    Ok(Model {
+        embed: embedding(hidden, vocabulary, None),
+        blocks: (0..c.layers()?).map(block).collect(),
+        head: head.finish(logits),
+        ropes: vec![rope],
+        vocabulary,
+        hidden,
+        context: c.usize_opt("max_position_embeddings")?.unwrap_or(2048),
+        is_tied: c.bool_or("tie_word_embeddings", false)?,
+    })
+}
+
+/// `down(act(gate x) ⊙ up x)`, back to the width of the residual stream.
+pub(super) fn swiglu(g: &mut Builder, x: ValueId, mlp: usize, bias: bool, activation: Activation) -> ValueId {
+    let hidden = g.dim(x);
+    let gate = g.linear(x, "mlp.gate_proj", mlp, bias);
+    let up = g.linear(x, "mlp.up_proj", mlp, bias);
+    let act = g.apply("gate_act", Op::Activation(activation), &[gate]);
+    let h = g.apply("down_in", Op::Mul, &[act, up]);
+    g.linear(h, "mlp.down_proj", hidden, bias)
+}
+
+/// Token ids to the residual stream, scaled where the family does so.
+pub(super) fn embedding(hidden: usize, vocabulary: usize, scale: Option<f32>) -> Graph {
+    let mut g = Builder::new("ids", 1);
+    let mut e = g.embedding("embed_tokens", vocabulary, hidden);
+    if let Some(factor) = scale {
+        e = g.apply("scaled", Op::Scale { factor }, &[e]);
+    }
+    g.finish(e)
+}
+
+/// Which layers see only a window of positions.
+pub(super) struct Window {
+    size: Option<usize>,
+    is_local: Vec<bool>,
+}
+
+impl Window {
+    /// The window of one layer.
+    pub(super) fn at(&self, layer: usize) -> Option<usize> {
+        self.size.filter(|_| self.is_local.get(layer).copied().unwrap_or(true))
+    }
+}
+
+/// The configuration's sliding window: absent, null or switched off (`use_sliding_window: false`) means none;
+/// `layer_types` or `max_window_layers` say which layers have it.
+pub(super) fn window(c: &Config<'_>, by_default: bool) -> Result<Window> {
+    let switched_on = c.bool_or("use_sliding_window", by_default)?;
+    let size = if switched_on { c.usize_opt("sliding_window")? } else { None };
+    let mut is_local = Vec::new();
+    if let Some(types) = c.array("layer_types")? {
+        for t in types {
+            is_local.push(match t.as_str() {
+                Some("sliding_attention") => true,
+                Some("full_attention") => false,
+                _ => return Err(c.wrong("layer_types", t)),
+            });
+        }
+    } else if let Some(first) = c.usize_opt("max_window_layers")? {
+        is_local = (0..c.layers()?).map(|l| l >= first).collect();
+    }
+    Ok(Window { size, is_local })
+}

@@ -1,0 +1,84 @@
+use fewbit_format::{Error, Result};
+use serde_json::{Map, Value};
+
+use crate::{Config, Container, Model, Part, Source};
+
+mod gemma3;
+mod gpt_neox;
+mod llama;
+mod qwen2;
+mod qwen3;
+
+/// A family of models: its graph and its names.
+pub trait Architecture: Sync + std::fmt::Debug {
+    /// The `model_type` values that it answers to (Hugging Face's and GGUF's).
+    fn answers_to(&self) -> &'static [&'static str];
+
+    /// The graph that a configuration describes.
+    ///
+    /// # Errors
+    /// If a figure is absent, absurd, or asks for something that the family's graph does not have.
+    fn model(&self, config: &Config<'_>) -> Result<Model>;
+
+    /// Where weight or vector `name` of `part` lies in a container. `None` where the container has no name for it.
+    fn source(&self, container: Container, config: &Config<'_>, part: Part, name: &str) -> Option<Source>;
+}
+
+/// All families.
+pub const FAMILIES: &[&dyn Architecture] =
+    &[&llama::Llama, &qwen2::Qwen2, &qwen3::Qwen3, &gemma3::Gemma3, &gpt_neox::GptNeox];
+
+/// The family of a configuration, by `model_type`, then by `architectures`.
+///
+/// # Errors
+/// Names the unknown architecture, and what is known.
+pub fn architecture_of(config: &Map<String, Value>) -> Result<&'static dyn Architecture> {
+    let model_type = config.get("model_type").and_then(Value::as_str);
+    let class = (config.get("architectures").and_then(Value::as_array)).and_then(|a| a.first()).and_then(Value::as_str);
+    let by = |name: &str| FAMILIES.iter().copied().find(|f| f.answers_to().contains(&name));
+    if let Some(found) = model_type.and_then(by).or_else(|| class.and_then(by)) {
+        return Ok(found);
+    }
+    let known: Vec<&str> = FAMILIES.iter().flat_map(|f| f.answers_to()).copied().filter(|n| !n.contains("For")).collect();
+    let what = match model_type.or(class) {
+        Some(name) => format!("architecture `{name}` is unknown"),
+        None => "config.json names no architecture (`model_type`)".to_owned(),
+    };
+    Err(Error::input(what).hint(format!("known are {}", known.join(", "))))
+}
+
+/// Module path in a Hugging Face folder of the families that are named as Llama is.
+fn llama_like_module(part: Part, name: &str) -> String {
+    match part {
+        Part::Embed => "model.embed_tokens".to_owned(),
+        Part::Block(i) => format!("model.layers.{i}.{name}"),
+        Part::Head if name == "lm_head" => "lm_head".to_owned(),
+        Part::Head => format!("model.{name}"),
+    }
+}
+
+/// GGUF's name of a Llama-like weight or vector.
+fn llama_like_gguf(part: Part, name: &str) -> Option<String> {
+    Some(match (part, name) {
+        (Part::Embed, _) => "token_embd".to_owned(),
+        (Part::Head, "lm_head") => "output".to_owned(),
+        (Part::Head, _) => "output_norm.weight".to_owned(),
+        (Part::Block(i), _) => {
+            let local = match name {
+                "self_attn.q_proj" => "attn_q",
+                "self_attn.k_proj" => "attn_k",
+                "self_attn.v_proj" => "attn_v",
+                "self_attn.o_proj" => "attn_output",
+                "mlp.gate_proj" => "ffn_gate",
+                "mlp.up_proj" => "ffn_up",
+                "mlp.down_proj" => "ffn_down",
+                "self_attn.q_norm.weight" => "attn_q_norm.weight",
+                "self_attn.k_norm.weight" => "attn_k_norm.weight",
+                "input_layernorm.weight" => "attn_norm.weight",
+                "post_attention_layernorm.weight" => "ffn_norm.weight",
+                _ => return None,
+            };
+            format!("blk.{i}.{local}")
+        }
+    })
+}

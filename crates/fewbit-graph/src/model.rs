@@ -1,0 +1,57 @@
+use crate::{Graph, Rope};
+
+/// One of the graphs of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// Token ids to the residual stream.
+    Embed,
+    /// One block of the residual stream.
+    Block(usize),
+    /// The residual stream to logits.
+    Head,
+}
+
+/// A model: embedding, blocks that read and write the residual stream, head.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// Token ids to the residual stream.
+    pub embed: Graph,
+    /// In order.
+    pub blocks: Vec<Graph>,
+    /// The residual stream to logits.
+    pub head: Graph,
+    /// Rotary tables that the blocks name by index.
+    pub ropes: Vec<Rope>,
+    /// Rows of the embedding.
+    pub vocabulary: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Positions that the model was made for.
+    pub context: usize,
+    /// Whether one matrix serves as embedding and head, as the configuration says.
+    pub is_tied: bool,
+}
+
+impl Model {
+    /// The parts in order.
+    pub fn parts(&self) -> impl Iterator<Item = (Part, &Graph)> {
+        std::iter::once((Part::Embed, &self.embed))
+            .chain(self.blocks.iter().enumerate().map(|(i, g)| (Part::Block(i), g)))
+            .chain(std::iter::once((Part::Head, &self.head)))
+    }
+
+    /// One part.
+    pub fn part(&self, part: Part) -> &Graph {
+        match part {
+            Part::Embed => &self.embed,
+            Part::Block(i) => &self.blocks[i],
+            Part::Head => &self.head,
+        }
+    }
+
+    /// Numbers in all tensors, a tied matrix counted once.
+    pub fn parameters(&self) -> u64 {
+        let all: u64 = self.parts().map(|(_, g)| g.parameters()).sum();
+        if self.is_tied { all - (self.vocabulary * self.hidden) as u64 } else { all }
+    }
+}

@@ -1,0 +1,114 @@
+use fewbit_format::{Error, Result};
+use serde_json::{Map, Value};
+
+use crate::Config;
+
+/// A rotary table: angle of pair `i` at position `p` is `p · inverse_frequency[i]`; cos and sin are multiplied by `scale`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// One per pair.
+    pub inverse_frequency: Vec<f64>,
+    /// Factor of cos and sin (YaRN's attention factor).
+    pub scale: f64,
+}
+
+impl Rope {
+    /// The table of the configuration: `rope_theta` and `rope_scaling`, or both inside `rope_parameters` (transformers 5).
+    ///
+    /// # Errors
+    /// Names an unknown type, or a number that is out of range.
+    pub fn from_config(c: &Config<'_>, rotary_dims: usize) -> Result<Self> {
+        let parameters = c.object("rope_parameters")?;
+        let theta = match parameters.and_then(|p| p.get("rope_theta")) {
+            Some(t) => t.as_f64().ok_or_else(|| c.wrong("rope_parameters.rope_theta", t))?,
+            None => c.f64_or("rope_theta", 10000.0)?,
+        };
+        let scaling = parameters.or(c.object("rope_scaling")?);
+        Self::scaled(c, theta, rotary_dims, scaling)
+    }
+
+    /// The table with base `theta` under a `rope_scaling` object (none: unscaled).
+    ///
+    /// # Errors
+    /// Names an unknown type, or a number that is out of range.
+    pub fn scaled(c: &Config<'_>, theta: f64, rotary_dims: usize, scaling: Option<&Map<String, Value>>) -> Result<Self> {
+        if !(theta.is_finite() && theta > 0.0) {
+            return Err(Error::input(format!("config.json: `rope_theta` is {theta}, where a positive number is needed")));
+        }
+        let d = rotary_dims as f64;
+        let mut inv: Vec<f64> = (0..rotary_dims / 2).map(|i| theta.powf(-2.0 * i as f64 / d)).collect();
+        let mut scale = 1.0;
+        if let Some(s) = scaling {
+            let kind = (s.get("rope_type").or_else(|| s.get("type"))).and_then(Value::as_str).unwrap_or("default");
+            match kind {
+                "default" => {}
+                "linear" => {
+                    let factor = number(s, "factor")?;
+                    inv.iter_mut().for_each(|f| *f /= factor);
+                }
+                "llama3" => llama3(s, &mut inv)?,
+                "yarn" => scale = yarn(c, s, theta, rotary_dims, &mut inv)?,
+                other => {
+                    return Err(Error::input(format!("config.json: rope type `{other}` is unknown"))
+                        .hint("known are default, linear, llama3, yarn"));
+                }
+            }
+        }
+        if let Some(factors) = c.array("rope_freq_factors")? {
+            if factors.len() != inv.len() {
+                return Err(Error::input(format!("{} rope frequency factors for {} pairs", factors.len(), inv.len())));
+            }
+            for (f, by) in inv.iter_mut().zip(factors) {
+                *f /= by.as_f64().filter(|b| *b > 0.0).ok_or_else(|| c.wrong("rope_freq_factors", by))?;
+            }
+        }
+        Ok(Self { inverse_frequency: inv, scale })
+    }
+
+    /// cos and sin of one position, `[pairs]` each. Angles are formed in f32, as the models were trained.
+    pub fn fill(&self, position: usize, cos: &mut [f32], sin: &mut [f32]) {
+        for ((f, c), s) in self.inverse_frequency.iter().zip(cos).zip(sin) {
+            let angle = f64::from(position as f32 * *f as f32);
+            *c = (angle.cos() * self.scale) as f32;
+            *s = (angle.sin() * self.scale) as f32;
+        }
+    }
+}
+
+fn number(s: &Map<String, Value>, key: &str) -> Result<f64> {
+    s.get(key).and_then(Value::as_f64).filter(|v| v.is_finite() && *v > 0.0).ok_or_else(|| {
+        Error::input(format!("config.json: the rope scaling's `{key}` is absent or not a positive number"))
+    })
+}
+
+/// Llama 3.1: long waves are slowed by `factor`, short ones kept, a ramp between.
+fn llama3(s: &Map<String, Value>, inv: &mut [f64]) -> Result<()> {
+    let (factor, low, high) = (number(s, "factor")?, number(s, "low_freq_factor")?, number(s, "high_freq_factor")?);
+    let trained = number(s, "original_max_position_embeddings")?;
+    for f in inv {
+        let wave = std::f64::consts::TAU / *f;
+        let mix = ((trained / wave - low) / (high - low)).clamp(0.0, 1.0);
+        *f = (1.0 - mix) * *f / factor + mix * *f;
+    }
+    Ok(())
+}
+
+/// YaRN (Peng et al. 2023): interpolate slow pairs, keep fast ones; returns the attention factor.
+fn yarn(c: &Config<'_>, s: &Map<String, Value>, theta: f64, dims: usize, inv: &mut [f64]) -> Result<f64> {
+    let factor = number(s, "factor")?;
+    let trained = match s.get("original_max_position_embeddings") {
+        Some(_) => number(s, "original_max_position_embeddings")?,
+        None => c.usize("max_position_embeddings")? as f64,
+    };
+    let get = |key: &str, default: f64| s.get(key).and_then(Value::as_f64).unwrap_or(default);
+    let turn = |beta: f64| {
+        dims as f64 * (trained / (beta * std::f64::consts::TAU)).ln() / (2.0 * theta.ln())
+    };
+    let low = turn(get("beta_fast", 32.0)).floor().max(0.0);
+    let high = turn(get("beta_slow", 1.0)).ceil().min(dims as f64 - 1.0);
+    for (i, f) in inv.iter_mut().enumerate() {
+        let ramp = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
+        *f = *f / factor * ramp + *f * (1.0 - ramp);
+    }
+    Ok(s.get("attention_factor").and_then(Value::as_f64).unwrap_or(0.1 * factor.ln() + 1.0))
+}
