@@ -1,1 +1,19 @@
-//! To be written.
+//! What happens between matrix products: norms, activations, softmax, rotary positions.
+//!
+//! Every function works on slices, row after row, on one thread; a row's result depends on that row alone. Sums run in
+//! an order that the row's width fixes. Shapes are promises of the caller: a slice of another length is a panic.
+
+mod activation;
+mod arithmetic;
+pub(crate) mod lanes;
+mod norm;
+mod rotary;
+mod softmax;
+pub(crate) mod transcendental;
+
+pub use activation::{gelu_erf, gelu_tanh, relu, silu, softcap};
+pub use arithmetic::{add, add_bias, mul, scale};
+pub use norm::{layer_norm, rms_norm};
+pub use rotary::rope;
+pub use softmax::{argmax, log_softmax_stats, softmax_in_place};
+pub use transcendental::exp;
