@@ -1,0 +1,348 @@
+#!/usr/bin/env python3
+"""Makes the tiny random checkpoints of tests/families and the logits that transformers computes from them.
+
+usage: make_family_goldens.py [--out FOLDER] [--sensitivity] [CASE ...]
+
+  --out FOLDER    where the case folders go (default: tests/families)
+  --sensitivity   also print by how much each likely mistake (a gain or bias left out, a key of config.json
+                  ignored) moves the logits; fails where one would pass unseen
+
+Each case is a folder with the tensor names and the keys of a real checkpoint of its family:
+
+  config.json                 what a loader reads; in the style of transformers 4 except where CASES says otherwise
+  config.transformers5.json   the same model as transformers 5 saves it (absent where config.json is in that style)
+  model*.safetensors          random weights; norm gains are far from 1, biases far from 0, attention is sharp
+  golden.safetensors          input_ids_0 [12], input_ids_1 [40] i32; logits_0, logits_1 f32 [ids, vocabulary]
+
+Logits are computed in f32 from the stored values, with eager attention. The committed files were made by
+Python 3.11, torch 2.10.0, transformers 5.17.0, safetensors 0.8.0, numpy 2.4.6; these versions give the same bytes
+again. Others give the same checkpoints, and logits that may differ in the last bits.
+"""
+import argparse
+import copy
+import json
+import shutil
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+IDS = (12, 40)  # the second is longer than every window
+LEAST_SHIFT = 0.05  # a mistake must move some logit by this much; f32 and f64 differ by 2e-5 at most
+LEAST_SHIFT_OF_GELU = 0.001  # the exact and the tanh form differ by less than 5e-4 before any weight
+
+LLAMA = dict(bos_token_id=1, eos_token_id=2, hidden_act="silu", initializer_range=0.02, attention_dropout=0.0,
+             max_position_embeddings=128, rms_norm_eps=1e-5, use_cache=True)
+
+# `store`: type of the stored weights. `mistakes`: edits of config.json that a wrong loader would amount to; a value
+# of None removes the key.
+CASES = {
+    # Three pairs fall on the three branches of the llama3 rule: wavelengths 6.3 (kept), 20 (mixed), 63 and more (÷ 8).
+    "llama": dict(
+        store="bfloat16",
+        config=dict(
+            LLAMA, architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=96, hidden_size=32,
+            intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+            rope_theta=10000.0, attention_bias=False, mlp_bias=False, tie_word_embeddings=False, pretraining_tp=1,
+            rope_scaling=dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                              original_max_position_embeddings=32, rope_type="llama3")),
+        mistakes=[dict(rope_scaling=None), dict(rope_theta=500000.0), dict(rms_norm_eps=1e-2),
+                  dict(rope_scaling=dict(factor=8.0, rope_type="linear"))],
+    ),
+    # No head_dim; `type` is the oldest spelling of `rope_type`.
+    "llama-bias": dict(
+        store="float16",
+        config=dict(
+            LLAMA, architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=64, hidden_size=48,
+            intermediate_size=80, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+            rope_theta=10000.0, attention_bias=True, mlp_bias=True, tie_word_embeddings=True,
+            rope_scaling=dict(type="linear", factor=4.0)),
+        mistakes=[dict(rope_scaling=None)],
+    ),
+    # One key-value head, a null window, two shards.
+    "mistral": dict(
+        store="bfloat16", shards=2,
+        config=dict(
+            LLAMA, architectures=["MistralForCausalLM"], model_type="mistral", vocab_size=80, hidden_size=48,
+            intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1, head_dim=16,
+            rope_theta=1000000.0, sliding_window=None, tie_word_embeddings=False),
+        mistakes=[dict(rope_theta=10000.0), dict(sliding_window=8)],
+    ),
+    # `sliding_window` holds a number that `use_sliding_window` turns off, as in the released files.
+    "qwen2": dict(
+        store="bfloat16",
+        config=dict(
+            LLAMA, architectures=["Qwen2ForCausalLM"], model_type="qwen2", vocab_size=64, hidden_size=32,
+            intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+            rms_norm_eps=1e-6, rope_theta=1000000.0, use_sliding_window=False, sliding_window=8, max_window_layers=1,
+            tie_word_embeddings=True),
+        mistakes=[dict(use_sliding_window=True), dict(rope_theta=10000.0)],
+    ),
+    "qwen3": dict(
+        store="float32", style=5,
+        config=dict(
+            LLAMA, architectures=["Qwen3ForCausalLM"], model_type="qwen3", vocab_size=64, hidden_size=32,
+            intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+            rms_norm_eps=1e-6, attention_bias=False, use_sliding_window=False, sliding_window=None,
+            max_window_layers=2, layer_types=["full_attention"] * 2, tie_word_embeddings=False,
+            rope_parameters=dict(rope_theta=1000000.0, rope_type="default")),
+        mistakes=[dict(rope_parameters=dict(rope_theta=10000.0, rope_type="default"))],
+    ),
+    # rope_scaling belongs to the full layers only (the 4B and larger models have it).
+    "gemma3": dict(
+        store="bfloat16",
+        config=dict(
+            architectures=["Gemma3ForCausalLM"], model_type="gemma3_text", vocab_size=64, hidden_size=32,
+            intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=1, head_dim=16,
+            bos_token_id=2, eos_token_id=1, pad_token_id=0, hidden_activation="gelu_pytorch_tanh",
+            initializer_range=0.02, attention_bias=False, attention_dropout=0.0, attn_logit_softcapping=None,
+            final_logit_softcapping=None, max_position_embeddings=128, query_pre_attn_scalar=24, rms_norm_eps=1e-6,
+            sliding_window=8, use_cache=True, rope_theta=1000000.0, rope_local_base_freq=10000.0,
+            rope_scaling=dict(factor=8.0, rope_type="linear"),
+            layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]),
+        mistakes=[dict(query_pre_attn_scalar=16), dict(sliding_window=128), dict(sliding_window=9),
+                  dict(sliding_window=7), dict(rope_local_base_freq=1000000.0), dict(rope_theta=10000.0),
+                  dict(rope_scaling=None), dict(layer_types=["sliding_attention"] * 4),
+                  dict(layer_types=["full_attention"] * 4), dict(hidden_activation="silu")],
+    ),
+    # With the buffers `bias`, `masked_bias` and `rotary_emb.inv_freq` that files of Pythia carry and nothing needs.
+    "gpt_neox": dict(
+        store="float16", buffers=True,
+        config=dict(
+            architectures=["GPTNeoXForCausalLM"], model_type="gpt_neox", vocab_size=96, hidden_size=48,
+            intermediate_size=96, num_hidden_layers=2, num_attention_heads=3, bos_token_id=0, eos_token_id=0,
+            hidden_act="gelu", initializer_range=0.02, layer_norm_eps=1e-5, max_position_embeddings=64,
+            rotary_emb_base=10000, rotary_pct=0.25, use_parallel_residual=True, use_cache=True,
+            tie_word_embeddings=False),
+        mistakes=[dict(rotary_pct=1.0), dict(rotary_pct=0.5), dict(use_parallel_residual=False),
+                  dict(rotary_emb_base=100), dict(hidden_act="gelu_fast")],
+    ),
+    # The tanh form of GELU under the name that GPT-NeoX-20B uses; the whole head is rotated, as in RedPajama-INCITE.
+    "gpt_neox-sequential": dict(
+        store="bfloat16",
+        config=dict(
+            architectures=["GPTNeoXForCausalLM"], model_type="gpt_neox", vocab_size=64, hidden_size=32,
+            intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, bos_token_id=0, eos_token_id=0,
+            hidden_act="gelu_fast", initializer_range=0.02, layer_norm_eps=1e-5, max_position_embeddings=64,
+            rotary_emb_base=10000, rotary_pct=1.0, use_parallel_residual=False, use_cache=True,
+            tie_word_embeddings=False),
+        mistakes=[dict(rotary_pct=0.25), dict(use_parallel_residual=True), dict(hidden_act="gelu")],
+    ),
+}
+
+
+def generator(case, name):
+    """A stream of its own for each tensor; RandomState's streams never change between versions of numpy."""
+    return np.random.RandomState(zlib.crc32(f"{case}/{name}".encode()))
+
+
+def away_from_zero(rng, shape, least, most):
+    return rng.uniform(least, most, shape) * rng.choice([-1.0, 1.0], shape)
+
+
+def weight(case, name, shape, config):
+    """Values of one tensor: every mistake with it should show in the logits."""
+    rng = generator(case, name)
+    is_gemma = config["model_type"] == "gemma3_text"
+    if name.endswith("bias"):
+        return away_from_zero(rng, shape, 0.2, 0.8)
+    if len(shape) == 1:
+        if is_gemma:  # stored as gain - 1
+            gain = 1.0 + away_from_zero(rng, shape, 0.3, 0.7)
+        else:
+            gain = 1.0 + away_from_zero(rng, shape, 0.2, 0.6)
+        if "q_norm" in name or "k_norm" in name:
+            gain *= 1.6
+        return gain - 1.0 if is_gemma else gain
+    if "embed" in name and "embed_out" not in name:
+        return rng.standard_normal(shape) * (0.5 if is_gemma else 1.0)
+    values = rng.standard_normal(shape) / np.sqrt(shape[1])
+    if "q_proj" in name or "k_proj" in name:
+        values *= 1.7  # scores of standard deviation near 3: attention is sharp
+    if "query_key_value" in name:  # per head: query rows, key rows, value rows
+        per_head = values.reshape(config["num_attention_heads"], 3, -1, shape[1])
+        per_head[:, :2] *= 1.7
+    if "dense_4h_to_h" in name:
+        values *= 3.0  # lets the two forms of GELU be told apart
+    if "lm_head" in name or "embed_out" in name:
+        values *= 2.0
+    return values
+
+
+def stored_shapes(config):
+    """Names and shapes in the file that transformers itself would write."""
+    model = AutoModelForCausalLM.from_config(parsed(config), dtype=torch.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return {name: tuple(t.shape) for name, t in load_file(Path(folder) / "model.safetensors").items()}
+
+
+def parsed(config):
+    config = copy.deepcopy(config)
+    return AutoConfig.for_model(config.pop("model_type"), **config)
+
+
+def checkpoint(case, spec):
+    config, dtype = spec["config"], getattr(torch, spec["store"])
+    tensors = {}
+    for name, shape in sorted(stored_shapes(config).items()):
+        tensors[name] = torch.from_numpy(np.ascontiguousarray(weight(case, name, shape, config))).to(dtype)
+    if spec.get("buffers"):
+        n, head_dim = config["max_position_embeddings"], config["hidden_size"] // config["num_attention_heads"]
+        rotary = int(head_dim * config["rotary_pct"])
+        for layer in range(config["num_hidden_layers"]):
+            prefix = f"gpt_neox.layers.{layer}.attention."
+            tensors[prefix + "bias"] = torch.ones(1, 1, n, n, dtype=torch.bool).tril()
+            tensors[prefix + "masked_bias"] = torch.tensor(-1e9)
+            tensors[prefix + "rotary_emb.inv_freq"] = 1.0 / (
+                config["rotary_emb_base"] ** (torch.arange(0, rotary, 2, dtype=torch.float32) / rotary))
+    return tensors
+
+
+def write_json(path, value):
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_checkpoint(folder, case, spec):
+    tensors, metadata = checkpoint(case, spec), {"format": "pt"}
+    shards = spec.get("shards", 1)
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata)
+    else:
+        names = sorted(tensors)
+        per_shard = -(-len(names) // shards)
+        weight_map = {}
+        for i in range(shards):
+            file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
+            part = names[i * per_shard:(i + 1) * per_shard]
+            save_file({name: tensors[name] for name in part}, folder / file, metadata)
+            weight_map.update(dict.fromkeys(part, file))
+        total = sum(t.numel() * t.element_size() for t in tensors.values())
+        write_json(folder / "model.safetensors.index.json",
+                   {"metadata": {"total_size": total}, "weight_map": weight_map})
+    new_style = spec.get("style") == 5
+    key = "dtype" if new_style else "torch_dtype"
+    version = transformers.__version__ if new_style else "4.57.1"
+    write_json(folder / "config.json", {**spec["config"], key: spec["store"], "transformers_version": version})
+    if not new_style:
+        saved = parsed({**spec["config"], "dtype": spec["store"]})
+        saved.save_pretrained(folder / "saved")
+        (folder / "saved" / "config.json").rename(folder / "config.transformers5.json")
+        shutil.rmtree(folder / "saved")
+
+
+def load(folder):
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
+    unexpected = [k for k in info["unexpected_keys"] if not k.endswith(("masked_bias", "inv_freq", "attention.bias"))]
+    if info["missing_keys"] or unexpected or info["mismatched_keys"]:
+        raise SystemExit(f"{folder}: transformers did not take every tensor: {info}")
+    return model.eval()
+
+
+def logits(model, ids):
+    with torch.inference_mode():
+        return model(input_ids=torch.from_numpy(ids.astype(np.int64))[None]).logits[0].float().contiguous()
+
+
+def input_ids(case, config):
+    rng = generator(case, "input_ids")
+    ids = [rng.randint(0, config["vocab_size"], n).astype(np.int32) for n in IDS]
+    for some in ids:
+        some[1] = config["vocab_size"] - 1  # the last row of the embedding takes part
+    return ids
+
+
+def make(case, spec, root):
+    folder = root / case
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_checkpoint(folder, case, spec)
+    model, golden = load(folder), {}
+    for i, ids in enumerate(input_ids(case, spec["config"])):
+        golden[f"input_ids_{i}"] = torch.from_numpy(ids)
+        golden[f"logits_{i}"] = logits(model, ids)
+    save_file(golden, folder / "golden.safetensors",
+              {"made_by": f"torch {torch.__version__}, transformers {transformers.__version__}"})
+    renamed = folder / "config.transformers5.json"
+    if renamed.exists():  # both spellings must mean the same model
+        same = shift(folder, golden, config=json.loads(renamed.read_text()))
+        if same != 0.0:
+            raise SystemExit(f"{case}: the two styles of config.json differ by {same}")
+    size = sum(p.stat().st_size for p in folder.iterdir())
+    spread = golden["logits_1"].std().item()
+    print(f"{case}: {size / 1024:.0f} KiB, standard deviation of logits {spread:.2f}")
+    return golden
+
+
+def shift(folder, golden, config=None, edit=None):
+    """Largest change of a logit when the folder's config.json is replaced, or its tensors are edited."""
+    with tempfile.TemporaryDirectory() as copy_of:
+        copy_of = Path(copy_of)
+        for path in folder.iterdir():
+            shutil.copy(path, copy_of)
+        if config is not None:
+            write_json(copy_of / "config.json", config)
+        if edit is not None:
+            for path in copy_of.glob("model*.safetensors"):
+                tensors = load_file(path)
+                edit(tensors)
+                save_file(tensors, path, {"format": "pt"})
+        model = load(copy_of)
+        return max((logits(model, golden[f"input_ids_{i}"].numpy()) - golden[f"logits_{i}"]).abs().max().item()
+                   for i in range(len(IDS)))
+
+
+def sensitivity(case, spec, root, golden):
+    folder, shifts = root / case, {}
+    written = json.loads((folder / "config.json").read_text())
+    for mistake in spec["mistakes"]:
+        config = {k: v for k, v in {**written, **mistake}.items() if k not in mistake or v is not None}
+        shifts[f"config {json.dumps(mistake)}"] = shift(folder, golden, config=config)
+    names = sorted({n for path in folder.glob("model*.safetensors") for n in load_file(path)})
+    for name in names:
+        if name.endswith(("masked_bias", "inv_freq")) or name.endswith("attention.bias"):
+            continue
+        neutral = 0.0 if name.endswith("bias") or spec["config"]["model_type"] == "gemma3_text" else 1.0
+
+        def edit(tensors, name=name, neutral=neutral):
+            if name in tensors and tensors[name].dim() == 1:
+                tensors[name] = torch.full_like(tensors[name], neutral)
+            elif name in tensors:  # the last element alone: shows a wrong transposition, slice or tail
+                tensors[name][-1, -1] += 1.0
+
+        shifts[name] = shift(folder, golden, edit=edit)
+    for name, value in sorted(shifts.items(), key=lambda item: item[1]):
+        print(f"  {value:9.4f}  {name}")
+    unseen = [name for name, value in shifts.items()
+              if value < (LEAST_SHIFT_OF_GELU if '"hidden_act"' in name else LEAST_SHIFT)]
+    if unseen:
+        raise SystemExit(f"{case}: would pass unseen: {', '.join(unseen)}")
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "tests" / "families")
+    arguments.add_argument("--sensitivity", action="store_true")
+    arguments.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)} (default: all)")
+    arguments = arguments.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    for case in arguments.cases or CASES:
+        if case not in CASES:
+            sys.exit(f"unknown case `{case}`; there are {', '.join(CASES)}")
+        golden = make(case, CASES[case], arguments.out)
+        if arguments.sensitivity:
+            sensitivity(case, CASES[case], arguments.out, golden)
+
+
+if __name__ == "__main__":
+    main()
