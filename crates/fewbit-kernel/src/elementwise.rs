@@ -3,7 +3,7 @@
 //! Every function works on slices, row after row, on one thread; a row's result depends on that row alone. Sums run in
 //! an order that the row's width fixes. Shapes are promises of the caller: a slice of another length is a panic.
 
-mod activation;
+pub(crate) mod activation;
 mod arithmetic;
 pub(crate) mod lanes;
 mod norm;

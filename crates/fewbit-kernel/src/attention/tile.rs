@@ -1,0 +1,109 @@
+//! The small product that attention is made of.
+
+use crate::elementwise::lanes::Simd;
+
+/// Rows of one [`add_product`] at most.
+pub(super) const ROWS: usize = 6;
+
+/// `C[rows, cols] += A[rows, depth] · B[depth, cols]`, each with its stride; `cols` in whole vectors.
+///
+/// An element of C is one chain of multiply-adds over `depth` in order, whatever the shape: products with zeros at the
+/// ends of `depth` leave it as it is.
+#[inline(always)]
+pub(super) fn add_product<S: Simd>(
+    s: S,
+    [rows, depth, cols]: [usize; 3],
+    a: &[f32],
+    a_stride: usize,
+    b: &[f32],
+    b_stride: usize,
+    c: &mut [f32],
+    c_stride: usize,
+) {
+    if depth == 0 || cols == 0 || rows == 0 {
+        return;
+    }
+    assert!(cols.is_multiple_of(S::LANES) && rows <= ROWS, "a tile of whole vectors");
+    assert!(a.len() >= (rows - 1) * a_stride + depth, "left side");
+    assert!(b.len() >= (depth - 1) * b_stride + cols, "right side");
+    assert!(c.len() >= (rows - 1) * c_stride + cols, "result");
+    let (a, b, c) = ((a.as_ptr(), a_stride), (b.as_ptr(), b_stride), (c.as_mut_ptr(), c_stride));
+    // SAFETY: the shapes were checked; `c` is borrowed mutably, so it overlaps neither side.
+    unsafe {
+        match rows {
+            1 => strip::<S, 1>(s, depth, cols, a, b, c),
+            2 => strip::<S, 2>(s, depth, cols, a, b, c),
+            3 => strip::<S, 3>(s, depth, cols, a, b, c),
+            4 => strip::<S, 4>(s, depth, cols, a, b, c),
+            5 => strip::<S, 5>(s, depth, cols, a, b, c),
+            _ => strip::<S, 6>(s, depth, cols, a, b, c),
+        }
+    }
+}
+
+/// All columns for `R` rows, as many vectors at once as there are registers for.
+#[inline(always)]
+unsafe fn strip<S: Simd, const R: usize>(
+    s: S,
+    depth: usize,
+    cols: usize,
+    a: (*const f32, usize),
+    b: (*const f32, usize),
+    c: (*mut f32, usize),
+) {
+    let at_once = if S::LANES == 16 { 4 } else { 2 };
+    let mut at = 0;
+    // SAFETY: the shapes are the caller's promise, and `at` stays below `cols`.
+    unsafe {
+        while at + at_once * S::LANES <= cols {
+            let (b, c) = ((b.0.add(at), b.1), (c.0.add(at), c.1));
+            if at_once == 4 {
+                tile::<S, R, 4>(s, depth, a, b, c);
+            } else {
+                tile::<S, R, 2>(s, depth, a, b, c);
+            }
+            at += at_once * S::LANES;
+        }
+        while at < cols {
+            tile::<S, R, 1>(s, depth, a, (b.0.add(at), b.1), (c.0.add(at), c.1));
+            at += S::LANES;
+        }
+    }
+}
+
+/// `R` rows by `N` vectors, held in registers.
+#[inline(always)]
+unsafe fn tile<S: Simd, const R: usize, const N: usize>(
+    s: S,
+    depth: usize,
+    (a, a_stride): (*const f32, usize),
+    (b, b_stride): (*const f32, usize),
+    (c, c_stride): (*mut f32, usize),
+) {
+    // SAFETY: the caller's promise of shapes.
+    unsafe {
+        let mut sums = [[s.splat(0.0); N]; R];
+        for r in 0..R {
+            for n in 0..N {
+                sums[r][n] = s.load_at(c.add(r * c_stride + n * S::LANES));
+            }
+        }
+        for k in 0..depth {
+            let mut right = [s.splat(0.0); N];
+            for n in 0..N {
+                right[n] = s.load_at(b.add(k * b_stride + n * S::LANES));
+            }
+            for r in 0..R {
+                let left = s.splat(*a.add(r * a_stride + k));
+                for n in 0..N {
+                    sums[r][n] = s.mul_add(left, right[n], sums[r][n]);
+                }
+            }
+        }
+        for r in 0..R {
+            for n in 0..N {
+                s.store_at(c.add(r * c_stride + n * S::LANES), sums[r][n]);
+            }
+        }
+    }
+}
