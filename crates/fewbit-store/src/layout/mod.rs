@@ -1,1 +1,158 @@
-//! How quantized linears lie in checkpoints.
+//! How quantized linears lie in checkpoints: functions between named tensors and [`Storage`].
+//!
+//! Reading goes by what lies in the file: a module is quantized where its packed tensors are there, and the
+//! settings ([`Quantization`]) say what they mean. Where the two contradict, the sentence names both.
+
+mod compressed_tensors;
+mod ct_config;
+mod dense;
+mod fewbit;
+mod float8;
+mod gptq;
+mod module;
+mod quantization;
+mod scheme;
+mod target;
+mod words;
+
+use std::collections::BTreeMap;
+
+use fewbit_format::{Band, Error, Result, Storage, Tensor};
+use serde_json::Value;
+
+pub use compressed_tensors::CompressedTensors;
+pub use ct_config::CtConfig;
+pub use fewbit::{Fewbit, FewbitConfig};
+pub use float8::Float8Config;
+pub use gptq::GptqConfig;
+pub use quantization::Quantization;
+pub use scheme::{IntScheme, Scheme};
+
+use module::Module;
+
+/// Named tensors: a checkpoint, or a map in memory.
+pub trait Tensors {
+    /// Whether there is a tensor of this name.
+    fn contains(&self, name: &str) -> bool;
+
+    /// The tensor of this name.
+    ///
+    /// # Errors
+    /// If there is none, or its bytes cannot be had.
+    fn tensor(&self, name: &str) -> Result<Tensor>;
+}
+
+impl Tensors for BTreeMap<String, Tensor> {
+    fn contains(&self, name: &str) -> bool {
+        self.contains_key(name)
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        self.get(name).cloned().ok_or_else(|| Error::input("is not in the checkpoint").tensor(name))
+    }
+}
+
+/// A way to write quantized linears as named tensors and a `quantization_config`.
+pub trait Layout {
+    /// The name that `--format` takes.
+    fn name(&self) -> &'static str;
+
+    /// Whether one storage can be written; if not, why not.
+    fn can_hold(&self, storage: &Storage) -> Result<(), String>;
+
+    /// The tensors of one module's weight, names included.
+    ///
+    /// # Errors
+    /// If the storage cannot be held.
+    fn tensors(&self, module: &str, storage: &Storage) -> Result<Vec<(String, Tensor)>>;
+
+    /// The tensors of a weight in bands of rows; a single band is written as [`Layout::tensors`] does.
+    ///
+    /// # Errors
+    /// If the layout has one storage for all rows of a matrix, or a band cannot be held.
+    fn band_tensors(&self, module: &str, bands: &[Band]) -> Result<Vec<(String, Tensor)>> {
+        match bands {
+            [band] => self.tensors(module, &band.storage),
+            _ => Err(Error::input(format!(
+                "`{module}` has {} bands of rows, and {} stores all rows of a matrix alike",
+                bands.len(),
+                self.name()
+            ))
+            .hint("write it with `--format fewbit`")),
+        }
+    }
+
+    /// The `quantization_config` for config.json, from every linear of the model: its scheme, or `None` where it
+    /// stays plain. A head that shares the embedding's matrix belongs in the list, as plain.
+    fn quantization_config(&self, modules: &[(String, Option<Scheme>)]) -> Value;
+}
+
+/// Reads one linear's weight `[out, in]`: quantized as the settings say, plain floats where `MODULE.weight` is plain.
+///
+/// Only the weight: what the checkpoint asks of activations is [`Quantization::check`]'s business.
+///
+/// # Errors
+/// If a tensor is missing, has another type or shape than the settings and `shape` imply, holds a scale that is not
+/// finite, or is in a form that is not read; if it lies in several bands (see [`read_bands`]).
+pub fn read_linear(q: &Quantization, tensors: &dyn Tensors, module: &str, shape: [usize; 2]) -> Result<Storage> {
+    let mut bands = read_bands(q, tensors, module, shape)?;
+    match (bands.pop(), bands.len()) {
+        (Some(band), 0) => Ok(band.storage),
+        (_, more) => Err(Error::input(format!("`{module}` lies in {} bands of rows, where one is needed", more + 1))),
+    }
+}
+
+/// Reads one linear's weight `[out, in]` as bands of rows (one, except in the `fewbit` layout).
+///
+/// # Errors
+/// As [`read_linear`].
+pub fn read_bands(q: &Quantization, tensors: &dyn Tensors, module: &str, shape: [usize; 2]) -> Result<Vec<Band>> {
+    if shape[0].checked_mul(shape[1]).is_none_or(|n| n == 0) {
+        return Err(
+            Error::input(format!("has no shape that can be read: {shape:?}")).tensor(&format!("{module}.weight"))
+        );
+    }
+    let m = Module { tensors, name: module, shape };
+    let storage = match q {
+        Quantization::Fewbit(config) if is_quantized(q, tensors, module) => return fewbit::read(config, m),
+        Quantization::CompressedTensors(config) if is_quantized(q, tensors, module) => {
+            compressed_tensors::read(config, m)
+        }
+        Quantization::Gptq(config) if is_quantized(q, tensors, module) => gptq::read(config, m),
+        Quantization::Float8(config) if is_quantized(q, tensors, module) => float8::read(config, m),
+        Quantization::Other(method) if is_quantized(q, tensors, module) => {
+            Err(Error::input(format!("`{module}` is quantized with `{method}`, which is not read yet"))
+                .hint("use the original checkpoint, or a GPTQ, compressed-tensors or GGUF version of it"))
+        }
+        _ => dense::read(m),
+    }?;
+    Ok(vec![Band { rows: 0..shape[0], storage }])
+}
+
+/// Whether the module's weight lies quantized in the checkpoint.
+pub fn is_quantized(q: &Quantization, tensors: &dyn Tensors, module: &str) -> bool {
+    let has = |suffix: &str| tensors.contains(&format!("{module}.{suffix}"));
+    match q {
+        Quantization::None => false,
+        Quantization::CompressedTensors(_) => has("weight_packed") || has("weight_scale"),
+        Quantization::Gptq(_) => has("qweight"),
+        Quantization::Fewbit(_) => has("weight.codes") || has("weight.codes.0"),
+        Quantization::Float8(_) => has("weight_scale_inv") || has("weight_scale"),
+        Quantization::Other(_) => {
+            !has("weight") || tensors.tensor(&format!("{module}.weight")).is_ok_and(|t| !t.dtype.is_float())
+        }
+    }
+}
+
+/// The names of all tensors that may belong to the module's weight, whether the checkpoint has them or not: for
+/// accounting for every tensor of a file.
+pub fn tensor_names(q: &Quantization, module: &str) -> Vec<String> {
+    let suffixes: &[&str] = match q {
+        Quantization::None | Quantization::Other(_) => &[],
+        Quantization::CompressedTensors(_) => compressed_tensors::PARTS,
+        Quantization::Gptq(_) => gptq::PARTS,
+        Quantization::Float8(_) => float8::PARTS,
+        Quantization::Fewbit(config) => return fewbit::names(config, module),
+    };
+    std::iter::once("weight").chain(suffixes.iter().copied()).map(|s| format!("{module}.{s}")).collect()
+}

@@ -1,0 +1,77 @@
+use fewbit_format::{Dtype, Error, Result, ScaleType, Tensor};
+
+use super::Tensors;
+
+/// One linear that is being read: where its tensors come from, its name, and the shape `[out, in]` that the model gives it.
+#[derive(Clone, Copy)]
+pub(super) struct Module<'a> {
+    pub(super) tensors: &'a dyn Tensors,
+    pub(super) name: &'a str,
+    pub(super) shape: [usize; 2],
+}
+
+impl Module<'_> {
+    pub(super) fn full_name(&self, suffix: &str) -> String {
+        format!("{}.{suffix}", self.name)
+    }
+
+    pub(super) fn has(&self, suffix: &str) -> bool {
+        self.tensors.contains(&self.full_name(suffix))
+    }
+
+    /// The tensor `NAME.suffix`, whatever its type and shape.
+    pub(super) fn part(&self, suffix: &str) -> Result<Tensor> {
+        let name = self.full_name(suffix);
+        let tensor = self.tensors.tensor(&name)?;
+        let bytes = (tensor.shape.iter()).try_fold(tensor.dtype.size_bytes(), |n, d| n.checked_mul(*d));
+        if bytes == Some(tensor.bytes.len()) {
+            Ok(tensor)
+        } else {
+            Err(Error::input(format!("has {} bytes for shape {:?}", tensor.bytes.len(), tensor.shape)).tensor(&name))
+        }
+    }
+
+    /// The tensor `NAME.suffix`, which must be of this type and shape.
+    pub(super) fn part_as(&self, suffix: &str, dtype: Dtype, shape: &[usize]) -> Result<Tensor> {
+        let tensor = self.part(suffix)?;
+        if tensor.dtype == dtype && tensor.shape == shape {
+            return Ok(tensor);
+        }
+        Err(Error::input(format!(
+            "is {} {:?}, where {} {shape:?} is needed",
+            tensor.dtype.name(),
+            tensor.shape,
+            dtype.name()
+        ))
+        .tensor(&self.full_name(suffix)))
+    }
+
+    /// The scales `NAME.suffix`, which must be finite F16, BF16 or F32 in one of these shapes.
+    pub(super) fn scales(&self, suffix: &str, shapes: &[&[usize]]) -> Result<(ScaleType, Vec<f32>)> {
+        let tensor = self.part(suffix)?;
+        let fail = |reason: String| Err(Error::input(reason).tensor(&self.full_name(suffix)));
+        if !shapes.contains(&&*tensor.shape) {
+            return fail(format!("has shape {:?}, where {:?} is needed", tensor.shape, shapes[0]));
+        }
+        let scale = match tensor.dtype {
+            Dtype::F16 => ScaleType::F16,
+            Dtype::BF16 => ScaleType::BF16,
+            Dtype::F32 => ScaleType::F32,
+            other => return fail(format!("has type {}, where F16, BF16 or F32 is needed", other.name())),
+        };
+        let values = tensor.to_f32().map_err(|e| e.tensor(&self.full_name(suffix)))?;
+        match values.iter().position(|v| !v.is_finite()) {
+            Some(at) => fail(format!("holds {} at position {at}, where a scale is needed", values[at])),
+            None => Ok((scale, values)),
+        }
+    }
+}
+
+/// The element type in which scales are written.
+pub(super) fn scale_dtype(scale: ScaleType) -> Dtype {
+    match scale {
+        ScaleType::F16 => Dtype::F16,
+        ScaleType::BF16 => Dtype::BF16,
+        ScaleType::F32 => Dtype::F32,
+    }
+}

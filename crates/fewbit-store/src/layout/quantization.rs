@@ -1,0 +1,147 @@
+use fewbit_format::{Error, Result};
+use serde_json::Value;
+
+use super::ct_config::CtConfig;
+use super::fewbit::FewbitConfig;
+use super::float8::Float8Config;
+use super::gptq::GptqConfig;
+use super::scheme::Scheme;
+
+/// How a checkpoint says that its linears are quantized.
+#[derive(Clone, Debug)]
+pub enum Quantization {
+    /// It says nothing.
+    None,
+    /// compressed-tensors: integer weights are read.
+    CompressedTensors(CtConfig),
+    /// GPTQ, versions 1 and 2.
+    Gptq(GptqConfig),
+    /// Our own layout.
+    Fewbit(FewbitConfig),
+    /// FP8 with scales per block or matrix.
+    Float8(Float8Config),
+    /// A method that is not read: its `quant_method`.
+    Other(String),
+}
+
+impl Quantization {
+    /// Reads the settings from a parsed `config.json` and, where the folder has one and config.json is silent, from a
+    /// parsed `quantize_config.json`.
+    ///
+    /// # Errors
+    /// If settings are there but make no sense.
+    pub fn parse(config: &Value, quantize_config: Option<&Value>) -> Result<Self> {
+        let settings = ["quantization_config", "compression_config"].into_iter().map(|key| (key, &config[key]));
+        if let Some((key, v)) = settings.into_iter().find(|(_, v)| !v.is_null()) {
+            return Self::settings(v).map_err(|e| e.place(format!("`{key}` of config.json")));
+        }
+        match quantize_config {
+            Some(v) => Self::settings(v).map_err(|e| e.place("quantize_config.json")),
+            None => Ok(Self::None),
+        }
+    }
+
+    fn settings(v: &Value) -> Result<Self> {
+        let method = match v["quant_method"].as_str().or(v["method"].as_str()) {
+            Some(method) => method,
+            None if v["config_groups"].is_object() => "compressed-tensors",
+            // The settings of old GPTQ files do not say what they are.
+            None if v["bits"].is_u64() && !v["group_size"].is_null() => "gptq",
+            None => return Err(Error::input("has no `quant_method`")),
+        };
+        Ok(match method {
+            "compressed-tensors" => Self::CompressedTensors(CtConfig::parse(v)?),
+            "gptq" => Self::Gptq(GptqConfig::parse(v)?),
+            "fewbit" => Self::Fewbit(FewbitConfig::parse(v)?),
+            "fp8" => Self::Float8(Float8Config::parse(v)?),
+            other => Self::Other(other.to_owned()),
+        })
+    }
+
+    /// The scheme that the settings give to a module's weight. Settings may name modules that lie plain in the file:
+    /// [`is_quantized`](super::is_quantized) looks.
+    pub fn scheme_of(&self, module: &str) -> Option<&Scheme> {
+        match self {
+            Self::CompressedTensors(config) => config.scheme_of(module),
+            Self::Gptq(config) => Some(config.scheme()),
+            Self::Fewbit(config) => config.scheme_of(module),
+            Self::None | Self::Float8(_) | Self::Other(_) => None,
+        }
+    }
+
+    /// Method and schemes in a few words, such as `GPTQ 4 bit group 128 symmetric`; `None` for a plain checkpoint.
+    pub fn describe(&self) -> Option<String> {
+        match self {
+            Self::None => None,
+            Self::CompressedTensors(config) => Some(format!("compressed-tensors {}", config.summary())),
+            Self::Gptq(config) => Some(format!("GPTQ {}", config.scheme())),
+            Self::Fewbit(config) => Some(format!("fewbit {}", config.summary())),
+            Self::Float8(_) => Some("FP8".to_owned()),
+            Self::Other(method) => Some(method.clone()),
+        }
+    }
+
+    /// What the checkpoint rounds while it runs (activations, cache), which reading the weights does not do.
+    pub fn runtime_rounding(&self) -> Option<String> {
+        match self {
+            Self::CompressedTensors(config) => config.rounding(),
+            Self::Float8(config) => config.rounding(),
+            _ => None,
+        }
+    }
+
+    /// Refuses what the weights alone do not give: transforms and sparsity always, rounding of activations or cache
+    /// unless `weights_only` is wanted.
+    ///
+    /// # Errors
+    /// Names the setting.
+    pub fn check(&self, weights_only: bool) -> Result<()> {
+        if let Self::CompressedTensors(config) = self
+            && let Some(what) = config.beyond_weights()
+        {
+            return Err(Error::input(format!("the checkpoint has a `{what}`, which is not read yet"))
+                .hint("use the original checkpoint"));
+        }
+        match self.runtime_rounding() {
+            Some(what) if !weights_only => {
+                Err(Error::input(format!("the checkpoint rounds {what}, which is not done yet"))
+                    .hint("`--arithmetic weights-only` runs its weights without"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn settings_lie_in_either_file() {
+        let gptq = json!({ "bits": 4, "group_size": 32, "desc_act": false, "sym": true });
+        let q = Quantization::parse(&json!({}), Some(&gptq)).unwrap();
+        assert_eq!(q.describe().unwrap(), "GPTQ 4 bit group 32 symmetric");
+        let awq = json!({ "quantization_config": { "quant_method": "awq", "bits": 4, "group_size": 128 } });
+        assert!(matches!(Quantization::parse(&awq, Some(&gptq)).unwrap(), Quantization::Other(m) if m == "awq"));
+        assert!(matches!(
+            Quantization::parse(&json!({ "quantization_config": null }), None).unwrap(),
+            Quantization::None
+        ));
+    }
+
+    #[test]
+    fn senseless_settings_are_named() {
+        let fails = |v: Value| Quantization::parse(&json!({ "quantization_config": v }), None).unwrap_err().to_string();
+        assert_eq!(
+            fails(json!({ "quant_method": "gptq", "bits": 5, "group_size": 32 })),
+            "`quantization_config` of config.json: GPTQ with `bits` 5, where 2, 3, 4 and 8 are read"
+        );
+        assert!(fails(json!({ "quant_method": "gptq", "bits": 4, "group_size": 0 })).contains("`group_size` 0"));
+        assert!(
+            fails(json!({ "quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin" })).contains("`marlin`")
+        );
+        assert!(fails(json!([])).contains("no `quant_method`"));
+    }
+}

@@ -1,0 +1,228 @@
+//! Quantized checkpoints of other programs, and our own, through the layouts.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use fewbit_format::{Dtype, Storage, Tensor};
+use fewbit_store::layout::{
+    CompressedTensors, Layout, Quantization, Scheme, Tensors, is_quantized, read_linear, tensor_names,
+};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+/// Weight-only integer checkpoints, and whether they are pack-quantized.
+const FOLDERS: &[(&str, bool)] = &[
+    ("ct-w3a16-g128-sym-rtn", true),
+    ("ct-w4a16-channel-sym-rtn-stories260K", true),
+    ("ct-w4a16-g128-asym-awq", true),
+    ("ct-w4a16-g128-sym-gptq-actstatic", true),
+    ("ct-w4a16-g32-asym-rtn", true),
+    ("ct-w8a16-channel-sym-rtn", true),
+    ("ct-mixed-w4-w8", true),
+    ("ct-w8a8-int-dynamic-token", false),
+    ("ct-w8a8-int-dynamic-token-stories260K", false),
+    ("ct-w8a8-int-static-asym", false),
+    ("gptq-w2-g32-asym", false),
+    ("gptq-w3-g128-sym", false),
+    ("gptq-w4-g128-sym", false),
+    ("gptq-w4-g128-sym-descact", false),
+    ("gptq-w4-g32-asym", false),
+    ("gptq-w8-g128-sym", false),
+    ("gptqv2-w4-g64-asym", false),
+];
+
+struct Folder {
+    config: Value,
+    tensors: BTreeMap<String, Tensor>,
+    golden: BTreeMap<String, Vec<f64>>,
+}
+
+impl Folder {
+    fn open(name: &str) -> Option<Self> {
+        let path =
+            PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/conformance/quantized")).join(name);
+        if !path.exists() {
+            eprintln!("skipped: {} is not here", path.display());
+            return None;
+        }
+        let config = serde_json::from_slice(&std::fs::read(path.join("config.json")).unwrap()).unwrap();
+        let golden = std::fs::read(path.join("golden.safetensors")).unwrap();
+        let golden = (SafeTensors::deserialize(&golden).unwrap().iter())
+            .filter_map(|(name, view)| {
+                let numbers = view.data().as_chunks::<8>().0.iter().map(|c| f64::from_le_bytes(*c)).collect();
+                Some((name.strip_prefix("deq_stats.")?.strip_suffix(".weight")?.to_owned(), numbers))
+            })
+            .collect();
+        Some(Self {
+            config,
+            tensors: read_safetensors(&std::fs::read(path.join("model.safetensors")).unwrap()),
+            golden,
+        })
+    }
+
+    fn quantization(&self) -> Quantization {
+        Quantization::parse(&self.config, None).unwrap()
+    }
+
+    /// `[out, in]` of a module, from its name and the config.
+    fn shape(&self, module: &str) -> [usize; 2] {
+        let n = |key: &str| self.config[key].as_u64().map(|n| n as usize);
+        let hidden = n("hidden_size").unwrap();
+        let head = n("head_dim").unwrap_or(hidden / n("num_attention_heads").unwrap());
+        match module.rsplit('.').next().unwrap() {
+            "q_proj" => [n("num_attention_heads").unwrap() * head, hidden],
+            "k_proj" | "v_proj" => [n("num_key_value_heads").unwrap() * head, hidden],
+            "o_proj" => [hidden, n("num_attention_heads").unwrap() * head],
+            "gate_proj" | "up_proj" => [n("intermediate_size").unwrap(), hidden],
+            "down_proj" => [hidden, n("intermediate_size").unwrap()],
+            _ => [n("vocab_size").unwrap(), hidden],
+        }
+    }
+}
+
+fn read_safetensors(bytes: &[u8]) -> BTreeMap<String, Tensor> {
+    let dtype = |d: safetensors::Dtype| match d {
+        safetensors::Dtype::F32 => Dtype::F32,
+        safetensors::Dtype::F16 => Dtype::F16,
+        safetensors::Dtype::BF16 => Dtype::BF16,
+        safetensors::Dtype::F8_E4M3 => Dtype::F8E4M3,
+        safetensors::Dtype::I64 => Dtype::I64,
+        safetensors::Dtype::I32 => Dtype::I32,
+        safetensors::Dtype::I8 => Dtype::I8,
+        safetensors::Dtype::U8 => Dtype::U8,
+        other => panic!("{other:?}"),
+    };
+    (SafeTensors::deserialize(bytes).unwrap().iter())
+        .map(|(name, v)| {
+            let bytes = v.data().to_vec().into();
+            (name.to_owned(), Tensor { dtype: dtype(v.dtype()), shape: v.shape().to_vec(), bytes })
+        })
+        .collect()
+}
+
+fn decode(storage: &Storage) -> Vec<f32> {
+    let [rows, cols] = storage.shape();
+    let mut values = vec![0.0; rows * cols];
+    storage.decode_rows(0..rows, &mut values);
+    values
+}
+
+/// `[sum, sum of squares, first, last]` in f64.
+fn stats(values: &[f32]) -> [f64; 4] {
+    let wide = || values.iter().map(|v| f64::from(*v));
+    [wide().sum(), wide().map(|v| v * v).sum(), wide().next().unwrap(), wide().next_back().unwrap()]
+}
+
+#[test]
+fn weights_decode_to_the_golden_values() {
+    for (name, _) in FOLDERS {
+        let Some(folder) = Folder::open(name) else { continue };
+        let q = folder.quantization();
+        assert!(!folder.golden.is_empty());
+        for (module, golden) in &folder.golden {
+            assert!(is_quantized(&q, &folder.tensors, module), "{name} {module}");
+            let storage = read_linear(&q, &folder.tensors, module, folder.shape(module)).unwrap();
+            let [sum, squares, first, last] = stats(&decode(&storage));
+            assert!(
+                (sum - golden[0]).abs() < 1e-9 && (squares - golden[1]).abs() < 1e-9,
+                "{name} {module}: {sum} {golden:?}"
+            );
+            assert_eq!([first, last], [golden[2], golden[3]], "{name} {module}");
+        }
+    }
+}
+
+#[test]
+fn every_tensor_belongs_to_a_module_and_plain_ones_are_read() {
+    for (name, _) in FOLDERS {
+        let Some(folder) = Folder::open(name) else { continue };
+        let q = folder.quantization();
+        let known: Vec<String> = folder.golden.keys().flat_map(|m| tensor_names(&q, m)).collect();
+        for tensor in folder.tensors.keys().filter(|t| t.contains("_proj.")) {
+            assert!(known.contains(tensor), "{name} {tensor}");
+        }
+        let embedding = read_linear(&q, &folder.tensors, "model.embed_tokens", folder.shape("model.embed_tokens"));
+        assert!(matches!(embedding.unwrap(), Storage::Dense(_)));
+        assert!(!is_quantized(&q, &folder.tensors, "model.embed_tokens"));
+    }
+}
+
+#[test]
+fn pack_quantized_is_written_as_it_was_read() {
+    for (name, _) in FOLDERS.iter().filter(|(_, packed)| *packed) {
+        let Some(folder) = Folder::open(name) else { continue };
+        let q = folder.quantization();
+        let mut modules = vec![("lm_head".to_owned(), None)];
+        for module in folder.golden.keys() {
+            let storage = read_linear(&q, &folder.tensors, module, folder.shape(module)).unwrap();
+            modules.push((module.clone(), Scheme::of(&storage)));
+            assert_eq!(Scheme::of(&storage).as_ref(), q.scheme_of(module));
+            // This one has scales in F32, which vLLM does not load.
+            if name.ends_with("stories260K") {
+                assert!(CompressedTensors.can_hold(&storage).unwrap_err().contains("F32"));
+                continue;
+            }
+            for (tensor, ours) in CompressedTensors.tensors(module, &storage).unwrap() {
+                let theirs = folder.tensors.tensor(&tensor).unwrap();
+                assert_eq!(
+                    (ours.dtype, &ours.shape, &ours.bytes),
+                    (theirs.dtype, &theirs.shape, &theirs.bytes),
+                    "{tensor}"
+                );
+            }
+        }
+        let ours = CompressedTensors.quantization_config(&modules);
+        let back = Quantization::parse(&serde_json::json!({ "quantization_config": ours }), None).unwrap();
+        for (module, scheme) in &modules {
+            assert_eq!(back.scheme_of(module), scheme.as_ref(), "{name} {module}");
+        }
+        assert_eq!(back.describe(), q.describe());
+    }
+}
+
+#[test]
+fn forms_that_are_not_read_give_one_sentence() {
+    let sentences = [
+        ("ct-nvfp4a16", "is 4 bit float per tensor_group in `nvfp4-pack-quantized` (group_0), which is not read yet"),
+        ("ct-mxfp4a16", "is 4 bit float per group in `mxfp4-pack-quantized` (group_0), which is not read yet"),
+        ("ct-fp8-block128", "is 8 bit float per block in `float-quantized` (group_0), which is not read yet"),
+        ("awq-gemm-w4-g128-autoawq", "is quantized with `awq`, which is not read yet"),
+        ("bnb-nf4-doublequant", "is quantized with `bitsandbytes`, which is not read yet"),
+        ("bnb-int8", "is quantized with `bitsandbytes`, which is not read yet"),
+    ];
+    for (name, sentence) in sentences {
+        let Some(folder) = Folder::open(name) else { continue };
+        let module = "model.layers.0.self_attn.q_proj";
+        let error = read_linear(&folder.quantization(), &folder.tensors, module, folder.shape(module)).unwrap_err();
+        assert!(error.to_string().starts_with(&format!("`{module}` {sentence};")), "{error}");
+    }
+}
+
+#[test]
+fn rounding_at_run_time_is_refused_unless_only_weights_are_wanted() {
+    let sentences = [
+        ("ct-w8a8-int-dynamic-token", Some("activations to 8 bit int per token dynamic")),
+        ("ct-fp8-static-kvfp8", Some("activations to 8 bit float per tensor and the cache to 8 bit float per tensor")),
+        ("ct-w4a16-g32-asym-rtn", None),
+        ("gptq-w4-g128-sym", None),
+    ];
+    for (name, what) in sentences {
+        let Some(folder) = Folder::open(name) else { continue };
+        let q = folder.quantization();
+        assert_eq!(q.runtime_rounding().as_deref(), what);
+        assert_eq!(q.check(false).is_err(), what.is_some());
+        assert!(q.check(true).is_ok());
+    }
+}
+
+#[test]
+fn quantized_tensors_without_settings_are_named() {
+    let Some(folder) = Folder::open("gptq-w4-g128-sym") else { return };
+    let module = "model.layers.0.self_attn.q_proj";
+    let error =
+        read_linear(&Quantization::None, &folder.tensors, module, folder.shape(module)).unwrap_err().to_string();
+    assert!(
+        error.starts_with(&format!("tensor `{module}.qweight`: `qweight` tensors, but no quantization settings")),
+        "{error}"
+    );
+}
