@@ -1,4 +1,333 @@
 //! A team of persistent threads that share out numbered tasks.
 
-/// Persistent threads.
-pub struct Team {}
+use std::any::Any;
+use std::cell::UnsafeCell;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+/// How long a thread that has nothing to do looks for the next region before it sleeps: longer than the gaps between
+/// the regions of one token, shorter than anyone would notice on the meter.
+const SPIN: Duration = Duration::from_micros(50);
+
+/// Persistent threads that work on one region at a time; the caller takes part.
+///
+/// A region of [`run`](Self::run) costs about a microsecond while the team is awake. Threads spin shortly, then sleep:
+/// an idle team uses no CPU, and a region never waits for a thread that did not wake in time. A call from inside a task,
+/// or while another thread holds the team, runs on the calling thread alone.
+pub struct Team {
+    shared: Arc<Shared>,
+    helpers: Vec<JoinHandle<()>>,
+}
+
+/// One region: the task function and how many tasks there are.
+#[derive(Clone, Copy)]
+struct Job {
+    task: *const (dyn Fn(usize) + Sync),
+    tasks: usize,
+}
+
+struct Shared {
+    /// Region number · 2^17 | open · 2^16 | helpers inside.
+    state: AtomicU64,
+    job: UnsafeCell<Option<Job>>,
+    next: AtomicUsize,
+    busy: AtomicBool,
+    stop: AtomicBool,
+    asleep: Vec<AtomicBool>,
+    /// The caller, once it sleeps until the last helper has left.
+    waiting: Mutex<Option<Thread>>,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+// SAFETY: `job` is written only by the holder of `busy` while no helper is inside (`state`), and read only by helpers
+// that entered an open region, which the writer's release store of `state` published. The task pointer inside is
+// dereferenced only between entering and leaving, during which `Team::run` keeps the closure borrowed.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; nothing in it belongs to one thread.
+unsafe impl Send for Shared {}
+
+const INSIDE: u64 = (1 << 16) - 1;
+const OPEN: u64 = 1 << 16;
+const REGION: u64 = 1 << 17;
+
+impl Team {
+    /// A team of `threads` threads, the caller included; zero counts as one.
+    pub fn new(threads: usize) -> Self {
+        let count = threads.clamp(1, 4096) - 1;
+        let shared = Arc::new(Shared {
+            state: AtomicU64::new(0),
+            job: UnsafeCell::new(None),
+            next: AtomicUsize::new(0),
+            busy: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            asleep: (0..count).map(|_| AtomicBool::new(false)).collect(),
+            waiting: Mutex::new(None),
+            panic: Mutex::new(None),
+        });
+        let helpers = (0..count)
+            .map_while(|i| {
+                let shared = shared.clone();
+                // Where the system refuses more threads the team is smaller: results do not depend on it.
+                thread::Builder::new().name(format!("team-{i}")).spawn(move || shared.help(i)).ok()
+            })
+            .collect();
+        Self { shared, helpers }
+    }
+
+    /// Threads that may work on a region, the caller included.
+    pub fn threads(&self) -> usize {
+        self.helpers.len() + 1
+    }
+
+    /// Calls `task(i)` once for every `i` in `0..tasks`, on any thread and in any order, and returns when all are done.
+    ///
+    /// # Panics
+    /// With the panic of a task, after the others that had begun are done; tasks that had not begun are left out.
+    pub fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        let shared = &*self.shared;
+        if tasks <= 1 || self.helpers.is_empty() || shared.busy.swap(true, Acquire) {
+            (0..tasks).for_each(task);
+            return;
+        }
+        // SAFETY: only the lifetime is erased; the region is closed and empty before this function returns.
+        let task = unsafe {
+            std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(task)
+        };
+        let job = Job { task, tasks };
+        // SAFETY: `busy` is ours and the last region is closed and empty, so nobody reads `job`.
+        unsafe { *shared.job.get() = Some(job) };
+        shared.next.store(0, Relaxed);
+        let region = (shared.state.load(Relaxed) & !INSIDE & !OPEN) + REGION;
+        shared.state.store(region | OPEN, SeqCst);
+        for (helper, asleep) in self.helpers.iter().zip(&shared.asleep).take(tasks - 1) {
+            if asleep.load(SeqCst) && asleep.swap(false, SeqCst) {
+                helper.thread().unpark();
+            }
+        }
+        shared.work(job);
+        shared.close();
+        let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        shared.busy.store(false, Release);
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
+    }
+
+    /// Cuts `data` in pieces of `piece` elements (the last may be shorter) and calls `task(i, piece_i)` for each.
+    pub fn for_pieces<T: Send>(&self, data: &mut [T], piece: usize, task: &(dyn Fn(usize, &mut [T]) + Sync)) {
+        let (len, all) = (data.len(), Disjoint::new(data));
+        self.run(len.div_ceil(piece.max(1)), &|i| {
+            // SAFETY: each task has a range of its own, and each runs once.
+            task(i, unsafe { all.slice(i * piece..((i + 1) * piece).min(len)) });
+        });
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, SeqCst);
+        for helper in self.helpers.drain(..) {
+            helper.thread().unpark();
+            // A helper catches the panics of its tasks, so that there is nothing to report here.
+            let _ = helper.join();
+        }
+    }
+}
+
+impl Shared {
+    /// Takes tasks until none is left.
+    fn work(&self, job: Job) {
+        let tasks = catch_unwind(AssertUnwindSafe(|| {
+            loop {
+                let i = self.next.fetch_add(1, Relaxed);
+                if i >= job.tasks {
+                    break;
+                }
+                // SAFETY: the region is open or we are inside it, so `Team::run` still borrows the closure.
+                unsafe { (*job.task)(i) };
+            }
+        }));
+        if let Err(panic) = tasks {
+            self.next.store(job.tasks, Relaxed);
+            self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+        }
+    }
+
+    /// Lets no further helper in, and waits for those inside.
+    fn close(&self) {
+        if self.state.fetch_and(!OPEN, AcqRel) & INSIDE == 0 {
+            return;
+        }
+        let begun = Instant::now();
+        while self.state.load(Acquire) & INSIDE != 0 {
+            if begun.elapsed() < SPIN {
+                std::hint::spin_loop();
+                continue;
+            }
+            *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::current());
+            while self.state.load(SeqCst) & INSIDE != 0 {
+                thread::park();
+            }
+            self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+    }
+
+    /// The life of helper `i`.
+    fn help(&self, i: usize) {
+        let mut last = 0;
+        let mut idle_since = Instant::now();
+        let mut looks = 0u32;
+        while !self.stop.load(Relaxed) {
+            let state = self.state.load(Acquire);
+            let region = state & !INSIDE & !OPEN;
+            if state & OPEN != 0 && region != last {
+                if self.state.compare_exchange(state, state + 1, AcqRel, Relaxed).is_ok() {
+                    last = region;
+                    // SAFETY: we are inside an open region, whose job was published before it opened.
+                    if let Some(job) = unsafe { *self.job.get() } {
+                        self.work(job);
+                    }
+                    self.leave();
+                    (idle_since, looks) = (Instant::now(), 0);
+                }
+                continue;
+            }
+            looks += 1;
+            if looks % 16 != 0 || idle_since.elapsed() < SPIN {
+                std::hint::spin_loop();
+                continue;
+            }
+            self.asleep[i].store(true, SeqCst);
+            let state = self.state.load(SeqCst);
+            let missed = state & OPEN != 0 && state & !INSIDE & !OPEN != last;
+            if !missed && !self.stop.load(SeqCst) {
+                thread::park();
+            }
+            self.asleep[i].store(false, SeqCst);
+            idle_since = Instant::now();
+        }
+    }
+
+    fn leave(&self) {
+        let before = self.state.fetch_sub(1, SeqCst);
+        if before & INSIDE == 1 && before & OPEN == 0 {
+            if let Some(caller) = &*self.waiting.lock().unwrap_or_else(PoisonError::into_inner) {
+                caller.unpark();
+            }
+        }
+    }
+}
+
+/// A mutable slice of which the tasks of a region take disjoint parts.
+pub struct Disjoint<'a, T> {
+    at: *mut T,
+    len: usize,
+    of: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it hands out parts only under the promise of `slice` that no two overlap.
+unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
+// SAFETY: it is a `&mut [T]` in disguise.
+unsafe impl<T: Send> Send for Disjoint<'_, T> {}
+
+impl<'a, T> Disjoint<'a, T> {
+    /// Takes the slice for as long as its parts are in use.
+    pub fn new(data: &'a mut [T]) -> Self {
+        Self { at: data.as_mut_ptr(), len: data.len(), of: PhantomData }
+    }
+
+    /// The elements `range`.
+    ///
+    /// # Safety
+    /// While the part lives, no other part that overlaps it may live.
+    ///
+    /// # Panics
+    /// If `range` lies outside.
+    #[expect(clippy::mut_from_ref, reason = "the caller promises that parts do not overlap")]
+    pub unsafe fn slice(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} elements", self.len);
+        // SAFETY: inside the slice; disjoint from the other parts by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.at.add(range.start), range.len()) }
+    }
+
+    /// The first element's address, for kernels that write rows with a stride.
+    pub fn as_ptr(&self) -> *mut T {
+        self.at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(team: &Team, tasks: usize) {
+        let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+        team.run(tasks, &|i| {
+            counts[i].fetch_add(1, Relaxed);
+        });
+        assert!(counts.iter().all(|c| c.load(Relaxed) == 1));
+    }
+
+    #[test]
+    fn every_task_runs_once() {
+        for threads in [0, 1, 2, 5] {
+            let team = Team::new(threads);
+            assert_eq!(team.threads(), threads.max(1));
+            for tasks in [0, 1, 2, 3, 7, 100, 1000] {
+                counted(&team, tasks);
+            }
+        }
+    }
+
+    #[test]
+    fn it_wakes_after_sleep() {
+        let team = Team::new(3);
+        for _ in 0..20 {
+            thread::sleep(4 * SPIN);
+            team.run(3, &|_| thread::sleep(SPIN));
+            counted(&team, 10);
+        }
+    }
+
+    #[test]
+    fn nested_and_concurrent_regions_finish() {
+        let team = Team::new(3);
+        let sum = AtomicUsize::new(0);
+        thread::scope(|s| {
+            for _ in 0..3 {
+                s.spawn(|| {
+                    for _ in 0..200 {
+                        team.run(4, &|i| {
+                            team.run(3, &|j| {
+                                sum.fetch_add(i * j, Relaxed);
+                            });
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(sum.load(Relaxed), 3 * 200 * 6 * 3);
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_team_lives_on() {
+        let team = Team::new(2);
+        for _ in 0..3 {
+            let e = catch_unwind(AssertUnwindSafe(|| team.run(64, &|i| assert!(i != 40, "task 40")))).unwrap_err();
+            assert!(e.downcast_ref::<&str>().is_some_and(|m| m.contains("task 40")));
+            counted(&team, 64);
+        }
+    }
+
+    #[test]
+    fn pieces_cover_the_slice() {
+        let mut v = vec![0usize; 103];
+        Team::new(2).for_pieces(&mut v, 10, &|i, piece| piece.fill(i + 1));
+        assert!(v.iter().enumerate().all(|(k, x)| *x == k / 10 + 1));
+    }
+}

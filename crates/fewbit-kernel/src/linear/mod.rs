@@ -1,1 +1,60 @@
-//! To be written.
+//! Linears as the runtime calls them: one kernel for all that share an input (q/k/v; gate and up), chosen once at load.
+
+mod dense;
+
+use std::sync::Arc;
+
+use fewbit_format::QuantizedLinear;
+
+use crate::{Level, Team, cpu};
+
+/// What may be rounded besides the stored weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Arithmetic {
+    /// Activations are rounded to 8 bits, per token and 32 columns, where an integer kernel exists.
+    Fast,
+    /// Nothing: f32 on the decoded weights.
+    Exact,
+}
+
+/// Linears that share an input.
+///
+/// The runtime calls [`run`](Self::run) for every token or batch. A row of a result depends on its own token and the
+/// instruction set alone: neither on the batch, nor on the team.
+pub trait Kernel: Send + Sync {
+    /// `y_i[t, ·] = W_i x[t, ·] + b_i` for every linear `i`; `x` is `[tokens, in]`, `outs[i]` `[tokens, out_i]`.
+    ///
+    /// # Panics
+    /// If a slice is shorter than its shape, or there is not one output for each linear.
+    fn run(&self, team: &Team, tokens: usize, x: &[f32], outs: &mut [&mut [f32]]);
+
+    /// Bytes of weights that are read for one token.
+    fn bytes(&self) -> usize;
+
+    /// The name that profiles and reports show.
+    fn name(&self) -> &'static str;
+}
+
+/// Makes a kernel for linears that share an input, or declines.
+type Candidate = fn(&[Arc<QuantizedLinear>], Arithmetic, Level) -> Option<Box<dyn Kernel>>;
+
+/// All kernels; the first that takes the linears is used, and the last takes any.
+const CANDIDATES: &[Candidate] = &[dense::candidate];
+
+/// The kernel for linears that share an input, on this machine ([`cpu::detect`]).
+///
+/// # Panics
+/// If the linears differ in their input's width, or there is none.
+pub fn choose(linears: Vec<Arc<QuantizedLinear>>, arithmetic: Arithmetic) -> Box<dyn Kernel> {
+    choose_at(cpu::detect(), &linears, arithmetic)
+}
+
+pub(crate) fn choose_at(level: Level, linears: &[Arc<QuantizedLinear>], arithmetic: Arithmetic) -> Box<dyn Kernel> {
+    assert!(!linears.is_empty(), "a kernel needs a linear");
+    assert!(linears.iter().all(|l| l.shape[1] == linears[0].shape[1]), "linears of one kernel share their input");
+    let mut kernels = CANDIDATES.iter().filter_map(|candidate| candidate(linears, arithmetic, level));
+    kernels.next().expect("the last candidate takes any linear")
+}
+
+#[cfg(test)]
+mod tests;
