@@ -72,7 +72,7 @@ impl GptqConfig {
     fn sizes(&self, m: Module<'_>) -> Result<(u8, Group)> {
         let [rows, cols] = m.shape;
         let mut bits = self.bits;
-        let mut group = if self.group == Group::Columns(cols) { Group::Row } else { self.group };
+        let mut group = self.group;
         if self.has_overrides {
             let words = m.part("qweight")?.shape.first().copied().unwrap_or(0);
             bits = [2, 3, 4, 8].into_iter().find(|b| words_for(cols, *b) == words).unwrap_or(bits);
@@ -127,4 +127,145 @@ fn read_zeros(config: &GptqConfig, m: Module<'_>, bits: u8, groups: usize) -> Re
         return Ok(Zeros::Middle);
     }
     Ok(Zeros::Codes(transposed(&zeros, rows)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use fewbit_format::Tensor;
+    use half::f16;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::layout::words::{pack_columns, pack_rows};
+    use crate::layout::{Quantization, read_linear};
+
+    /// Codes `[out, in]`, zero points `[out, groups]`, scales `[out, groups]` as GPTQ's tensors of module `m`.
+    struct Case {
+        shape: [usize; 2],
+        bits: u8,
+        codes: Vec<u8>,
+        zeros: Vec<u8>,
+        scales: Vec<f32>,
+        index: Vec<i32>,
+    }
+
+    impl Case {
+        fn new(bits: u8, shape: [usize; 2], groups: usize, seed: u64) -> Self {
+            let [rows, cols] = shape;
+            let noise = |i: usize| (seed ^ i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33;
+            let code = |i: usize| (noise(i) & ((1 << bits) - 1)) as u8;
+            Self {
+                shape,
+                bits,
+                codes: (0..rows * cols).map(code).collect(),
+                zeros: (0..rows * groups).map(|i| code(i + 7_000)).collect(),
+                scales: (0..rows * groups).map(|i| f16::from_f32(noise(i) as f32 * 1e-9 + 1e-3).to_f32()).collect(),
+                index: (0..cols).map(|c| (noise(c + 9_000) as usize % groups) as i32).collect(),
+            }
+        }
+
+        fn tensors(&self, one_less: bool) -> BTreeMap<String, Tensor> {
+            let [rows, cols] = self.shape;
+            let groups = self.zeros.len() / rows;
+            let words = |shape: [usize; 2], bytes: Vec<u8>| Tensor {
+                dtype: Dtype::I32,
+                shape: shape.to_vec(),
+                bytes: bytes.into(),
+            };
+            let most = u8::MAX >> (8 - self.bits);
+            let stored: Vec<u8> = self.zeros.iter().map(|z| z.wrapping_sub(u8::from(one_less)) & most).collect();
+            let scales = Tensor::from_f32(Dtype::F16, &[groups, rows], &transposed(&self.scales, groups)).unwrap();
+            BTreeMap::from([
+                (
+                    "m.qweight".to_owned(),
+                    words([words_for(cols, self.bits), rows], pack_columns(&self.codes, cols, self.bits)),
+                ),
+                (
+                    "m.qzeros".to_owned(),
+                    words(
+                        [groups, words_for(rows, self.bits)],
+                        pack_rows(&transposed(&stored, groups), rows, self.bits),
+                    ),
+                ),
+                ("m.scales".to_owned(), scales),
+                ("m.g_idx".to_owned(), Tensor::from_i32(&[cols], &self.index)),
+            ])
+        }
+
+        fn value(&self, r: usize, c: usize) -> f32 {
+            let groups = self.zeros.len() / self.shape[0];
+            let at = r * groups + self.index[c] as usize;
+            self.scales[at] * (f32::from(self.codes[r * self.shape[1] + c]) - f32::from(self.zeros[at]))
+        }
+    }
+
+    fn settings(bits: u8, group: i64, v2: bool) -> Quantization {
+        let format = if v2 { "gptq_v2" } else { "gptq" };
+        let gptq = json!({ "bits": bits, "group_size": group, "desc_act": false, "checkpoint_format": format });
+        Quantization::parse(&json!({}), Some(&gptq)).unwrap()
+    }
+
+    fn check(case: &Case, q: &Quantization, tensors: &BTreeMap<String, Tensor>) {
+        let [rows, cols] = case.shape;
+        let mut values = vec![0.0; rows * cols];
+        read_linear(q, tensors, "m", case.shape).unwrap().decode_rows(0..rows, &mut values);
+        for (i, v) in values.iter().enumerate() {
+            assert_eq!(*v, case.value(i / cols, i % cols), "element {i}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_file_decides(bits in prop::sample::select(vec![2u8, 3, 4, 8]), groups in 1usize..4, v2: bool, seed: u64) {
+            let case = Case::new(bits, [64, 32 * groups], groups, seed);
+            let group = if groups == 1 { -1 } else { 32 };
+            check(&case, &settings(bits, group, v2), &case.tensors(!v2));
+        }
+    }
+
+    #[test]
+    fn exceptions_in_the_settings_are_found_in_the_sizes() {
+        let case = Case::new(8, [32, 64], 2, 5);
+        let gptq =
+            json!({ "quant_method": "gptq", "bits": 4, "group_size": 16, "dynamic": { "+:.*m": { "bits": 8 } } });
+        let q = Quantization::parse(&json!({ "quantization_config": gptq }), None).unwrap();
+        check(&case, &q, &case.tensors(true));
+    }
+
+    #[test]
+    fn contradictions_name_the_tensor() {
+        let case = Case::new(4, [32, 64], 2, 5);
+        let tensors = case.tensors(true);
+        let fails =
+            |q: &Quantization, t: &BTreeMap<String, Tensor>| read_linear(q, t, "m", [32, 64]).unwrap_err().to_string();
+        assert_eq!(
+            fails(&settings(8, 32, false), &tensors),
+            "tensor `m.qweight`: is I32 [8, 32], where I32 [16, 32] is needed"
+        );
+        assert_eq!(
+            fails(&settings(4, 16, false), &tensors),
+            "tensor `m.scales`: has shape [2, 32], where [4, 32] is needed"
+        );
+        assert!(
+            fails(&settings(4, 48, false), &tensors)
+                .starts_with("tensor `m.scales`: group size 48 does not divide rows of 64")
+        );
+        let mut without = tensors.clone();
+        without.remove("m.qzeros");
+        assert_eq!(fails(&settings(4, 32, false), &without), "tensor `m.qzeros`: is not in the checkpoint");
+        for index in [-1, 2] {
+            let mut odd = tensors.clone();
+            odd.insert("m.g_idx".to_owned(), Tensor::from_i32(&[64], &[index; 64]));
+            assert!(fails(&settings(4, 32, false), &odd).starts_with("tensor `m.g_idx`: "));
+        }
+        let mut infinite = tensors;
+        infinite.insert("m.scales".to_owned(), Tensor::from_f32(Dtype::F16, &[2, 32], &[f32::INFINITY; 64]).unwrap());
+        assert_eq!(
+            fails(&settings(4, 32, false), &infinite),
+            "tensor `m.scales`: holds inf at position 0, where a scale is needed"
+        );
+    }
 }

@@ -4,7 +4,6 @@
 //! settings ([`Quantization`]) say what they mean. Where the two contradict, the sentence names both.
 
 mod compressed_tensors;
-mod ct_config;
 mod dense;
 mod fewbit;
 mod float8;
@@ -12,16 +11,17 @@ mod gptq;
 mod module;
 mod quantization;
 mod scheme;
-mod target;
 mod words;
+
+#[cfg(test)]
+mod round_trip;
 
 use std::collections::BTreeMap;
 
 use fewbit_format::{Band, Error, Result, Storage, Tensor};
 use serde_json::Value;
 
-pub use compressed_tensors::CompressedTensors;
-pub use ct_config::CtConfig;
+pub use compressed_tensors::{CompressedTensors, CtConfig};
 pub use fewbit::{Fewbit, FewbitConfig};
 pub use float8::Float8Config;
 pub use gptq::GptqConfig;
@@ -107,7 +107,8 @@ pub fn read_linear(q: &Quantization, tensors: &dyn Tensors, module: &str, shape:
 /// # Errors
 /// As [`read_linear`].
 pub fn read_bands(q: &Quantization, tensors: &dyn Tensors, module: &str, shape: [usize; 2]) -> Result<Vec<Band>> {
-    if shape[0].checked_mul(shape[1]).is_none_or(|n| n == 0) {
+    let is_countable = shape[0].checked_mul(shape[1]).and_then(|n| n.checked_mul(8)).is_some_and(|bits| bits > 0);
+    if !is_countable {
         return Err(
             Error::input(format!("has no shape that can be read: {shape:?}")).tensor(&format!("{module}.weight"))
         );

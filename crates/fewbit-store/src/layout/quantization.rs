@@ -1,7 +1,7 @@
 use fewbit_format::{Error, Result};
 use serde_json::Value;
 
-use super::ct_config::CtConfig;
+use super::compressed_tensors::CtConfig;
 use super::fewbit::FewbitConfig;
 use super::float8::Float8Config;
 use super::gptq::GptqConfig;

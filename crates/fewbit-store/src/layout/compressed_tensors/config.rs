@@ -1,8 +1,8 @@
 use fewbit_format::{Error, Group, Result};
 use serde_json::Value;
 
-use super::scheme::{IntScheme, Scheme};
-use super::target::{Match, Target};
+use super::target::Target;
+use crate::layout::scheme::{IntScheme, Scheme};
 
 /// compressed-tensors' `quantization_config`: groups of modules with one scheme each.
 ///
@@ -46,7 +46,7 @@ pub(super) enum Packing {
 }
 
 impl CtConfig {
-    pub(super) fn parse(v: &Value) -> Result<Self> {
+    pub(in crate::layout) fn parse(v: &Value) -> Result<Self> {
         let groups = v["config_groups"].as_object().ok_or_else(|| Error::input("has no `config_groups`"))?;
         let format = v["format"].as_str();
         let groups = groups.iter().map(|(name, g)| CtGroup::parse(name, g, format)).collect::<Result<_>>()?;
@@ -70,7 +70,7 @@ impl CtConfig {
 
     /// The group whose targets name the module most closely.
     pub(super) fn group_of(&self, module: &str) -> Option<&CtGroup> {
-        if self.ignore.iter().any(|t| t.matches(module).is_some_and(|m| m != Match::Class)) {
+        if self.ignore.iter().any(|t| t.matches(module).is_some()) {
             return None;
         }
         let closeness = |g: &CtGroup| g.targets.iter().filter_map(|t| t.matches(module)).min();
@@ -78,12 +78,12 @@ impl CtConfig {
     }
 
     /// What makes the weights alone another model: `None` if nothing.
-    pub(super) fn beyond_weights(&self) -> Option<&str> {
+    pub(in crate::layout) fn beyond_weights(&self) -> Option<&str> {
         self.transform.as_deref().or(self.sparsity.as_deref())
     }
 
     /// What the checkpoint rounds at run time, activations and cache: `None` if nothing.
-    pub(super) fn rounding(&self) -> Option<String> {
+    pub(in crate::layout) fn rounding(&self) -> Option<String> {
         let activations =
             self.groups.iter().find_map(|g| g.activations.as_ref().map(|a| format!("activations to {a}")));
         let cache = self.cache.as_ref().map(|c| format!("the cache to {c}"));
@@ -94,7 +94,7 @@ impl CtConfig {
     }
 
     /// The schemes of the groups, in one line.
-    pub(super) fn summary(&self) -> String {
+    pub(in crate::layout) fn summary(&self) -> String {
         let each: Vec<String> = (self.groups.iter())
             .filter_map(|g| match &g.weights {
                 Weights::Int { scheme, .. } => Some(scheme.to_string()),

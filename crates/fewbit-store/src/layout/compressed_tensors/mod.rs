@@ -1,0 +1,26 @@
+//! compressed-tensors: `pack-quantized` is read and written, `int-quantized` is read.
+
+mod config;
+mod read;
+mod settings;
+mod target;
+mod write;
+
+pub use config::CtConfig;
+pub(super) use read::read;
+pub use write::CompressedTensors;
+
+/// The tensors beside `weight` that belong to a quantized weight and to the rounding of its input and output.
+pub(super) const PARTS: &[&str] = &[
+    "weight_packed",
+    "weight_scale",
+    "weight_zero_point",
+    "weight_shape",
+    "weight_g_idx",
+    "weight_global_scale",
+    "input_scale",
+    "input_zero_point",
+    "input_global_scale",
+    "output_scale",
+    "output_zero_point",
+];

@@ -1,0 +1,100 @@
+use fewbit_format::{Dtype, Error, Group, IntCodes, IntGrid, Result, Storage, Tensor, Zeros};
+
+use super::config::{CtConfig, Packing, Weights};
+use crate::layout::module::Module;
+use crate::layout::scheme::{IntScheme, Scheme};
+use crate::layout::words::{transposed, unpack_columns, unpack_rows, words_for};
+
+/// Reads a module whose packed tensors are there.
+pub(in crate::layout) fn read(config: &CtConfig, m: Module<'_>) -> Result<Storage> {
+    let group = config.group_of(m.name).ok_or_else(|| {
+        Error::input(format!("`{}` has packed tensors, but no group of `config_groups` targets it", m.name))
+            .hint("mend `targets` or `ignore` in the `quantization_config` of config.json")
+    })?;
+    match &group.weights {
+        Weights::Int { scheme: Scheme::Int(scheme), packing } => read_int(*scheme, *packing, m),
+        Weights::Unread(what) => {
+            Err(Error::input(format!("`{}` is {what} ({}), which is not read yet", m.name, group.name))
+                .hint("use the original checkpoint, or one with integer weights"))
+        }
+        Weights::Int { .. } | Weights::Plain => {
+            Err(Error::input(format!("`{}` has packed tensors, but `{}` leaves weights plain", m.name, group.name)))
+        }
+    }
+}
+
+fn read_int(scheme: IntScheme, packing: Packing, m: Module<'_>) -> Result<Storage> {
+    let IntScheme { bits, group, .. } = scheme;
+    let [rows, cols] = m.shape;
+    group.check(cols).map_err(|e| e.tensor(&m.full_name("weight")))?;
+    let (codes, name) = match packing {
+        Packing::Words => {
+            check_shape(m)?;
+            let packed = m.part_as("weight_packed", Dtype::I32, &[rows, words_for(cols, bits)])?;
+            (unpack_rows(&packed.bytes, rows, cols, bits), "weight_packed")
+        }
+        Packing::Bytes => (unsigned(&m.part_as("weight", Dtype::I8, &[rows, cols])?, bits), "weight"),
+    };
+    let groups = cols / group.width(cols);
+    let (scale, scales) = match group {
+        Group::Tensor => m.scales("weight_scale", &[&[1], &[], &[1, 1]])?,
+        Group::Row => m.scales("weight_scale", &[&[rows, 1], &[rows]])?,
+        Group::Columns(_) => m.scales("weight_scale", &[&[rows, groups]])?,
+    };
+    let zeros = match m.has("weight_zero_point") {
+        true => Zeros::Codes(read_zeros(scheme, m, groups)?),
+        false if scheme.symmetric => Zeros::Middle,
+        false => {
+            return Err(
+                Error::input("is missing, and the scheme is asymmetric").tensor(&m.full_name("weight_zero_point"))
+            );
+        }
+    };
+    let grid = IntGrid { bits, group, symmetric: zeros == Zeros::Middle, scale };
+    let codes = IntCodes::new(rows, cols, grid, &codes, scales, zeros).map_err(|e| e.tensor(&m.full_name(name)))?;
+    if !m.has("weight_g_idx") {
+        return Ok(Storage::Int(codes));
+    }
+    let index = m.part_as("weight_g_idx", Dtype::I32, &[cols])?.to_i32()?;
+    // -1 everywhere says that columns are in order.
+    if index.iter().all(|k| *k == -1) {
+        return Ok(Storage::Int(codes));
+    }
+    let index = index.iter().map(|k| *k as u32).collect();
+    codes.with_group_index(index).map(Storage::Int).map_err(|e| e.tensor(&m.full_name("weight_g_idx")))
+}
+
+/// `weight_shape` must agree with the model, for the packed width alone does not tell the columns.
+fn check_shape(m: Module<'_>) -> Result<()> {
+    if !m.has("weight_shape") {
+        return Ok(());
+    }
+    let shape = m.part("weight_shape")?.to_i32().map_err(|e| e.tensor(&m.full_name("weight_shape")))?;
+    if shape.iter().map(|n| i64::from(*n)).eq(m.shape.iter().map(|n| *n as i64)) {
+        return Ok(());
+    }
+    Err(Error::input(format!("says {shape:?}, where the config asks for {:?}", m.shape))
+        .tensor(&m.full_name("weight_shape")))
+}
+
+/// Zero points `[rows, groups]`: packed along the rows, or a signed byte each.
+fn read_zeros(scheme: IntScheme, m: Module<'_>, groups: usize) -> Result<Vec<u8>> {
+    let IntScheme { bits, group, .. } = scheme;
+    let rows = m.shape[0];
+    let tensor = m.part("weight_zero_point")?;
+    if tensor.dtype == Dtype::I8 {
+        let wanted = if group == Group::Tensor { 1 } else { rows * groups };
+        return match tensor.len() == wanted {
+            true => Ok(unsigned(&tensor, bits)),
+            false => Err(Error::input(format!("has {} zero points, where {wanted} are needed", tensor.len()))
+                .tensor(&m.full_name("weight_zero_point"))),
+        };
+    }
+    let packed = m.part_as("weight_zero_point", Dtype::I32, &[words_for(rows, bits), groups])?;
+    Ok(transposed(&unpack_columns(&packed.bytes, groups, rows, bits), rows))
+}
+
+/// Signed bytes as codes: `value + 2^(bits−1)`. What is out of range stays so and is refused with the codes.
+fn unsigned(tensor: &Tensor, bits: u8) -> Vec<u8> {
+    tensor.bytes.iter().map(|b| b.wrapping_add(1 << (bits - 1))).collect()
+}

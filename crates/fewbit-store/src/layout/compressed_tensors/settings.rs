@@ -1,0 +1,167 @@
+use std::collections::BTreeSet;
+
+use fewbit_format::Group;
+use serde_json::{Value, json};
+
+use crate::layout::scheme::{IntScheme, Scheme};
+
+/// The release of compressed-tensors whose `pack-quantized` is written.
+const VERSION: &str = "0.19.0";
+
+/// The `quantization_config` for these linears: one scheme targets `Linear` and ignores every plain linear by name; several target their modules by pattern
+/// over the blocks where this says neither more nor less than the list, else by name.
+pub(super) fn quantization_config(modules: &[(String, Option<Scheme>)]) -> Value {
+    let mut schemes: Vec<IntScheme> = Vec::new();
+    for scheme in modules.iter().filter_map(|(_, s)| int(s.as_ref())) {
+        if !schemes.contains(&scheme) {
+            schemes.push(scheme);
+        }
+    }
+    let by_class = schemes.len() == 1;
+    let mut groups = serde_json::Map::new();
+    for (i, scheme) in schemes.iter().enumerate() {
+        let targets = if by_class { vec!["Linear".to_owned()] } else { ct_targets(modules, *scheme) };
+        groups.insert(
+            format!("group_{i}"),
+            json!({
+                "input_activations": null,
+                "output_activations": null,
+                "targets": targets,
+                "weights": weights(*scheme),
+            }),
+        );
+    }
+    let plain = modules.iter().filter(|(_, s)| by_class && s.is_none()).map(|(name, _)| name);
+    json!({
+        "config_groups": groups,
+        "format": "pack-quantized",
+        "global_compression_ratio": null,
+        "ignore": plain.collect::<Vec<_>>(),
+        "kv_cache_scheme": null,
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "version": VERSION,
+    })
+}
+
+fn int(scheme: Option<&Scheme>) -> Option<IntScheme> {
+    match scheme {
+        Some(Scheme::Int(s)) => Some(*s),
+        _ => None,
+    }
+}
+
+fn weights(scheme: IntScheme) -> Value {
+    let (strategy, group_size) = match scheme.group {
+        Group::Tensor => ("tensor", None),
+        Group::Row => ("channel", None),
+        Group::Columns(g) => ("group", Some(g)),
+    };
+    json!({
+        "actorder": null,
+        "block_structure": null,
+        "dynamic": false,
+        "group_size": group_size,
+        "num_bits": scheme.bits,
+        "observer": "minmax",
+        "observer_kwargs": {},
+        "strategy": strategy,
+        "symmetric": scheme.symmetric,
+        "type": "int",
+    })
+}
+
+/// The targets of one scheme: for each module its pattern over the blocks, where all linears of that pattern share
+/// the scheme, else its name.
+fn ct_targets(modules: &[(String, Option<Scheme>)], scheme: IntScheme) -> Vec<String> {
+    let is_ours = |s: &Option<Scheme>| int(s.as_ref()) == Some(scheme);
+    let foreign: BTreeSet<String> =
+        modules.iter().filter(|(_, s)| !is_ours(s)).map(|(name, _)| over_blocks(name)).collect();
+    let mut targets = Vec::new();
+    for (name, _) in modules.iter().filter(|(_, s)| is_ours(s)) {
+        let pattern = over_blocks(name);
+        let target = if foreign.contains(&pattern) || !pattern.starts_with("re:") { name.clone() } else { pattern };
+        if !targets.contains(&target) {
+            targets.push(target);
+        }
+    }
+    targets
+}
+
+/// `model.layers.3.mlp.up_proj` as the pattern of all blocks; a name without numbers as itself.
+fn over_blocks(name: &str) -> String {
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    if !name.split('.').any(is_number) {
+        return name.to_owned();
+    }
+    let parts: Vec<&str> = name.split('.').map(|p| if is_number(p) { r"\d+" } else { p }).collect();
+    format!("re:{}$", parts.join(r"\."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::Quantization;
+
+    fn int(bits: u8, group: Group) -> Option<Scheme> {
+        Some(Scheme::Int(IntScheme { bits, group, symmetric: true }))
+    }
+
+    /// What a reader of the settings makes of each module is what was written, and no entry is idle.
+    fn check(modules: &[(String, Option<Scheme>)]) -> Value {
+        let settings = quantization_config(modules);
+        let back = Quantization::parse(&json!({ "quantization_config": settings }), None).unwrap();
+        for (name, scheme) in modules {
+            assert_eq!(back.scheme_of(name), scheme.as_ref(), "{name} in {settings}");
+        }
+        let lists = (settings["config_groups"].as_object().unwrap().values()).map(|g| &g["targets"]);
+        for entry in lists.chain([&settings["ignore"]]).flat_map(|l| l.as_array().unwrap()) {
+            let target = super::super::target::Target::parse(entry.as_str().unwrap()).unwrap();
+            assert!(modules.iter().any(|(name, _)| target.matches(name).is_some()), "{entry} is idle");
+        }
+        settings
+    }
+
+    fn block(i: usize, scheme: impl Fn(&str) -> Option<Scheme>) -> Vec<(String, Option<Scheme>)> {
+        let names = ["self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj"];
+        names.iter().map(|n| (format!("model.layers.{i}.{n}"), scheme(n))).collect()
+    }
+
+    #[test]
+    fn one_scheme_targets_the_class_and_ignores_by_name() {
+        let mut modules = block(0, |_| int(4, Group::Columns(32)));
+        modules[1].1 = None;
+        modules.push(("lm_head".to_owned(), None));
+        let settings = check(&modules);
+        assert_eq!(settings["config_groups"]["group_0"]["targets"], json!(["Linear"]));
+        assert_eq!(settings["ignore"], json!(["model.layers.0.self_attn.k_proj", "lm_head"]));
+    }
+
+    #[test]
+    fn several_schemes_target_patterns_where_these_fit_and_names_where_not() {
+        let of = |name: &str| int(if name.starts_with("mlp") { 4 } else { 8 }, Group::Row);
+        let mut modules: Vec<_> = (0..12).flat_map(|i| block(i, of)).collect();
+        modules.push(("lm_head".to_owned(), None));
+        let settings = check(&modules);
+        let patterns = json!([r"re:model\.layers\.\d+\.mlp\.up_proj$", r"re:model\.layers\.\d+\.mlp\.down_proj$"]);
+        assert_eq!(settings["config_groups"]["group_1"]["targets"], patterns);
+        assert_eq!(settings["ignore"], json!([]));
+
+        modules[3].1 = int(8, Group::Row);
+        modules[6].1 = None;
+        let targets = &check(&modules)["config_groups"]["group_0"]["targets"];
+        assert!(targets.as_array().unwrap().contains(&json!("model.layers.0.mlp.down_proj")));
+    }
+
+    #[test]
+    fn a_few_linears_and_a_quantized_head() {
+        let mut modules: Vec<_> = (0..3).flat_map(|i| block(i, |_| None)).collect();
+        for i in [0, 5, 10] {
+            modules[i].1 = int(4, Group::Columns(64));
+        }
+        modules.push(("lm_head".to_owned(), int(8, Group::Row)));
+        check(&modules);
+        modules.iter_mut().for_each(|m| m.1 = int(4, Group::Columns(64)));
+        assert_eq!(check(&modules)["ignore"], json!([]));
+    }
+}

@@ -1,0 +1,93 @@
+use fewbit_format::{Dtype, Error, Group, IntCodes, IntGrid, Result, ScaleType, Storage, Tensor, Zeros};
+use serde_json::Value;
+
+use super::settings;
+use crate::layout::module::scale_dtype;
+use crate::layout::words::{pack_columns, pack_rows, transposed, words_for};
+use crate::layout::{Layout, Scheme};
+
+/// compressed-tensors' `pack-quantized`: what vLLM and transformers load.
+///
+/// `weight_packed` i32 `[out, ⌈in·bits/32⌉]`, each row a little-endian bit stream of `signed value + 2^(bits−1)`;
+/// `weight_scale` `[out, groups]`; `weight_zero_point` i32 `[⌈out·bits/32⌉, groups]`, each column such a stream;
+/// `weight_shape` i64 `[2]`. (vLLM's kernels take 4 and 8 bits, per row or group.)
+pub struct CompressedTensors;
+
+impl CompressedTensors {
+    fn why_not(codes: &IntCodes) -> Option<String> {
+        let grid = codes.grid();
+        if !(2..=8).contains(&grid.bits) {
+            return Some(format!("pack-quantized holds 2 to 8 bits, not {}", grid.bits));
+        }
+        if grid.scale == ScaleType::F32 {
+            return Some("pack-quantized holds scales in F16 or BF16, not F32".to_owned());
+        }
+        if matches!(codes.zeros(), Zeros::Offsets(_)) {
+            return Some("pack-quantized holds integer zero points, not real offsets".to_owned());
+        }
+        codes.group_index().map(|_| "compressed-tensors has given up reordered groups (g_idx)".to_owned())
+    }
+}
+
+impl Layout for CompressedTensors {
+    fn name(&self) -> &'static str {
+        "compressed-tensors"
+    }
+
+    fn can_hold(&self, storage: &Storage) -> Result<(), String> {
+        match storage {
+            Storage::Dense(_) => Ok(()),
+            Storage::Int(codes) => Self::why_not(codes).map_or(Ok(()), Err),
+            Storage::Ggml(_) => Err("compressed-tensors does not hold blocks of ggml".to_owned()),
+        }
+    }
+
+    fn tensors(&self, module: &str, storage: &Storage) -> Result<Vec<(String, Tensor)>> {
+        self.can_hold(storage)
+            .map_err(|why| Error::input(why).place(format!("`{module}`")).hint("write it with `--format fewbit`"))?;
+        let named = |suffix: &str, tensor: Tensor| (format!("{module}.{suffix}"), tensor);
+        let codes = match storage {
+            Storage::Int(codes) => codes,
+            Storage::Dense(tensor) => return Ok(vec![named("weight", tensor.clone())]),
+            Storage::Ggml(_) => return Err(Error::internal("blocks of ggml were refused before")),
+        };
+        let [rows, cols] = codes.shape();
+        let IntGrid { bits, group, scale, .. } = codes.grid();
+        let mut unpacked = vec![0; rows * cols];
+        for (r, row) in unpacked.chunks_exact_mut(cols).enumerate() {
+            codes.row_codes(r, row);
+        }
+        let groups = codes.groups_per_row();
+        let packed = words([rows, words_for(cols, bits)], pack_rows(&unpacked, cols, bits));
+        let scale_shape: &[usize] = if group == Group::Tensor { &[1] } else { &[rows, groups] };
+        let shape = [rows, cols].iter().flat_map(|n| (*n as i64).to_le_bytes()).collect::<Vec<u8>>();
+        let mut tensors = vec![
+            named("weight_packed", packed),
+            named("weight_scale", Tensor::from_f32(scale_dtype(scale), scale_shape, codes.scales())?),
+            named("weight_shape", Tensor { dtype: Dtype::I64, shape: vec![2], bytes: shape.into() }),
+        ];
+        if let Zeros::Codes(zeros) = codes.zeros() {
+            tensors.push(named(
+                "weight_zero_point",
+                match group {
+                    // One zero point is not packed.
+                    Group::Tensor => Tensor {
+                        dtype: Dtype::I8,
+                        shape: vec![1],
+                        bytes: zeros.iter().map(|z| z.wrapping_sub(1 << (bits - 1))).collect::<Vec<u8>>().into(),
+                    },
+                    _ => words([words_for(rows, bits), groups], pack_columns(&transposed(zeros, groups), rows, bits)),
+                },
+            ));
+        }
+        Ok(tensors)
+    }
+
+    fn quantization_config(&self, modules: &[(String, Option<Scheme>)]) -> Value {
+        settings::quantization_config(modules)
+    }
+}
+
+fn words(shape: [usize; 2], bytes: Vec<u8>) -> Tensor {
+    Tensor { dtype: Dtype::I32, shape: shape.to_vec(), bytes: bytes.into() }
+}

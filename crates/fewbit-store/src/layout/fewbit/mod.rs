@@ -1,0 +1,37 @@
+//! Our own layout, for what no established one holds; `docs/format.md` has every byte.
+
+mod config;
+mod read;
+mod write;
+
+use fewbit_format::Group;
+
+pub use config::FewbitConfig;
+pub(super) use read::read;
+pub use write::Fewbit;
+
+use super::Scheme;
+
+/// The tensors of one band, of which some may be absent.
+const PARTS: &[&str] = &["codes", "scales", "zeros", "offsets", "group_index"];
+
+/// All tensor names that a module's weight may have.
+pub(super) fn names(config: &FewbitConfig, module: &str) -> Vec<String> {
+    let mut names = vec![format!("{module}.weight")];
+    let bands = match config.scheme_of(module) {
+        Some(Scheme::Bands(bands)) => (0..bands.len()).map(|i| format!(".{i}")).collect(),
+        _ => vec![String::new()],
+    };
+    for band in bands {
+        names.extend(PARTS.iter().map(|part| format!("{module}.weight.{part}{band}")));
+    }
+    names
+}
+
+/// The shape of the scales of one band.
+fn scale_shape(group: Group, rows: usize, cols: usize) -> Vec<usize> {
+    match group {
+        Group::Tensor => vec![1],
+        _ => vec![rows, cols / group.width(cols)],
+    }
+}

@@ -1,0 +1,92 @@
+use fewbit_format::{Band, Dtype, Error, IntCodes, IntGrid, Result, Storage, Tensor, Zeros, pack_bits, packed_len};
+use serde_json::Value;
+
+use super::{config, scale_shape};
+use crate::layout::module::scale_dtype;
+use crate::layout::{Layout, Scheme};
+
+/// Our own layout, for what no established one holds: any width, F32 scales, real offsets, reordered groups, bands.
+///
+/// `docs/format.md` has every byte.
+pub struct Fewbit;
+
+impl Fewbit {
+    fn band(module: &str, codes: &IntCodes, suffix: &str) -> Result<Vec<(String, Tensor)>> {
+        let [rows, cols] = codes.shape();
+        let IntGrid { bits, group, scale, .. } = codes.grid();
+        let named = |part: &str, tensor: Tensor| (format!("{module}.weight.{part}{suffix}"), tensor);
+        let bytes = |shape: Vec<usize>, bytes: Vec<u8>| Tensor { dtype: Dtype::U8, shape, bytes: bytes.into() };
+        let row_bytes = packed_len(cols, bits);
+        let mut packed = vec![0; rows * row_bytes];
+        let mut row = vec![0; cols];
+        for (r, out) in packed.chunks_exact_mut(row_bytes).enumerate() {
+            codes.row_codes(r, &mut row);
+            pack_bits(&row, bits, out);
+        }
+        let shape = scale_shape(group, rows, cols);
+        let mut tensors = vec![
+            named("codes", bytes(vec![rows, row_bytes], packed)),
+            named("scales", Tensor::from_f32(scale_dtype(scale), &shape, codes.scales())?),
+        ];
+        match codes.zeros() {
+            Zeros::Middle => {}
+            Zeros::Codes(zeros) => {
+                let mut packed = vec![0; packed_len(zeros.len(), bits)];
+                pack_bits(zeros, bits, &mut packed);
+                tensors.push(named("zeros", bytes(vec![packed.len()], packed)));
+            }
+            Zeros::Offsets(offsets) => {
+                tensors.push(named("offsets", Tensor::from_f32(scale_dtype(scale), &shape, offsets)?));
+            }
+        }
+        if let Some(index) = codes.group_index() {
+            let index: Vec<i32> = index.iter().map(|k| *k as i32).collect();
+            tensors.push(named("group_index", Tensor::from_i32(&[cols], &index)));
+        }
+        Ok(tensors)
+    }
+}
+
+impl Layout for Fewbit {
+    fn name(&self) -> &'static str {
+        "fewbit"
+    }
+
+    fn can_hold(&self, storage: &Storage) -> Result<(), String> {
+        match storage {
+            Storage::Dense(_) | Storage::Int(_) => Ok(()),
+            Storage::Ggml(_) => Err("the `fewbit` layout does not hold blocks of ggml".to_owned()),
+        }
+    }
+
+    fn tensors(&self, module: &str, storage: &Storage) -> Result<Vec<(String, Tensor)>> {
+        match storage {
+            Storage::Dense(tensor) => Ok(vec![(format!("{module}.weight"), tensor.clone())]),
+            Storage::Int(codes) => Self::band(module, codes, ""),
+            Storage::Ggml(_) => {
+                Err(Error::input(format!("`{module}`: the `fewbit` layout does not hold blocks of ggml"))
+                    .hint("write it with `--format gguf`"))
+            }
+        }
+    }
+
+    fn band_tensors(&self, module: &str, bands: &[Band]) -> Result<Vec<(String, Tensor)>> {
+        if let [band] = bands {
+            return self.tensors(module, &band.storage);
+        }
+        let mut tensors = Vec::new();
+        for (i, band) in bands.iter().enumerate() {
+            let Storage::Int(codes) = &band.storage else {
+                return Err(Error::input(format!(
+                    "band {i} of `{module}` is not integer codes, which the `fewbit` layout needs"
+                )));
+            };
+            tensors.extend(Self::band(module, codes, &format!(".{i}"))?);
+        }
+        Ok(tensors)
+    }
+
+    fn quantization_config(&self, modules: &[(String, Option<Scheme>)]) -> Value {
+        config::quantization_config(modules)
+    }
+}

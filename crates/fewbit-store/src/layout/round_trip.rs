@@ -1,0 +1,175 @@
+//! What each layout writes, it reads.
+
+use std::collections::BTreeMap;
+
+use fewbit_format::{Band, Dtype, GgmlBlocks, GgmlType, Group, IntCodes, IntGrid, ScaleType, Storage, Tensor, Zeros};
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+fn codes(rows: usize, cols: usize, grid: IntGrid, offsets: bool, seed: u64) -> IntCodes {
+    let noise = |i: usize| ((seed ^ i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) as u32;
+    let code = |i: usize| (noise(i) & ((1 << grid.bits) - 1)) as u8;
+    let groups = if grid.group == Group::Tensor { 1 } else { rows * (cols / grid.group.width(cols)) };
+    let real = |i: usize| grid.scale.round(noise(i) as f32 * 1e-9 + 1e-3);
+    let zeros = match (grid.symmetric, offsets) {
+        (true, _) => Zeros::Middle,
+        (false, false) => Zeros::Codes((0..groups).map(|i| code(i + 5_000)).collect()),
+        (false, true) => Zeros::Offsets((0..groups).map(|i| -real(i + 6_000)).collect()),
+    };
+    let all: Vec<u8> = (0..rows * cols).map(code).collect();
+    IntCodes::new(rows, cols, grid, &all, (0..groups).map(real).collect(), zeros).unwrap()
+}
+
+fn grids() -> impl Strategy<Value = (usize, usize, IntGrid)> {
+    let group = prop_oneof![Just(Group::Tensor), Just(Group::Row), (1usize..20).prop_map(Group::Columns)];
+    let scale = prop_oneof![Just(ScaleType::F16), Just(ScaleType::BF16), Just(ScaleType::F32)];
+    (1usize..40, 1usize..4, 1u8..=8, group, any::<bool>(), scale).prop_map(
+        |(rows, n, bits, group, symmetric, scale)| {
+            let cols = if let Group::Columns(g) = group { g * n } else { 13 * n };
+            (rows, cols, IntGrid { bits, group, symmetric, scale })
+        },
+    )
+}
+
+fn quantization(layout: &dyn Layout, scheme: Option<Scheme>) -> Quantization {
+    let settings = layout.quantization_config(&[("m".to_owned(), scheme), ("lm_head".to_owned(), None)]);
+    Quantization::parse(&json!({ "quantization_config": settings }), None).unwrap()
+}
+
+/// Writes, reads, and finds the same.
+fn check(layout: &dyn Layout, codes: &IntCodes) {
+    let storage = Storage::Int(codes.clone());
+    let tensors: BTreeMap<String, Tensor> = layout.tensors("m", &storage).unwrap().into_iter().collect();
+    let q = quantization(layout, Scheme::of(&storage));
+    assert!(is_quantized(&q, &tensors, "m"));
+    let names = tensor_names(&q, "m");
+    for (name, tensor) in &tensors {
+        assert!(names.contains(name), "{name}");
+        assert_eq!(tensor.len() * tensor.dtype.size_bytes(), tensor.bytes.len(), "{name}");
+    }
+    let Storage::Int(back) = read_linear(&q, &tensors, "m", codes.shape()).unwrap() else {
+        panic!("not integer codes")
+    };
+    assert_eq!(back, *codes);
+}
+
+proptest! {
+    #[test]
+    fn fewbit_holds_every_grid((rows, cols, grid) in grids(), offsets: bool, reordered: bool, seed: u64) {
+        let mut codes = codes(rows, cols, grid, offsets, seed);
+        if reordered {
+            let groups = codes.groups_per_row() as u32;
+            codes = codes.with_group_index((0..cols as u32).map(|c| c % groups).collect()).unwrap();
+        }
+        check(&Fewbit, &codes);
+    }
+
+    #[test]
+    fn pack_quantized_holds_what_it_says((rows, cols, grid) in grids(), seed: u64) {
+        let codes = codes(rows, cols, grid, false, seed);
+        match CompressedTensors.can_hold(&Storage::Int(codes.clone())) {
+            Ok(()) => check(&CompressedTensors, &codes),
+            Err(why) => prop_assert!(grid.bits == 1 || grid.scale == ScaleType::F32, "{}", why),
+        }
+    }
+
+    /// Any tensor may be damaged in type, shape or presence: a sentence, never a panic.
+    #[test]
+    fn damage_gives_a_sentence((rows, cols, grid) in grids(), which: prop::sample::Index, how in 0..4, fewbit: bool, seed: u64) {
+        let grid = IntGrid { bits: grid.bits.max(2), scale: ScaleType::F16, ..grid };
+        let storage = Storage::Int(codes(rows, cols, grid, false, seed));
+        let layout: &dyn Layout = if fewbit { &Fewbit } else { &CompressedTensors };
+        let mut tensors: BTreeMap<String, Tensor> = layout.tensors("m", &storage).unwrap().into_iter().collect();
+        let name = which.get(&tensors.keys().cloned().collect::<Vec<_>>()).clone();
+        let tensor = tensors.get_mut(&name).unwrap();
+        match how {
+            0 => { tensors.remove(&name); }
+            1 => *tensor = Tensor::from_i32(&[3, 5], &[-1; 15]),
+            2 => tensor.shape.push(2),
+            _ => tensor.dtype = Dtype::F64,
+        }
+        let q = quantization(layout, Scheme::of(&storage));
+        // Only the shape is redundant in pack-quantized.
+        if let Err(e) = read_linear(&q, &tensors, "m", [rows, cols]) {
+            prop_assert!(e.to_string().starts_with("tensor `m.weight"), "{}", e);
+        } else {
+            prop_assert_eq!(name, "m.weight_shape");
+        }
+    }
+}
+
+#[test]
+fn bands_of_rows_come_back() {
+    let grid = IntGrid { bits: 3, group: Group::Row, symmetric: false, scale: ScaleType::BF16 };
+    let upper = codes(5, 26, grid, false, 1);
+    let lower = codes(7, 26, IntGrid { bits: 5, group: Group::Columns(13), ..grid }, true, 2);
+    let bands = [Band { rows: 0..5, storage: Storage::Int(upper) }, Band { rows: 5..12, storage: Storage::Int(lower) }];
+    let q = quantization(&Fewbit, Scheme::of_bands(&bands));
+    let tensors: BTreeMap<String, Tensor> = Fewbit.band_tensors("m", &bands).unwrap().into_iter().collect();
+    let names = tensor_names(&q, "m");
+    assert!(tensors.keys().all(|t| names.contains(t)));
+    let back = read_bands(&q, &tensors, "m", [12, 26]).unwrap();
+    assert_eq!(back.len(), 2);
+    for (band, ours) in back.iter().zip(&bands) {
+        let (Storage::Int(back), Storage::Int(ours)) = (&band.storage, &ours.storage) else {
+            panic!("not integer codes")
+        };
+        assert_eq!((&band.rows, back), (&band.rows, ours));
+    }
+    let fails = |r: Result<String>| r.unwrap_err().to_string();
+    assert_eq!(
+        fails(read_bands(&q, &tensors, "m", [13, 26]).map(|_| String::new())),
+        "tensor `m.weight`: bands of [5, 7] rows in the settings, where the config asks for 13 rows"
+    );
+    assert_eq!(
+        fails(read_linear(&q, &tensors, "m", [12, 26]).map(|_| String::new())),
+        "`m` lies in 2 bands of rows, where one is needed"
+    );
+    let why = CompressedTensors.band_tensors("m", &bands).unwrap_err().to_string();
+    assert!(
+        why.ends_with("compressed-tensors stores all rows of a matrix alike; write it with `--format fewbit`"),
+        "{why}"
+    );
+}
+
+#[test]
+fn plain_weights_stay_plain() {
+    let weight = Tensor::from_f32(Dtype::BF16, &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
+    for layout in [&CompressedTensors as &dyn Layout, &Fewbit] {
+        let storage = Storage::Dense(weight.clone());
+        assert_eq!(layout.can_hold(&storage), Ok(()));
+        let tensors: BTreeMap<String, Tensor> = layout.tensors("lm_head", &storage).unwrap().into_iter().collect();
+        let q = quantization(layout, None);
+        assert!(!is_quantized(&q, &tensors, "lm_head"));
+        assert!(
+            matches!(read_linear(&q, &tensors, "lm_head", [2, 3]), Ok(Storage::Dense(t)) if t.bytes == weight.bytes)
+        );
+        let e = read_linear(&q, &tensors, "lm_head", [3, 2]).unwrap_err().to_string();
+        assert!(e.starts_with("tensor `lm_head.weight`: has shape [2, 3], where the config asks for [3, 2]"), "{e}");
+        assert!(read_linear(&q, &tensors, "lm_head", [0, 2]).is_err());
+        assert!(read_linear(&q, &tensors, "lm_head", [usize::MAX, 2]).is_err());
+        let blocks = GgmlBlocks { kind: GgmlType::Q4_0, rows: 0, cols: 32, bytes: Vec::new().into() };
+        assert!(layout.can_hold(&Storage::Ggml(blocks)).unwrap_err().contains("ggml"));
+    }
+}
+
+#[test]
+fn fp8_is_code_times_the_scale_of_its_block() {
+    let settings = json!({ "quant_method": "fp8", "weight_block_size": [2, 2], "activation_scheme": "dynamic" });
+    let q = Quantization::parse(&json!({ "quantization_config": settings }), None).unwrap();
+    let weight = Tensor {
+        dtype: Dtype::F8E4M3,
+        shape: vec![3, 3],
+        bytes: vec![0x38, 0xb8, 0x40, 0, 0x30, 0x38, 0x38, 0x38, 0x7e].into(),
+    };
+    let tensors = BTreeMap::from([
+        ("m.weight".to_owned(), weight),
+        ("m.weight_scale_inv".to_owned(), Tensor::from_f32(Dtype::F32, &[2, 2], &[2.0, 3.0, 5.0, 7.0]).unwrap()),
+    ]);
+    let Storage::Dense(t) = read_linear(&q, &tensors, "m", [3, 3]).unwrap() else { panic!("not plain floats") };
+    assert_eq!(t.to_f32().unwrap(), [2.0, -2.0, 6.0, 0.0, 1.0, 3.0, 5.0, 5.0, 3136.0]);
+    assert!(q.check(false).unwrap_err().to_string().contains("activations to fp8 (dynamic)"));
+    assert!(read_linear(&q, &tensors, "m", [3, 2]).is_err());
+}
