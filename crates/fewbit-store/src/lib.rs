@@ -1,3 +1,20 @@
 //! Checkpoints on disk: safetensors folders and GGUF files, read through maps, written aside and renamed.
 
+mod checkpoint;
+mod elements;
+mod finite;
+mod gguf;
+mod gguf_config;
+mod json;
 pub mod layout;
+mod mapped;
+mod model_file;
+mod place;
+mod safetensors;
+mod shards;
+
+pub use checkpoint::Checkpoint;
+pub use elements::{Elements, UnreadBlocks};
+pub use gguf::{Gguf, GgufTensor, GgufWriter, NumberType, Numbers, TensorPlan, Value};
+pub use model_file::{ModelFile, PartWeights};
+pub use safetensors::Safetensors;

@@ -1,0 +1,63 @@
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use fewbit_format::{Error, Result};
+use memmap2::{Mmap, UncheckedAdvice};
+
+/// A file mapped for reading; slices of [`Mapped::bytes`] keep the map alive.
+#[derive(Debug)]
+pub(crate) struct Mapped {
+    path: PathBuf,
+    map: Arc<Mmap>,
+    bytes: Bytes,
+}
+
+struct Owner(Arc<Mmap>);
+
+impl AsRef<[u8]> for Owner {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Mapped {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let opened = File::open(path).and_then(|f| f.metadata().map(|m| (f, m)));
+        let (file, metadata) = opened.map_err(|e| Error::io("opening", path, &e))?;
+        // A pipe or device has no length to check, and opening it may never end.
+        if !metadata.is_file() {
+            return Err(Error::input("is no regular file").file(path));
+        }
+        // SAFETY: the map is only read. A file that another process shortens meanwhile ends this one with SIGBUS, as
+        // for every reader through maps; its length is checked against its header when it is opened.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("mapping", path, &e))?;
+        let map = Arc::new(map);
+        let bytes = Bytes::from_owner(Owner(Arc::clone(&map)));
+        Ok(Self { path: path.to_owned(), map, bytes })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// Gives the pages of a range back to the system; they are read again when they are touched again.
+    pub(crate) fn drop_pages(&self, range: Range<usize>) {
+        if range.is_empty() {
+            return;
+        }
+        // SAFETY: the map is shared, read-only and backed by a file, so that dropped pages come back with the same
+        // bytes; nothing is ever written to them.
+        let dropped = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        if let Err(e) = dropped {
+            // Only resident memory depends on it.
+            log::debug!("{}: dropping pages failed: {e}", self.path.display());
+        }
+    }
+}
