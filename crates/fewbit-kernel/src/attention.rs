@@ -1,7 +1,6 @@
 //! Causal attention over a cache of keys and values.
 
 mod block;
-mod tile;
 
 use std::cell::RefCell;
 
@@ -80,7 +79,7 @@ pub fn attention(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::elementwise::lanes::tests::at_every_level;
+    use crate::lanes::tests::at_every_level;
 
     /// Numbers in -1..1 that look random.
     fn noise(n: usize, seed: u32) -> Vec<f32> {

@@ -5,7 +5,6 @@
 
 pub(crate) mod activation;
 mod arithmetic;
-pub(crate) mod lanes;
 mod norm;
 mod rotary;
 mod softmax;

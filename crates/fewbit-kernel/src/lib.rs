@@ -6,9 +6,12 @@
 pub mod attention;
 pub mod cpu;
 pub mod elementwise;
+mod lanes;
 pub mod linear;
 pub mod product;
 pub mod team;
+mod tile;
+pub mod triangular;
 
 pub use cpu::Level;
 pub use team::Team;

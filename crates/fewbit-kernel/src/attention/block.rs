@@ -1,11 +1,11 @@
 use std::ops::Range;
 
 use super::AttentionShape;
-use super::tile::{ROWS, add_product};
 use crate::elementwise::activation::softcap_lanes;
-use crate::elementwise::lanes::{Simd, vectorised};
 use crate::elementwise::transcendental::exp_lanes;
+use crate::lanes::{Simd, vectorised};
 use crate::team::Disjoint;
+use crate::tile::{ROWS, add_product};
 
 /// Keys whose scores are computed before the running maximum moves. Part of the arithmetic: it fixes every sum's order.
 const KEYS: usize = 64;
@@ -71,7 +71,7 @@ fn attend_lanes<S: Simd>(
 ) {
     let (rows, dim) = (queries.rows(), queries.shape.head_dim);
     let padded = dim.next_multiple_of(S::LANES);
-    let mut work = Work::new(scratch, rows, dim, padded);
+    let work = Work::new(scratch, rows, dim, padded);
     for r in 0..rows {
         let at = queries.offset(r);
         for (to, from) in work.queries[r * dim..(r + 1) * dim].iter_mut().zip(&q[at..at + dim]) {

@@ -1,8 +1,8 @@
 //! Activation functions, in place.
 
 use super::arithmetic::each;
-use super::lanes::{Simd, vectorised};
 use super::transcendental::{exp_lanes, one_plus_erf_lanes, tanh_lanes};
+use crate::lanes::{Simd, vectorised};
 
 vectorised! {
     /// `x ← x / (1 + e⁻ˣ)`, also called swish.
@@ -99,7 +99,7 @@ pub(crate) fn softcap_lanes<S: Simd>(s: S, x: S::V, cap: S::V) -> S::V {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::elementwise::lanes::tests::at_every_level;
+    use crate::lanes::tests::at_every_level;
 
     /// Largest error relative to `1e-3 + |want|`, over a grid of odd length.
     fn worst(run: impl Fn(&mut [f32]), want: impl Fn(f64) -> f64) -> f64 {

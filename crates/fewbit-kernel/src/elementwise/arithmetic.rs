@@ -1,6 +1,6 @@
 //! Sums and products of equal shapes.
 
-use super::lanes::{Simd, vectorised};
+use crate::lanes::{Simd, vectorised};
 
 vectorised! {
     /// `x ← x ⊙ y`.
@@ -89,7 +89,7 @@ pub(super) fn each_pair<S: Simd>(s: S, x: &mut [f32], y: &[f32], f: impl Fn(S::V
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::elementwise::lanes::tests::at_every_level;
+    use crate::lanes::tests::at_every_level;
 
     #[test]
     fn every_length_is_plain_arithmetic() {

@@ -1,6 +1,6 @@
 //! Normalisation of rows.
 
-use super::lanes::{Simd, vectorised};
+use crate::lanes::{Simd, vectorised};
 
 /// `out ← gain ⊙ x / √(mean(x²) + eps)` for each row of `x [rows, width]`.
 ///
@@ -134,7 +134,7 @@ fn affine<S: Simd>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::elementwise::lanes::tests::at_every_level;
+    use crate::lanes::tests::at_every_level;
 
     fn wave(n: usize, step: f32) -> Vec<f32> {
         (0..n).map(|i| (i as f32 * step).sin() * 3.0 + 0.8).collect()

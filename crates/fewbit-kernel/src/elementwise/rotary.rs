@@ -1,6 +1,6 @@
 //! Rotary positions.
 
-use super::lanes::{Simd, vectorised};
+use crate::lanes::{Simd, vectorised};
 
 /// Rotates the first `rotary_dims` of each head by the token's angles, halves paired.
 ///
@@ -45,7 +45,7 @@ fn rotate_all<S: Simd>(s: S, x: &mut [f32], heads: usize, head_dim: usize, half:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::elementwise::lanes::tests::at_every_level;
+    use crate::lanes::tests::at_every_level;
 
     #[test]
     fn pairs_turn_and_the_rest_stays() {

@@ -1,8 +1,8 @@
 //! Probabilities from logits.
 
 use super::arithmetic::each;
-use super::lanes::{Simd, vectorised};
 use super::transcendental::exp_lanes;
+use crate::lanes::{Simd, vectorised};
 
 vectorised! {
     /// `x ← e^(x − max x) / Σ e^(x − max x)` over one row; the sum is accumulated in f64.
@@ -80,7 +80,7 @@ fn log_softmax_all<S: Simd>(s: S, logits: &[f32]) -> (f32, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::elementwise::lanes::tests::at_every_level;
+    use crate::lanes::tests::at_every_level;
 
     fn row(n: usize) -> Vec<f32> {
         (0..n).map(|i| (i as f32 * 1.3).sin() * 9.0 + 2.0).collect()

@@ -1,7 +1,7 @@
 //! Exponential, hyperbolic tangent and error function of vectors.
 
 use super::arithmetic::each;
-use super::lanes::{Simd, vectorised};
+use crate::lanes::{Simd, vectorised};
 
 vectorised! {
     /// `x ← eˣ`, within 2 units in the last place; 0 and ∞ beyond the range of f32.
@@ -85,7 +85,7 @@ pub(crate) fn one_plus_erf_lanes<S: Simd>(s: S, a: S::V) -> S::V {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::elementwise::lanes::tests::at_every_level;
+    use crate::lanes::tests::at_every_level;
 
     vectorised! {
         fn tanh(x: &mut [f32]) = tanh_all

@@ -7,7 +7,6 @@
 use crate::cpu::{self, Level};
 
 #[cfg(target_arch = "x86_64")]
-#[path = "x86.rs"]
 mod x86;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
@@ -88,7 +87,7 @@ macro_rules! vectorised {
         $vis fn $name($($arg: $type),*) $(-> $result)? {
             #[cfg(target_arch = "x86_64")]
             {
-                use $crate::elementwise::lanes::{Avx2, Avx512};
+                use $crate::lanes::{Avx2, Avx512};
 
                 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
                 fn avx512($($arg: $type),*) $(-> $result)? {
@@ -100,7 +99,7 @@ macro_rules! vectorised {
                     // SAFETY: this function runs only where the level was detected.
                     $body(unsafe { Avx2::new() }, $($arg),*)
                 }
-                match $crate::elementwise::lanes::level() {
+                match $crate::lanes::level() {
                     // SAFETY: the level was detected.
                     $crate::Level::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: the level was detected.
@@ -108,7 +107,7 @@ macro_rules! vectorised {
                     $crate::Level::Scalar => {}
                 }
             }
-            $body($crate::elementwise::lanes::Portable, $($arg),*)
+            $body($crate::lanes::Portable, $($arg),*)
         }
     };
 }

@@ -1,16 +1,16 @@
-//! The small product that attention is made of.
+//! A small product on a few rows, for kernels that keep their operands in cache.
 
-use crate::elementwise::lanes::Simd;
+use crate::lanes::Simd;
 
 /// Rows of one [`add_product`] at most.
-pub(super) const ROWS: usize = 6;
+pub(crate) const ROWS: usize = 6;
 
 /// `C[rows, cols] += A[rows, depth] · B[depth, cols]`, each with its stride; `cols` in whole vectors.
 ///
 /// An element of C is one chain of multiply-adds over `depth` in order, whatever the shape: products with zeros at the
 /// ends of `depth` leave it as it is.
 #[inline(always)]
-pub(super) fn add_product<S: Simd>(
+pub(crate) fn add_product<S: Simd>(
     s: S,
     [rows, depth, cols]: [usize; 3],
     a: &[f32],
