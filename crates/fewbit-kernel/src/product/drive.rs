@@ -12,6 +12,12 @@ use crate::{Level, Team};
 /// Rows of the left operand that are rearranged at once; a multiple of every tile's rows. Bounds the scratch.
 const ROWS: usize = 516;
 
+/// Tiles in a stripe: the rearranged rows of the left operand are fetched from afar once for so many.
+const STRIPE_TILES: usize = 4;
+
+/// Panels of the left operand that are used by all tiles of a stripe before the next: about 120 KiB.
+const NEAR_PANELS: usize = 10;
+
 /// Up to so many rows the weights are multiplied as they stream by, without rearranging them.
 const FEW_ROWS: usize = 8;
 
@@ -160,12 +166,13 @@ pub(crate) fn multiply(team: &Team, level: Level, m: usize, k: usize, left: Left
             let packed = scratch.left.take(k * panels * kernels.mr);
             pack_left(team, kernels, &left, rows.clone(), k, packed);
             let packed = &*packed;
-            let stripes: usize = jobs.iter().map(|j| j.n.div_ceil(kernels.nr)).sum();
+            let width = STRIPE_TILES * kernels.nr;
+            let stripes: usize = jobs.iter().map(|j| j.n.div_ceil(width)).sum();
             // Few stripes: the rows are shared out too. No element's sum depends on it.
             let parts = (4 * team.threads()).div_ceil(stripes.max(1)).clamp(1, panels);
             let part_panels = panels.div_ceil(parts);
             team.run(stripes * parts, &|task| {
-                let (job, stripe) = locate(jobs, task / parts, kernels.nr);
+                let (job, stripe) = locate(jobs, task / parts, width);
                 let first = task % parts * part_panels;
                 let panels_here = first..(first + part_panels).min(panels);
                 let block = Block { kernels, k, packed, panels, rows: rows.clone() };
@@ -251,22 +258,17 @@ struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// One stripe of `job`: each block of k is rearranged once, and used by all panels while it is in the L1 cache.
+    /// One stripe of `job`, a few tiles wide. For each block of k the stripe is rearranged once; then every tile of it
+    /// meets [`NEAR_PANELS`] panels while it is in the L1 cache and these are in the L2 cache.
     fn stripe(&self, job: &Job<'_>, columns: Range<usize>, panels: Range<usize>, scratch: &mut Scratch) {
         let Kernels { mr, nr, .. } = *self.kernels;
-        let panels = if job.upper {
-            // Row r meets column c only if r <= c.
-            let rows = columns.end.saturating_sub(self.rows.start);
-            panels.start..panels.end.min(rows.div_ceil(mr))
-        } else {
-            panels
-        };
+        let panels = panels.start..panels.end.min(self.panels_met(job, columns.end));
         if panels.is_empty() || columns.is_empty() {
             return;
         }
-        let row = |panel: usize| panel * mr;
-        let rows = row(panels.start)..row(panels.end).min(self.rows.len());
-        let right = scratch.right.take(K_BLOCK * nr);
+        let rows = panels.start * mr..(panels.end * mr).min(self.rows.len());
+        let tiles = columns.len().div_ceil(nr);
+        let right = scratch.right.take(K_BLOCK * tiles * nr);
         let (bytes, row_bytes, stored) = match job.right {
             Right::Rows { bytes, stored } => {
                 let row_bytes = self.k * stored.size_bytes();
@@ -281,30 +283,50 @@ impl Block<'_> {
         };
         // SAFETY: rows `rows` and columns `columns` of y are this task's alone, and inside (`Job::check`).
         let y = unsafe { job.y.add((self.rows.start + rows.start) * job.ldy + columns.start) };
-        // The sums of several blocks of k gather in a compact copy; so do those of a stripe that is not a tile wide.
-        let direct = columns.len() == nr && self.k <= K_BLOCK;
-        let (c, ldc) = if direct { (y, job.ldy) } else { (scratch.result.take(rows.len() * nr).as_mut_ptr(), nr) };
+        // The sums of several blocks of k gather in a compact copy; so do those of a stripe that ends inside a tile.
+        let direct = columns.len() == tiles * nr && self.k <= K_BLOCK;
+        let (c, ldc) = if direct {
+            (y, job.ldy)
+        } else {
+            (scratch.result.take(rows.len() * tiles * nr).as_mut_ptr(), tiles * nr)
+        };
         if !direct && job.accumulate {
-            // SAFETY: as above; `c` holds `nr` places for each row.
-            (0..rows.len())
-                .for_each(|r| unsafe { y.add(r * job.ldy).copy_to_nonoverlapping(c.add(r * nr), columns.len()) });
+            for r in 0..rows.len() {
+                // SAFETY: as above; `c` holds `ldc` places for each row.
+                unsafe { y.add(r * job.ldy).copy_to_nonoverlapping(c.add(r * ldc), columns.len()) };
+            }
         }
         for from in (0..self.k.max(1)).step_by(K_BLOCK) {
             let ks = from..(from + K_BLOCK).min(self.k);
-            if let Right::Columns { b, ld } = job.right {
-                copy_columns(b, ld, ks.clone(), columns.clone(), nr, right);
-            } else {
-                // SAFETY: `Job::check` or `decode` vouches for the rows; `right` holds `nr` places for each k.
-                unsafe { self.pack_rows(bytes, row_bytes, stored, ks.clone(), columns.len(), right) };
+            let tile_len = ks.len() * nr;
+            for (t, right) in (0..tiles).zip(right.chunks_mut(tile_len.max(1))) {
+                let here = columns.start + t * nr..(columns.start + (t + 1) * nr).min(columns.end);
+                if let Right::Columns { b, ld } = job.right {
+                    copy_columns(b, ld, ks.clone(), here, nr, right);
+                } else {
+                    // SAFETY: `Job::check` or `decode` vouches for the rows; `right` holds `nr` places for each k.
+                    unsafe {
+                        let bytes = bytes.add(t * nr * row_bytes);
+                        self.pack_rows(bytes, row_bytes, stored, ks.clone(), here.len(), right);
+                    }
+                }
             }
-            for panel in panels.clone() {
-                let count = mr.min(self.rows.len() - row(panel));
-                let a = &self.packed[ks.start * self.panels * mr + panel * ks.len() * mr..][..ks.len() * mr];
-                let add = from > 0 || job.accumulate;
-                // SAFETY: both operands hold `ks.len()` steps; `count` rows of `nr` places begin at `c`.
-                unsafe {
-                    let c = c.add((row(panel) - rows.start) * ldc);
-                    self.kernels.tile[count - 1](ks.len(), a.as_ptr(), right.as_ptr(), c, ldc, add);
+            let add = from > 0 || job.accumulate;
+            for near in panels.clone().step_by(NEAR_PANELS) {
+                let near = near..(near + NEAR_PANELS).min(panels.end);
+                for t in 0..tiles {
+                    let met = self.panels_met(job, columns.start + (t + 1) * nr);
+                    for panel in near.start..near.end.min(met) {
+                        let count = mr.min(self.rows.len() - panel * mr);
+                        let a = &self.packed[ks.start * self.panels * mr + panel * ks.len() * mr..];
+                        debug_assert!(a.len() >= ks.len() * mr);
+                        // SAFETY: both operands hold `ks.len()` steps; `count` rows of `nr` places begin at `c`.
+                        unsafe {
+                            let b = right.as_ptr().add(t * tile_len);
+                            let c = c.add((panel * mr - rows.start) * ldc + t * nr);
+                            self.kernels.tile[count - 1](ks.len(), a.as_ptr(), b, c, ldc, add);
+                        }
+                    }
                 }
             }
         }
@@ -312,12 +334,21 @@ impl Block<'_> {
             // SAFETY: as above.
             let out = unsafe { std::slice::from_raw_parts_mut(y.add(r * job.ldy), columns.len()) };
             if !direct {
-                // SAFETY: `c` holds `nr` places for each row, written by the tiles.
-                out.copy_from_slice(unsafe { std::slice::from_raw_parts(c.add(r * nr), columns.len()) });
+                // SAFETY: `c` holds `ldc` places for each row, written by the tiles.
+                out.copy_from_slice(unsafe { std::slice::from_raw_parts(c.add(r * ldc), columns.len()) });
             }
             if let Some(bias) = job.bias {
                 out.iter_mut().zip(&bias[columns.clone()]).for_each(|(y, b)| *y += b);
             }
+        }
+    }
+
+    /// How many panels lie at least partly above the diagonal, left of column `end`; all, if everything is wanted.
+    fn panels_met(&self, job: &Job<'_>, end: usize) -> usize {
+        if job.upper {
+            end.saturating_sub(self.rows.start).div_ceil(self.kernels.mr).min(self.panels)
+        } else {
+            self.panels
         }
     }
 
