@@ -1,1 +1,9 @@
-//! To be written.
+//! Factorisations on the project's own matrix products.
+//!
+//! Every blocking is a constant, so that a result has the same bits for any number of threads.
+
+mod cholesky;
+mod inverse;
+
+pub use cholesky::{NotPositive, cholesky_in_place};
+pub use inverse::{scratch_bytes, upper_inverse_factor};
