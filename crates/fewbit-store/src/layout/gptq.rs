@@ -106,12 +106,7 @@ pub(super) fn read(config: &GptqConfig, m: Module<'_>) -> Result<Storage> {
     let grid = IntGrid { bits, group, symmetric: zeros == Zeros::Middle, scale };
     let codes = IntCodes::new(rows, cols, grid, &codes, transposed(&scales, rows), zeros)
         .map_err(|e| e.tensor(&m.full_name("qweight")))?;
-    if !m.has("g_idx") {
-        return Ok(Storage::Int(codes));
-    }
-    let index = m.part_as("g_idx", Dtype::I32, &[cols])?.to_i32()?;
-    let index = index.iter().map(|k| *k as u32).collect();
-    codes.with_group_index(index).map(Storage::Int).map_err(|e| e.tensor(&m.full_name("g_idx")))
+    m.grouped_by("g_idx", codes).map(Storage::Int)
 }
 
 /// Zero points `[out, groups]`; they are `2^(bits−1)` in symmetric files, whose flag is not asked.
@@ -121,7 +116,9 @@ fn read_zeros(config: &GptqConfig, m: Module<'_>, bits: u8, groups: usize) -> Re
     let mut zeros = unpack_rows(&qzeros.bytes, groups, rows, bits);
     if config.zeros_are_one_less {
         let most = u8::MAX >> (8 - bits);
-        zeros.iter_mut().for_each(|z| *z = z.wrapping_add(1) & most);
+        for z in &mut zeros {
+            *z = z.wrapping_add(1) & most;
+        }
     }
     if zeros.iter().all(|z| *z == 1 << (bits - 1)) {
         return Ok(Zeros::Middle);

@@ -1,4 +1,4 @@
-use fewbit_format::{Dtype, Error, Result, ScaleType, Tensor};
+use fewbit_format::{Dtype, Error, IntCodes, Result, ScaleType, Tensor};
 
 use super::Tensors;
 
@@ -64,6 +64,17 @@ impl Module<'_> {
             Some(at) => fail(format!("holds {} at position {at}, where a scale is needed", values[at])),
             None => Ok((scale, values)),
         }
+    }
+
+    /// The codes with the groups of their columns from `NAME.suffix`, i32 `[in]`, if there is such a tensor.
+    pub(super) fn grouped_by(&self, suffix: &str, codes: IntCodes) -> Result<IntCodes> {
+        if !self.has(suffix) {
+            return Ok(codes);
+        }
+        let index = self.part_as(suffix, Dtype::I32, &[self.shape[1]])?.to_i32()?;
+        // A negative number becomes one beyond all groups, and is refused as such.
+        let index = index.iter().map(|k| *k as u32).collect();
+        codes.with_group_index(index).map_err(|e| e.tensor(&self.full_name(suffix)))
     }
 }
 

@@ -41,27 +41,16 @@ fn read_int(scheme: IntScheme, packing: Packing, m: Module<'_>) -> Result<Storag
         Group::Row => m.scales("weight_scale", &[&[rows, 1], &[rows]])?,
         Group::Columns(_) => m.scales("weight_scale", &[&[rows, groups]])?,
     };
-    let zeros = match m.has("weight_zero_point") {
-        true => Zeros::Codes(read_zeros(scheme, m, groups)?),
-        false if scheme.symmetric => Zeros::Middle,
-        false => {
-            return Err(
-                Error::input("is missing, and the scheme is asymmetric").tensor(&m.full_name("weight_zero_point"))
-            );
-        }
+    let zeros = if m.has("weight_zero_point") {
+        Zeros::Codes(read_zeros(scheme, m, groups)?)
+    } else if scheme.symmetric {
+        Zeros::Middle
+    } else {
+        return Err(Error::input("is missing, and the scheme is asymmetric").tensor(&m.full_name("weight_zero_point")));
     };
     let grid = IntGrid { bits, group, symmetric: zeros == Zeros::Middle, scale };
     let codes = IntCodes::new(rows, cols, grid, &codes, scales, zeros).map_err(|e| e.tensor(&m.full_name(name)))?;
-    if !m.has("weight_g_idx") {
-        return Ok(Storage::Int(codes));
-    }
-    let index = m.part_as("weight_g_idx", Dtype::I32, &[cols])?.to_i32()?;
-    // -1 everywhere says that columns are in order.
-    if index.iter().all(|k| *k == -1) {
-        return Ok(Storage::Int(codes));
-    }
-    let index = index.iter().map(|k| *k as u32).collect();
-    codes.with_group_index(index).map(Storage::Int).map_err(|e| e.tensor(&m.full_name("weight_g_idx")))
+    m.grouped_by("weight_g_idx", codes).map(Storage::Int)
 }
 
 /// `weight_shape` must agree with the model, for the packed width alone does not tell the columns.
@@ -84,11 +73,11 @@ fn read_zeros(scheme: IntScheme, m: Module<'_>, groups: usize) -> Result<Vec<u8>
     let tensor = m.part("weight_zero_point")?;
     if tensor.dtype == Dtype::I8 {
         let wanted = if group == Group::Tensor { 1 } else { rows * groups };
-        return match tensor.len() == wanted {
-            true => Ok(unsigned(&tensor, bits)),
-            false => Err(Error::input(format!("has {} zero points, where {wanted} are needed", tensor.len()))
-                .tensor(&m.full_name("weight_zero_point"))),
-        };
+        if tensor.len() == wanted {
+            return Ok(unsigned(&tensor, bits));
+        }
+        return Err(Error::input(format!("has {} zero points, where {wanted} are needed", tensor.len()))
+            .tensor(&m.full_name("weight_zero_point")));
     }
     let packed = m.part_as("weight_zero_point", Dtype::I32, &[words_for(rows, bits), groups])?;
     Ok(transposed(&unpack_columns(&packed.bytes, groups, rows, bits), rows))

@@ -103,8 +103,8 @@ mod tests {
     use super::*;
     use crate::layout::Quantization;
 
-    fn int(bits: u8, group: Group) -> Option<Scheme> {
-        Some(Scheme::Int(IntScheme { bits, group, symmetric: true }))
+    fn int(bits: u8, group: Group) -> Scheme {
+        Scheme::Int(IntScheme { bits, group, symmetric: true })
     }
 
     /// What a reader of the settings makes of each module is what was written, and no entry is idle.
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn one_scheme_targets_the_class_and_ignores_by_name() {
-        let mut modules = block(0, |_| int(4, Group::Columns(32)));
+        let mut modules = block(0, |_| Some(int(4, Group::Columns(32))));
         modules[1].1 = None;
         modules.push(("lm_head".to_owned(), None));
         let settings = check(&modules);
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn several_schemes_target_patterns_where_these_fit_and_names_where_not() {
-        let of = |name: &str| int(if name.starts_with("mlp") { 4 } else { 8 }, Group::Row);
+        let of = |name: &str| Some(int(if name.starts_with("mlp") { 4 } else { 8 }, Group::Row));
         let mut modules: Vec<_> = (0..12).flat_map(|i| block(i, of)).collect();
         modules.push(("lm_head".to_owned(), None));
         let settings = check(&modules);
@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(settings["config_groups"]["group_1"]["targets"], patterns);
         assert_eq!(settings["ignore"], json!([]));
 
-        modules[3].1 = int(8, Group::Row);
+        modules[3].1 = Some(int(8, Group::Row));
         modules[6].1 = None;
         let targets = &check(&modules)["config_groups"]["group_0"]["targets"];
         assert!(targets.as_array().unwrap().contains(&json!("model.layers.0.mlp.down_proj")));
@@ -157,11 +157,13 @@ mod tests {
     fn a_few_linears_and_a_quantized_head() {
         let mut modules: Vec<_> = (0..3).flat_map(|i| block(i, |_| None)).collect();
         for i in [0, 5, 10] {
-            modules[i].1 = int(4, Group::Columns(64));
+            modules[i].1 = Some(int(4, Group::Columns(64)));
         }
-        modules.push(("lm_head".to_owned(), int(8, Group::Row)));
+        modules.push(("lm_head".to_owned(), Some(int(8, Group::Row))));
         check(&modules);
-        modules.iter_mut().for_each(|m| m.1 = int(4, Group::Columns(64)));
+        for (_, scheme) in &mut modules {
+            *scheme = Some(int(4, Group::Columns(64)));
+        }
         assert_eq!(check(&modules)["ignore"], json!([]));
     }
 }

@@ -65,10 +65,5 @@ fn read_band(scheme: IntScheme, m: Module<'_>, rows: Range<usize>, band: &str) -
     let grid = IntGrid { bits, group, symmetric: zeros == Zeros::Middle, scale };
     let codes =
         IntCodes::new(rows, cols, grid, &codes, scales, zeros).map_err(|e| e.tensor(&m.full_name(&part("codes"))))?;
-    if !m.has(&part("group_index")) {
-        return Ok(codes);
-    }
-    let index = m.part_as(&part("group_index"), Dtype::I32, &[cols])?.to_i32()?;
-    let index = index.iter().map(|k| *k as u32).collect();
-    codes.with_group_index(index).map_err(|e| e.tensor(&m.full_name(&part("group_index"))))
+    m.grouped_by(&part("group_index"), codes)
 }
