@@ -1,0 +1,269 @@
+//! Values as Python prints them: chat templates were written for a Python engine.
+
+use std::fmt::Write;
+
+use minijinja::value::ValueKind;
+use minijinja::{Error, ErrorKind, Value};
+
+/// Nesting that a printed value may have.
+const MAX_DEPTH: usize = 100;
+
+/// A JSON value as the template engine holds it; objects keep the order of their keys.
+pub(crate) fn from_json(value: &serde_json::Value) -> Value {
+    match value {
+        serde_json::Value::Null => Value::from(()),
+        serde_json::Value::Bool(b) => Value::from(*b),
+        serde_json::Value::Number(n) => match (n.as_i64(), n.as_u64()) {
+            (Some(i), _) => Value::from(i),
+            (_, Some(u)) => Value::from(u),
+            _ => Value::from(n.as_f64().unwrap_or(f64::NAN)),
+        },
+        serde_json::Value::String(s) => Value::from(s.as_str()),
+        serde_json::Value::Array(items) => items.iter().map(from_json).collect(),
+        serde_json::Value::Object(map) => Value::from_pairs(map.iter().map(|(k, v)| (k.as_str(), from_json(v)))),
+    }
+}
+
+/// Options of Python's `json.dumps`.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct JsonStyle {
+    /// Spaces of each level; a single line where absent.
+    pub(crate) indent: Option<usize>,
+    /// What stands between items, and between key and value.
+    pub(crate) separators: Option<(String, String)>,
+    /// Whether keys are sorted.
+    pub(crate) sorted: bool,
+    /// Whether characters beyond ASCII are escaped.
+    pub(crate) ascii: bool,
+}
+
+/// `json.dumps(value, ensure_ascii=style.ascii, indent=…, separators=…, sort_keys=…)`.
+pub(crate) fn json(value: &Value, style: &JsonStyle) -> Result<String, Error> {
+    let item_separator = if style.indent.is_some() { "," } else { ", " };
+    let (item, key) = match &style.separators {
+        Some((item, key)) => (item.as_str(), key.as_str()),
+        None => (item_separator, ": "),
+    };
+    let mut out = String::new();
+    Json { style, item, key }.write(value, 0, &mut out)?;
+    Ok(out)
+}
+
+struct Json<'a> {
+    style: &'a JsonStyle,
+    item: &'a str,
+    key: &'a str,
+}
+
+impl Json<'_> {
+    fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
+        check_depth(depth)?;
+        match value.kind() {
+            ValueKind::None => out.push_str("null"),
+            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => out.push_str(&number(value, "NaN", "Infinity")),
+            ValueKind::String => self.string(value.as_str().unwrap_or_default(), out),
+            ValueKind::Seq | ValueKind::Iterable => {
+                let mut items = Vec::new();
+                for item in value.try_iter()? {
+                    let mut text = String::new();
+                    self.write(&item, depth + 1, &mut text)?;
+                    items.push(text);
+                }
+                self.group(items, '[', ']', depth, out);
+            }
+            ValueKind::Map => {
+                let mut keys: Vec<Value> = value.try_iter()?.collect();
+                if self.style.sorted {
+                    keys.sort();
+                }
+                let mut items = Vec::new();
+                for key in keys {
+                    let mut text = String::new();
+                    self.string(&key.to_string(), &mut text);
+                    text.push_str(self.key);
+                    self.write(&value.get_item(&key)?, depth + 1, &mut text)?;
+                    items.push(text);
+                }
+                self.group(items, '{', '}', depth, out);
+            }
+            kind => {
+                return Err(Error::new(
+                    ErrorKind::InvalidOperation,
+                    format!("a value of type {kind} is not JSON serializable"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn group(&self, items: Vec<String>, open: char, close: char, depth: usize, out: &mut String) {
+        out.push(open);
+        let empty = items.is_empty();
+        let line = |depth: usize| self.style.indent.map(|n| format!("\n{}", " ".repeat(n * depth))).unwrap_or_default();
+        for (i, item) in items.into_iter().enumerate() {
+            if i > 0 {
+                out.push_str(self.item);
+            }
+            out.push_str(&line(depth + 1));
+            out.push_str(&item);
+        }
+        if !empty {
+            out.push_str(&line(depth));
+        }
+        out.push(close);
+    }
+
+    fn string(&self, text: &str, out: &mut String) {
+        out.push('"');
+        for c in text.chars() {
+            match c {
+                '"' => out.push_str("\\\""),
+                '\\' => out.push_str("\\\\"),
+                '\n' => out.push_str("\\n"),
+                '\r' => out.push_str("\\r"),
+                '\t' => out.push_str("\\t"),
+                '\u{8}' => out.push_str("\\b"),
+                '\u{c}' => out.push_str("\\f"),
+                c if c < ' ' || (self.style.ascii && !c.is_ascii()) => {
+                    for unit in c.encode_utf16(&mut [0; 2]) {
+                        let _ = write!(out, "\\u{unit:04x}");
+                    }
+                }
+                c => out.push(c),
+            }
+        }
+        out.push('"');
+    }
+}
+
+/// `str(value)`.
+pub(crate) fn text(value: &Value) -> Result<String, Error> {
+    match value.kind() {
+        ValueKind::Undefined => Ok(String::new()),
+        ValueKind::String => Ok(value.as_str().unwrap_or_default().to_owned()),
+        _ => {
+            let mut out = String::new();
+            repr(value, 0, &mut out)?;
+            Ok(out)
+        }
+    }
+}
+
+/// `repr(value)`.
+fn repr(value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
+    check_depth(depth)?;
+    match value.kind() {
+        ValueKind::None => out.push_str("None"),
+        ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
+        ValueKind::Number => out.push_str(&number(value, "nan", "inf")),
+        ValueKind::String => repr_string(value.as_str().unwrap_or_default(), out),
+        ValueKind::Seq => {
+            out.push('[');
+            for (i, item) in value.try_iter()?.enumerate() {
+                out.push_str(if i > 0 { ", " } else { "" });
+                repr(&item, depth + 1, out)?;
+            }
+            out.push(']');
+        }
+        ValueKind::Map => {
+            out.push('{');
+            for (i, key) in value.try_iter()?.enumerate() {
+                out.push_str(if i > 0 { ", " } else { "" });
+                repr(&key, depth + 1, out)?;
+                out.push_str(": ");
+                repr(&value.get_item(&key)?, depth + 1, out)?;
+            }
+            out.push('}');
+        }
+        _ => out.push_str(&value.to_string()),
+    }
+    Ok(())
+}
+
+fn repr_string(text: &str, out: &mut String) {
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    out.push(quote);
+    for c in text.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c == quote => {
+                out.push('\\');
+                out.push(c);
+            }
+            c if c < ' ' || c == '\u{7f}' => {
+                let _ = write!(out, "\\x{:02x}", c as u32);
+            }
+            c => out.push(c),
+        }
+    }
+    out.push(quote);
+}
+
+/// A number as Python prints it: a float always shows that it is one, exponents have a sign and two digits.
+fn number(value: &Value, nan: &str, infinity: &str) -> String {
+    if value.is_integer() {
+        return value.to_string();
+    }
+    let Ok(x) = f64::try_from(value.clone()) else { return value.to_string() };
+    if x.is_nan() {
+        return nan.to_owned();
+    }
+    if x.is_infinite() {
+        return format!("{}{infinity}", if x < 0.0 { "-" } else { "" });
+    }
+    if x == 0.0 || (1e-4..1e16).contains(&x.abs()) {
+        return format!("{x:?}");
+    }
+    let scientific = format!("{x:e}");
+    match scientific.split_once('e') {
+        Some((digits, exponent)) => {
+            let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |e| ('-', e));
+            format!("{digits}e{sign}{exponent:0>2}")
+        }
+        None => scientific,
+    }
+}
+
+fn check_depth(depth: usize) -> Result<(), Error> {
+    if depth > MAX_DEPTH {
+        return Err(Error::new(ErrorKind::InvalidOperation, "a value is nested too deep to be printed"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(json: &str) -> Value {
+        from_json(&serde_json::from_str(json).unwrap())
+    }
+
+    #[test]
+    fn json_as_python_dumps_it() {
+        let v = value(
+            r#"{"b": [1, 2.0, 1e20, 1e-7], "a": {"é<>&'": "\u0001\n\"\u007f", "n": null, "t": true}, "e": [], "o": {}}"#,
+        );
+        let one_line = "{\"b\": [1, 2.0, 1e+20, 1e-07], \"a\": {\"é<>&'\": \"\\u0001\\n\\\"\u{7f}\", \"n\": null, \"t\": true}, \"e\": [], \"o\": {}}";
+        assert_eq!(json(&v, &JsonStyle::default()).unwrap(), one_line);
+        let style = JsonStyle { indent: Some(2), sorted: true, ascii: true, ..JsonStyle::default() };
+        let want = "{\n  \"a\": {\n    \"n\": null,\n    \"t\": true,\n    \"\\u00e9<>&'\": \"\\u0001\\n\\\"\u{7f}\"\n  },\n  \"b\": [\n    1,\n    2.0,\n    1e+20,\n    1e-07\n  ],\n  \"e\": [],\n  \"o\": {}\n}";
+        assert_eq!(json(&v, &style).unwrap(), want);
+        let style = JsonStyle { separators: Some((",".to_owned(), ":".to_owned())), ..JsonStyle::default() };
+        assert_eq!(json(&value(r#"[1, {"a": 2}]"#), &style).unwrap(), r#"[1,{"a":2}]"#);
+    }
+
+    #[test]
+    fn text_as_python_prints_it() {
+        assert_eq!(
+            text(&value(r#"["it's", "a\"b", null, true, 0.5, {"k": "\n"}]"#)).unwrap(),
+            r#"["it's", 'a"b', None, True, 0.5, {'k': '\n'}]"#
+        );
+        assert_eq!(text(&Value::from(1e16)).unwrap(), "1e+16");
+        assert_eq!(text(&Value::UNDEFINED).unwrap(), "");
+    }
+}

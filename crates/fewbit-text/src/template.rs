@@ -1,0 +1,268 @@
+use std::sync::Arc;
+
+use fewbit_format::{Error, Result};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Kwargs;
+use minijinja::{Environment, ErrorKind, Value};
+use serde_json::{Map, json};
+
+use crate::{clock, python};
+
+/// Work that one rendering may do: instructions, and one unit for every 64 bytes made (about 640 MB).
+const FUEL: u64 = 10_000_000;
+/// Nesting of blocks and macros.
+const MAX_RECURSION: usize = 200;
+/// Longest text that a template may make.
+const MAX_OUTPUT_BYTES: usize = 10 << 20;
+const MAX_SOURCE_BYTES: usize = 4 << 20;
+const NAME: &str = "chat";
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, or what the template knows besides.
+    pub role: String,
+    /// A string, or a list of parts such as `{"type": "text", "text": "…"}`.
+    pub content: serde_json::Value,
+}
+
+impl Message {
+    /// A turn of plain text.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: serde_json::Value::String(content.into()) }
+    }
+}
+
+/// A model's chat template: Jinja as `transformers` runs it.
+///
+/// Blocks are trimmed, `break` and `continue`, `raise_exception`, `strftime_now` (in UTC), `tojson` as Python's
+/// `json.dumps`, `{% generation %}` and the methods of Python's strings, lists and dictionaries are there. A template
+/// comes from a stranger: its work, its nesting and its output are bounded.
+#[derive(Clone)]
+pub struct ChatTemplate {
+    environment: Arc<Environment<'static>>,
+    bos_token: String,
+    eos_token: String,
+}
+
+impl ChatTemplate {
+    /// Compiles a template.
+    ///
+    /// # Errors
+    /// The line and the reason where the source is not a template.
+    pub fn new(source: &str, bos_token: &str, eos_token: &str) -> Result<Self> {
+        if source.len() > MAX_SOURCE_BYTES {
+            return Err(Error::input(format!("is longer than {MAX_SOURCE_BYTES} bytes")).place("the chat template"));
+        }
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|e| Error::internal(e.to_string()))?);
+        environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(MAX_RECURSION);
+        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_formatter(|out, _, value| out.write_str(&python::text(value)?).map_err(minijinja::Error::from));
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", |format: &str| clock::strftime(clock::now(), format));
+        environment.add_filter("tojson", tojson);
+        environment.add_template_owned(NAME, without_generation(source)).map_err(|e| sentence(&e))?;
+        let (bos_token, eos_token) = (bos_token.to_owned(), eos_token.to_owned());
+        Ok(Self { environment: Arc::new(environment), bos_token, eos_token })
+    }
+
+    /// Renders a conversation; `extra` holds further variables, such as `tools`, and wins over the usual ones.
+    ///
+    /// # Errors
+    /// One sentence with the template's own message where it raises one, and where a bound is passed.
+    pub fn render(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        extra: Map<String, serde_json::Value>,
+    ) -> Result<String> {
+        let messages: Vec<_> = messages.iter().map(|m| json!({"role": m.role, "content": m.content})).collect();
+        self.render_messages(messages.into(), add_generation_prompt, extra)
+    }
+
+    /// As [`Self::render`], for messages that have more than role and content.
+    pub fn render_messages(
+        &self,
+        messages: serde_json::Value,
+        add_generation_prompt: bool,
+        extra: Map<String, serde_json::Value>,
+    ) -> Result<String> {
+        let mut variables = Map::new();
+        variables.insert("messages".to_owned(), messages);
+        variables.insert("add_generation_prompt".to_owned(), add_generation_prompt.into());
+        variables.insert("bos_token".to_owned(), self.bos_token.clone().into());
+        variables.insert("eos_token".to_owned(), self.eos_token.clone().into());
+        variables.extend(extra);
+        let template = self.environment.get_template(NAME).map_err(|e| sentence(&e))?;
+        let mut out = Bounded::default();
+        let rendered = template.render_captured_to(python::from_json(&variables.into()), &mut out);
+        if out.full {
+            return Err(Error::input(format!("makes more than {MAX_OUTPUT_BYTES} bytes")).place("the chat template"));
+        }
+        rendered.map_err(|e| sentence(&e))?;
+        String::from_utf8(out.bytes).map_err(|_| Error::internal("a chat template made bytes that are no text"))
+    }
+}
+
+/// Output that refuses to grow beyond its bound.
+#[derive(Default)]
+struct Bounded {
+    bytes: Vec<u8>,
+    full: bool,
+}
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.bytes.len() + bytes.len() > MAX_OUTPUT_BYTES {
+            self.full = true;
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Marks the message of `raise_exception`, so that it is told from the engine's own.
+const RAISED: &str = "raised: ";
+
+fn raise_exception(message: &str) -> std::result::Result<Value, minijinja::Error> {
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
+}
+
+fn tojson(value: &Value, indent: Option<usize>, options: Kwargs) -> std::result::Result<Value, minijinja::Error> {
+    let indent = match indent {
+        Some(n) => Some(n),
+        None => options.get::<Option<usize>>("indent")?,
+    };
+    if indent.is_some_and(|n| n > 64) {
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, "tojson indents by at most 64 spaces"));
+    }
+    let style = python::JsonStyle {
+        indent,
+        separators: separators(options.get("separators")?)?,
+        sorted: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+        ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+    };
+    options.assert_all_used()?;
+    Ok(Value::from_safe_string(python::json(value, &style)?))
+}
+
+fn separators(value: Option<Value>) -> std::result::Result<Option<(String, String)>, minijinja::Error> {
+    let Some(value) = value.filter(|v| !v.is_none()) else { return Ok(None) };
+    let parts: Vec<String> = value.try_iter()?.map(|v| v.to_string()).collect();
+    match <[String; 2]>::try_from(parts) {
+        Ok([item, key]) => Ok(Some((item, key))),
+        Err(_) => Err(minijinja::Error::new(ErrorKind::InvalidOperation, "tojson takes two separators")),
+    }
+}
+
+fn sentence(error: &minijinja::Error) -> Error {
+    let mut cause = error;
+    while let Some(inner) = std::error::Error::source(cause).and_then(|s| s.downcast_ref::<minijinja::Error>()) {
+        cause = inner;
+    }
+    let detail = cause.detail().unwrap_or_default();
+    if let Some(message) = detail.strip_prefix(RAISED) {
+        return Error::input(message).place("the chat template refuses the conversation");
+    }
+    if cause.kind() == ErrorKind::OutOfFuel {
+        return Error::input("does not come to an end (its allowance of work is used up)").place("the chat template");
+    }
+    let line = cause.line().map(|n| format!(" in line {n}")).unwrap_or_default();
+    let detail = if detail.is_empty() { cause.kind().to_string() } else { format!("{}: {detail}", cause.kind()) };
+    Error::input(format!("fails{line} ({detail})"))
+        .place("the chat template")
+        .hint("give another with `--chat-template`")
+}
+
+/// Turns `{% generation %}`, which only marks the assistant's tokens for training, into a block that does nothing.
+fn without_generation(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at + 2);
+        out.push_str(before);
+        let Some(end) = tag.find("%}") else {
+            rest = tag;
+            continue;
+        };
+        let inner = &tag[..end];
+        let name = inner.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
+        match name {
+            "generation" => out.push_str(&inner.replacen("generation", "if true", 1)),
+            "endgeneration" => out.push_str(&inner.replacen("endgeneration", "endif", 1)),
+            _ => out.push_str(inner),
+        }
+        rest = &tag[end..];
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(source: &str, messages: &[Message]) -> Result<String> {
+        ChatTemplate::new(source, "<s>", "</s>")?.render(messages, true, Map::new())
+    }
+
+    #[test]
+    fn blocks_are_trimmed_and_python_is_understood() {
+        let source = "{%- for m in messages %}\n    {% if loop.index > 2 %}{% break %}{% endif %}\n{{ m.role.upper() }}: {{ m['content'].strip().split(' ')[0] }}\n{% endfor %}\n{{ none }} {{ true }} {{ 1.0 }} {{ ['a', none] }} {{ missing }}{{ bos_token }}{% generation %}\nx{% endgeneration %}\n{{ messages[::-1][0].content.startswith('a') }}";
+        let m = |role, content| Message::new(role, content);
+        let got = render(source, &[m("user", " a b "), m("bot", "c"), m("user", "a")]).unwrap();
+        assert_eq!(got, "USER: a\nBOT: c\nNone True 1.0 ['a', None] <s>xTrue");
+    }
+
+    #[test]
+    fn a_template_says_why_it_refuses() {
+        let e =
+            render("{{ raise_exception('roles must alternate, got ' ~ messages[0].role) }}", &[Message::new("x", "y")]);
+        assert_eq!(
+            e.unwrap_err().to_string(),
+            "the chat template refuses the conversation: roles must alternate, got x"
+        );
+        let e = render("{% for x in y %}", &[]).unwrap_err().to_string();
+        assert!(e.starts_with("the chat template: fails in line 1"), "{e}");
+        let e = render("\n{{ messages[0].a.b }}", &[Message::new("x", "y")]).unwrap_err().to_string();
+        assert!(e.starts_with("the chat template: fails in line 2"), "{e}");
+    }
+
+    #[test]
+    fn a_hostile_template_comes_to_an_end() {
+        for source in [
+            "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+            "{% set ns = namespace(x='aaaaaaaaaaaaaaaa') %}{% for a in range(100) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+            "{% set ns = namespace(x='aaaaaaaaaaaaaaaa') %}{% for a in range(100) %}{% set ns.x = [ns.x, ns.x]|tojson %}{% endfor %}",
+            "{{ 'a' * 100000000000 }}",
+            "{% for a in range(90000) %}{{ 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa' }}{% endfor %}",
+        ] {
+            let e = render(source, &[]).unwrap_err().to_string();
+            assert!(e.starts_with("the chat template: "), "{e}");
+        }
+        let deep = format!("{}x{}", "{% if true %}".repeat(5000), "{% endif %}".repeat(5000));
+        assert!(render(&deep, &[]).is_err());
+        assert!(render(&format!("{{{{ {}1{} }}}}", "(".repeat(100_000), ")".repeat(100_000)), &[]).is_err());
+    }
+
+    #[test]
+    fn parts_and_tools_reach_the_template() {
+        let parts = Message { role: "user".to_owned(), content: json!([{"type": "text", "text": "hé"}]) };
+        let mut extra = Map::new();
+        extra.insert("tools".to_owned(), json!([{"b": 1, "a": "<"}]));
+        let t =
+            ChatTemplate::new("{% for p in messages[0].content %}{{ p.text }}{% endfor %}{{ tools|tojson }}", "", "")
+                .unwrap();
+        assert_eq!(t.render(&[parts], false, extra).unwrap(), "hé[{\"b\": 1, \"a\": \"<\"}]");
+    }
+}

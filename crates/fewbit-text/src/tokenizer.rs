@@ -1,0 +1,288 @@
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use fewbit_format::{Error, Result};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::{
+    AddedVocabulary, DecoderWrapper, Model, ModelWrapper, NormalizerWrapper, OffsetType, PostProcessorWrapper,
+    PreTokenizer, TokenizerImpl,
+};
+
+use crate::gguf::GgufVocabulary;
+use crate::pieces::{Pieces, Spelling, Token};
+use crate::scores::ScoreMerges;
+use crate::settings::Settings;
+use crate::stream::Stream;
+
+/// What happens to control tokens when text is encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Special {
+    /// The text alone; `<s>` in it is three characters.
+    Plain,
+    /// The text alone, with BOS and EOS around it where the model's own rule wants them.
+    PlainWithBos,
+    /// Control tokens in the text are recognised; none is added. For rendered chat templates.
+    Parsed,
+    /// Control tokens in the text are recognised, and BOS and EOS are added where the model's own rule wants them.
+    ParsedWithBos,
+}
+
+/// Turns text into the ids of one model's vocabulary, and ids into text.
+pub struct Tokenizer {
+    engine: Engine,
+    /// The added tokens with control tokens left in the text.
+    plain: AddedVocabulary,
+    pieces: Arc<Pieces>,
+    rule: Rule,
+    bos: Option<u32>,
+    eos: Option<u32>,
+}
+
+pub(crate) type Pipeline<M> =
+    TokenizerImpl<M, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+
+enum Engine {
+    Library(Box<Pipeline<ModelWrapper>>),
+    Scores(Box<Pipeline<ScoreMerges>>),
+}
+
+/// Tokens, with their text, that stand before and after every text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rule {
+    pub(crate) before: Vec<(u32, String)>,
+    pub(crate) after: Vec<(u32, String)>,
+}
+
+/// An error of the tokenizers library as one of ours.
+pub(crate) fn refused(what: &str, error: &tokenizers::Error) -> Error {
+    Error::input(format!("{what} cannot be used ({error})"))
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`; `settings` say which token is BOS and may overrule whether it is added.
+    pub fn from_json(bytes: &[u8], settings: &Settings) -> Result<Self> {
+        // The library panics on some vocabularies, such as merges that make more than the longest token.
+        let read = catch_unwind(AssertUnwindSafe(|| serde_json::from_slice::<tokenizers::Tokenizer>(bytes)));
+        let mut library = match read {
+            Ok(Ok(t)) => t.into_inner(),
+            Ok(Err(e)) => return Err(bad_json(&format!("cannot be read ({e})"))),
+            Err(_) => return Err(bad_json("contradicts itself (its merges make what is no token)")),
+        };
+        library.with_padding(None);
+        library.with_truncation(None).map_err(|e| refused("the truncation", &e))?;
+        let mut rule = Rule::of(&library)?;
+        let id = |token: &Option<String>| token.as_deref().and_then(|t| library.token_to_id(t));
+        let bos = id(&settings.bos_token).or_else(|| rule.before.first().map(|t| t.0));
+        let eos = id(&settings.eos_token).or_else(|| rule.after.last().map(|t| t.0));
+        let name = |id: Option<u32>| id.and_then(|id| Some((id, library.id_to_token(id)?)));
+        overrule(&mut rule.before, settings.add_bos, name(bos));
+        overrule(&mut rule.after, settings.add_eos, name(eos));
+        Self::from_pipeline(library, rule, bos, eos)
+    }
+
+    /// Builds the tokenizer of a GGUF file from its vocabulary.
+    ///
+    /// # Errors
+    /// An unknown model or pre-tokenizer, and lists that contradict each other, by the name of the key.
+    pub fn from_gguf(vocabulary: &GgufVocabulary) -> Result<Self> {
+        vocabulary.clone().into_tokenizer()
+    }
+
+    /// Reads a SentencePiece `tokenizer.model` of the BPE kind.
+    pub fn from_sentencepiece(bytes: &[u8], settings: &Settings) -> Result<Self> {
+        crate::sentencepiece::read(bytes, settings)?.into_tokenizer()
+    }
+
+    pub(crate) fn from_pipeline(
+        pipeline: Pipeline<ModelWrapper>,
+        rule: Rule,
+        bos: Option<u32>,
+        eos: Option<u32>,
+    ) -> Result<Self> {
+        let spelling = match pipeline.get_decoder() {
+            Some(d) => Spelling::from_decoder(&serde_json::to_value(d).map_err(|e| Error::internal(e.to_string()))?)?,
+            None => Spelling::default(),
+        };
+        let pieces = pieces(&pipeline, &spelling)?;
+        let plain = without_control(&pipeline);
+        Ok(Self { engine: Engine::Library(Box::new(pipeline)), plain, pieces: Arc::new(pieces), rule, bos, eos })
+    }
+
+    pub(crate) fn from_scores(
+        pipeline: Pipeline<ScoreMerges>,
+        spelling: &Spelling,
+        rule: Rule,
+        bos: Option<u32>,
+        eos: Option<u32>,
+    ) -> Result<Self> {
+        let pieces = pieces(&pipeline, spelling)?;
+        let plain = without_control(&pipeline);
+        Ok(Self { engine: Engine::Scores(Box::new(pipeline)), plain, pieces: Arc::new(pieces), rule, bos, eos })
+    }
+
+    /// A `tokenizer.json` that the tokenizers library of Hugging Face loads and that gives the same ids.
+    ///
+    /// A vocabulary with scores is written as the list of its merges; [`crate::check_round_trip`] proves the result.
+    pub fn to_json(&self) -> Result<Vec<u8>> {
+        let text = match &self.engine {
+            Engine::Library(p) => p.to_string(false),
+            Engine::Scores(p) => merges_of(p).and_then(|p| p.to_string(false)),
+        };
+        text.map(String::into_bytes).map_err(|e| Error::internal(format!("the tokenizer cannot be written: {e}")))
+    }
+
+    /// The ids of `text`.
+    pub fn encode(&self, text: &str, special: Special) -> Result<Vec<u32>> {
+        let parsed = matches!(special, Special::Parsed | Special::ParsedWithBos);
+        let around = matches!(special, Special::PlainWithBos | Special::ParsedWithBos);
+        let ids = match &self.engine {
+            Engine::Library(p) => ids(p, if parsed { p.get_added_vocabulary() } else { &self.plain }, text),
+            Engine::Scores(p) => ids(p, if parsed { p.get_added_vocabulary() } else { &self.plain }, text),
+        };
+        let ids = ids.map_err(|e| refused("the text", &e))?;
+        if !around {
+            return Ok(ids);
+        }
+        let (before, after) = (self.rule.before.iter(), self.rule.after.iter());
+        Ok(before.map(|t| t.0).chain(ids).chain(after.map(|t| t.0)).collect())
+    }
+
+    /// The text of `ids` as a text of its own; control tokens have none, bytes that are no character become U+FFFD.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        self.decode_after(&[], ids)
+    }
+
+    /// The text of `ids` as it continues that of `before`: a leading space is kept.
+    pub fn decode_after(&self, before: &[u32], ids: &[u32]) -> String {
+        let mut bytes: Vec<u8> = Vec::new();
+        for &id in ids {
+            bytes.extend_from_slice(self.pieces.bytes(id));
+        }
+        let text = if self.has_text(before) { &bytes } else { self.pieces.without_prefix_space(&bytes) };
+        String::from_utf8_lossy(text).into_owned()
+    }
+
+    /// Decodes the answer to a prompt id by id; its chunks joined are [`Self::decode_after`].
+    pub fn stream(&self, prompt_ids: &[u32]) -> Stream {
+        Stream::new(Arc::clone(&self.pieces), !self.has_text(prompt_ids))
+    }
+
+    fn has_text(&self, ids: &[u32]) -> bool {
+        ids.iter().any(|&id| !self.pieces.bytes(id).is_empty())
+    }
+
+    /// The token as the vocabulary writes it; empty for an id that it does not have.
+    pub fn piece(&self, id: u32) -> String {
+        let piece = match &self.engine {
+            Engine::Library(p) => added(p.get_added_vocabulary(), id).or_else(|| p.get_model().id_to_token(id)),
+            Engine::Scores(p) => added(p.get_added_vocabulary(), id).or_else(|| p.get_model().id_to_token(id)),
+        };
+        piece.unwrap_or_default()
+    }
+
+    /// The id of a token, written as in the vocabulary.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        match &self.engine {
+            Engine::Library(p) => p.token_to_id(token),
+            Engine::Scores(p) => p.token_to_id(token),
+        }
+    }
+
+    /// The token that begins a text.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The token that ends a text; a model may stop at others besides.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// Whether the model's own rule puts BOS before a text.
+    pub fn adds_bos(&self) -> bool {
+        !self.rule.before.is_empty()
+    }
+
+    /// Number of tokens, added ones included.
+    pub fn vocab_size(&self) -> usize {
+        match &self.engine {
+            Engine::Library(p) => p.get_vocab_size(true),
+            Engine::Scores(p) => p.get_vocab_size(true),
+        }
+    }
+
+    /// The highest id that encoding can give.
+    pub fn max_id(&self) -> u32 {
+        self.pieces.count().saturating_sub(1) as u32
+    }
+}
+
+impl Rule {
+    /// What the post-processor of a `tokenizer.json` puts around a text.
+    fn of(library: &Pipeline<ModelWrapper>) -> Result<Self> {
+        let encode = |around| library.encode_fast("a", around).map_err(|e| refused("the post-processor", &e));
+        let (inner, whole) = (encode(false)?, encode(true)?);
+        let (inner, whole) = (inner.get_ids(), whole.get_ids());
+        let added = whole.len().saturating_sub(inner.len());
+        let start = (0..=added).find(|&at| whole[at..].starts_with(inner)).unwrap_or(0);
+        let name = |&id: &u32| (id, library.id_to_token(id).unwrap_or_default());
+        let after = whole.get(start + inner.len()..).unwrap_or_default();
+        Ok(Self { before: whole[..start].iter().map(name).collect(), after: after.iter().map(name).collect() })
+    }
+}
+
+/// Applies an explicit `add_bos_token` or `add_eos_token`.
+fn overrule(tokens: &mut Vec<(u32, String)>, wanted: Option<bool>, token: Option<(u32, String)>) {
+    match (wanted, token) {
+        (Some(false), _) => tokens.clear(),
+        (Some(true), Some(token)) if tokens.is_empty() => tokens.push(token),
+        _ => {}
+    }
+}
+
+fn bad_json(why: &str) -> Error {
+    Error::input(why).place("`tokenizer.json`").hint("re-download it, or convert the model's tokenizer again")
+}
+
+fn ids<M: Model>(p: &Pipeline<M>, added: &AddedVocabulary, text: &str) -> tokenizers::Result<Vec<u32>> {
+    let mut parts = added.extract_and_normalize(p.get_normalizer(), text);
+    if let Some(pre) = p.get_pre_tokenizer() {
+        pre.pre_tokenize(&mut parts)?;
+    }
+    p.get_model().tokenize_in_pretokenized(&mut parts, None)?;
+    Ok(parts.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
+}
+
+fn without_control<M>(p: &Pipeline<M>) -> AddedVocabulary
+where
+    M: Model,
+{
+    let mut plain = p.get_added_vocabulary().clone();
+    plain.set_encode_special_tokens(true);
+    plain
+}
+
+fn added(vocabulary: &AddedVocabulary, id: u32) -> Option<String> {
+    vocabulary.get_added_tokens_decoder().get(&id).map(|t| t.content.clone())
+}
+
+fn pieces<M: Model>(p: &Pipeline<M>, spelling: &Spelling) -> Result<Pieces> {
+    let model = p.get_model().get_vocab().into_iter().map(|(text, id)| (id, Token::Piece(text)));
+    // Added tokens come last: they overrule the model's piece of the same id.
+    let added = p.get_added_vocabulary().get_added_tokens_decoder().iter().map(|(&id, token)| {
+        let control = p.get_added_vocabulary().is_special_token(&token.content);
+        (id, if control { Token::Control } else { Token::Added(token.content.clone()) })
+    });
+    Pieces::new(model.chain(added).collect(), spelling)
+}
+
+/// The same pipeline with scores turned into merges.
+fn merges_of(p: &Pipeline<ScoreMerges>) -> tokenizers::Result<Pipeline<ModelWrapper>> {
+    let mut out = Pipeline::new(ModelWrapper::BPE(p.get_model().to_bpe()?));
+    out.with_normalizer(p.get_normalizer().cloned())?;
+    out.with_pre_tokenizer(p.get_pre_tokenizer().cloned());
+    out.with_post_processor(p.get_post_processor().cloned());
+    out.with_decoder(p.get_decoder().cloned());
+    out.with_added_vocabulary(p.get_added_vocabulary().clone());
+    Ok(out)
+}
