@@ -90,3 +90,28 @@ impl Layout for Fewbit {
         config::quantization_config(modules)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fewbit_format::{Group, ScaleType};
+
+    use super::*;
+
+    #[test]
+    fn the_example_of_the_documentation() {
+        let grid = IntGrid { bits: 3, group: Group::Columns(2), symmetric: false, scale: ScaleType::F16 };
+        let zeros = Zeros::Codes(vec![3, 1, 2, 4]);
+        let codes = IntCodes::new(2, 4, grid, &[1, 7, 0, 5, 2, 2, 3, 4], vec![0.5, 2.0, 1.0, 0.25], zeros).unwrap();
+        let tensors = Fewbit.tensors("M", &Storage::Int(codes.clone())).unwrap();
+        let bytes: Vec<(&str, &[u8])> = tensors.iter().map(|(name, t)| (&**name, &*t.bytes)).collect();
+        let expected: [(&str, &[u8]); 3] = [
+            ("M.weight.codes", &[0x39, 0x0a, 0xd2, 0x08]),
+            ("M.weight.scales", &[0x00, 0x38, 0x00, 0x40, 0x00, 0x3c, 0x00, 0x34]),
+            ("M.weight.zeros", &[0x8b, 0x08]),
+        ];
+        assert_eq!(bytes, expected);
+        let mut values = [0.0; 8];
+        codes.decode_rows(0..2, &mut values);
+        assert_eq!(values, [-1.0, 2.0, -2.0, 8.0, 0.0, 0.0, -0.25, 0.0]);
+    }
+}
