@@ -37,7 +37,15 @@ fn main() {
         println!();
     };
 
-    for (m, n, k) in [(512, 2048, 2048), (512, 5632, 2048), (512, 2048, 5632), (128, 2048, 2048), (64, 2048, 2048), (32, 2048, 2048), (16, 2048, 2048)] {
+    for (m, n, k) in [
+        (512, 2048, 2048),
+        (512, 5632, 2048),
+        (512, 2048, 5632),
+        (128, 2048, 2048),
+        (64, 2048, 2048),
+        (32, 2048, 2048),
+        (16, 2048, 2048),
+    ] {
         let (x, w) = (values(m * k), values(n * k));
         let bf16 = Dtype::BF16.narrow(&w).unwrap_or_default();
         let mut y = vec![0.0; m * n];
@@ -71,7 +79,8 @@ fn main() {
             .collect();
         linear(&report, &reads, &format!("linear {}", dtype.name()), n, k, &kernels);
     }
-    for (bits, group) in [(4, Group::Columns(32)), (4, Group::Columns(128)), (8, Group::Columns(128)), (8, Group::Row)] {
+    for (bits, group) in [(4, Group::Columns(32)), (4, Group::Columns(128)), (8, Group::Columns(128)), (8, Group::Row)]
+    {
         for arithmetic in [Arithmetic::Fast, Arithmetic::Exact] {
             let kernels: Vec<_> = (0..8).map(|_| choose(vec![Arc::new(int(n, k, bits, group))], arithmetic)).collect();
             linear(&report, &reads, &format!("linear int{bits} group {group} {arithmetic:?}"), n, k, &kernels);
@@ -89,7 +98,14 @@ fn main() {
 
 type Report<'a> = dyn Fn(&str, &str, &[f64; 2], f64, &mut dyn FnMut(&Team)) + 'a;
 
-fn linear(report: &Report<'_>, reads: &[f64; 2], name: &str, n: usize, k: usize, kernels: &[Box<dyn fewbit_kernel::linear::Kernel>]) {
+fn linear(
+    report: &Report<'_>,
+    reads: &[f64; 2],
+    name: &str,
+    n: usize,
+    k: usize,
+    kernels: &[Box<dyn fewbit_kernel::linear::Kernel>],
+) {
     let (x, mut y) = (values(k), vec![0.0; n]);
     let bytes: usize = kernels.iter().map(|k| k.bytes()).sum();
     let name = format!("{name} ({})", kernels[0].name());

@@ -1,6 +1,7 @@
 //! Linears as the runtime calls them: one kernel for all that share an input (q/k/v; gate and up), chosen once at load.
 
 mod dense;
+mod int8dot;
 
 use std::sync::Arc;
 
@@ -39,7 +40,7 @@ pub trait Kernel: Send + Sync {
 type Candidate = fn(&[Arc<QuantizedLinear>], Arithmetic, Level) -> Option<Box<dyn Kernel>>;
 
 /// All kernels; the first that takes the linears is used, and the last takes any.
-const CANDIDATES: &[Candidate] = &[dense::candidate];
+const CANDIDATES: &[Candidate] = &[int8dot::candidate, dense::candidate];
 
 /// The kernel for linears that share an input, on this machine ([`cpu::detect`]).
 ///

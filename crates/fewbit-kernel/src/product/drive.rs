@@ -285,11 +285,8 @@ impl Block<'_> {
         let y = unsafe { job.y.add((self.rows.start + rows.start) * job.ldy + columns.start) };
         // The sums of several blocks of k gather in a compact copy; so do those of a stripe that ends inside a tile.
         let direct = columns.len() == tiles * nr && self.k <= K_BLOCK;
-        let (c, ldc) = if direct {
-            (y, job.ldy)
-        } else {
-            (scratch.result.take(rows.len() * tiles * nr).as_mut_ptr(), tiles * nr)
-        };
+        let (c, ldc) =
+            if direct { (y, job.ldy) } else { (scratch.result.take(rows.len() * tiles * nr).as_mut_ptr(), tiles * nr) };
         if !direct && job.accumulate {
             for r in 0..rows.len() {
                 // SAFETY: as above; `c` holds `ldc` places for each row.

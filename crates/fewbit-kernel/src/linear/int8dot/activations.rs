@@ -1,0 +1,176 @@
+//! Activations rounded to 8 bits: per token and span of columns, symmetric, to nearest even, codes in `−127..=127`.
+
+use super::packed::BLOCK;
+
+/// Below this magnitude a span counts as zero: its scale's inverse would not be finite.
+const LEAST: f32 = 1e-30;
+
+/// Rounded activations of some tokens, kept for the next call.
+#[derive(Debug, Default)]
+pub(super) struct Activations {
+    /// `[tokens][blocks · 32]`.
+    codes: Vec<i8>,
+    /// `[tokens][spans]`.
+    scales: Vec<f32>,
+    /// Minus the sum of the codes, in the low 16 bits of each, `[tokens][spans]`.
+    minus_sums: Vec<i32>,
+    /// Scale times the sum of the codes, `[tokens][spans]`.
+    sums: Vec<f32>,
+    width: usize,
+    spans: usize,
+}
+
+/// One token of [`Activations`].
+#[derive(Clone, Copy)]
+pub(super) struct Token<'a> {
+    pub(super) codes: &'a [i8],
+    pub(super) scales: &'a [f32],
+    pub(super) minus_sums: &'a [i32],
+    pub(super) sums: &'a [f32],
+}
+
+/// One token, to be written.
+pub(super) struct TokenMut<'a> {
+    codes: &'a mut [i8],
+    scales: &'a mut [f32],
+    minus_sums: &'a mut [i32],
+    sums: &'a mut [f32],
+}
+
+impl Activations {
+    /// Makes place for `tokens` of `cols` columns in spans of `span`.
+    pub(super) fn resize(&mut self, tokens: usize, cols: usize, span: usize) {
+        self.width = cols.div_ceil(BLOCK) * BLOCK;
+        self.spans = self.width / span;
+        let spans = tokens * self.spans;
+        if self.codes.len() < tokens * self.width {
+            self.codes.resize(tokens * self.width, 0);
+        }
+        if self.scales.len() < spans {
+            self.scales.resize(spans, 0.0);
+            self.minus_sums.resize(spans, 0);
+            self.sums.resize(spans, 0.0);
+        }
+    }
+
+    pub(super) fn token(&self, t: usize) -> Token<'_> {
+        let (codes, spans) = (t * self.width..(t + 1) * self.width, t * self.spans..(t + 1) * self.spans);
+        Token {
+            codes: &self.codes[codes],
+            scales: &self.scales[spans.clone()],
+            minus_sums: &self.minus_sums[spans.clone()],
+            sums: &self.sums[spans],
+        }
+    }
+
+    /// All tokens, to be written in any order.
+    pub(super) fn tokens_mut(&mut self, tokens: usize) -> impl Iterator<Item = TokenMut<'_>> {
+        let codes = self.codes.chunks_exact_mut(self.width.max(1));
+        let scales = self.scales.chunks_exact_mut(self.spans.max(1));
+        let minus_sums = self.minus_sums.chunks_exact_mut(self.spans.max(1));
+        let sums = self.sums.chunks_exact_mut(self.spans.max(1));
+        let parts = codes.zip(scales).zip(minus_sums.zip(sums)).take(tokens);
+        parts.map(|((codes, scales), (minus_sums, sums))| TokenMut { codes, scales, minus_sums, sums })
+    }
+}
+
+/// Rounds one token, whose columns stand in the order of the codes.
+#[inline(always)]
+pub(super) fn round(x: &[f32], span: usize, to: &mut TokenMut<'_>) {
+    if span == 16 { round_spans::<16>(x, to) } else { round_spans::<32>(x, to) }
+}
+
+#[inline(always)]
+fn round_spans<const S: usize>(x: &[f32], to: &mut TokenMut<'_>) {
+    let (whole, rest) = x.as_chunks::<S>();
+    let (codes, _) = to.codes.as_chunks_mut::<S>();
+    for (i, codes) in codes.iter_mut().enumerate() {
+        let (scale, sum) = match whole.get(i) {
+            Some(x) => round_span(x, codes),
+            None => {
+                let mut padded = [0.0; S];
+                if i == whole.len() {
+                    padded[..rest.len()].copy_from_slice(rest);
+                }
+                round_span(&padded, codes)
+            }
+        };
+        to.scales[i] = scale;
+        to.minus_sums[i] = -sum & 0xffff;
+        to.sums[i] = scale * sum as f32;
+    }
+}
+
+/// Scale and sum of the codes. A span with a value that is not finite gets that as its scale, so that it is not hidden.
+#[inline(always)]
+fn round_span<const S: usize>(x: &[f32; S], codes: &mut [i8; S]) -> (f32, i32) {
+    // Magnitudes of floats are ordered as their bits are; whatever is not finite is above all others.
+    let most = x.iter().fold(0, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
+    let most = f32::from_bits(most);
+    if !(LEAST..=f32::MAX).contains(&most) {
+        codes.fill(0);
+        return (if most < LEAST { 0.0 } else { f32::NAN }, 0);
+    }
+    // Adding 1.5 · 2²³ leaves the nearest integer, ties to even, in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let inverse = 127.0 / most;
+    let mut sum = 0;
+    for (code, v) in codes.iter_mut().zip(x) {
+        let q = (v * inverse + ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
+        *code = q as i8;
+        sum += q;
+    }
+    (most / 127.0, sum)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+pub(super) fn round_avx512(x: &[f32], span: usize, to: &mut TokenMut<'_>) {
+    round(x, span, to);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+pub(super) fn round_avx2(x: &[f32], span: usize, to: &mut TokenMut<'_>) {
+    round(x, span, to);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_to_nearest_even_within_half_a_step() {
+        let x: Vec<f32> = (0..70).map(|i| (i as f32 * 0.37).sin() * 3.0).collect();
+        for span in [16, 32] {
+            let mut a = Activations::default();
+            a.resize(1, x.len(), span);
+            a.tokens_mut(1).for_each(|mut t| round(&x, span, &mut t));
+            let t = a.token(0);
+            assert_eq!(t.codes.len(), 96);
+            for (c, q) in t.codes.iter().enumerate() {
+                let (v, s) = (x.get(c).copied().unwrap_or(0.0), t.scales[c / span]);
+                assert!((f32::from(*q) * s - v).abs() <= s * 0.501 && *q > -128);
+                assert_eq!(f32::from(*q), if s > 0.0 { (v * (1.0 / s)).round_ties_even() } else { 0.0 });
+            }
+            for (k, codes) in t.codes.chunks(span).enumerate() {
+                let sum: i32 = codes.iter().map(|q| i32::from(*q)).sum();
+                assert_eq!((-(t.minus_sums[k] as i16 as i32), t.sums[k]), (sum, t.scales[k] * sum as f32));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_shows_and_what_is_tiny_is_zero() {
+        let mut a = Activations::default();
+        a.resize(1, 96, 32);
+        let mut x = vec![1.0; 96];
+        x[3] = f32::INFINITY;
+        x[32..64].fill(1e-39);
+        a.tokens_mut(1).for_each(|mut t| round(&x, 32, &mut t));
+        let t = a.token(0);
+        assert!(
+            t.scales[0].is_nan() && t.scales[1] == 0.0 && t.codes[..64].iter().all(|q| *q == 0) && t.codes[64] == 127
+        );
+    }
+}

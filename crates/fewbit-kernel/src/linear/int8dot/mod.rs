@@ -1,0 +1,206 @@
+//! Integer weights of any kind times activations rounded to 8 bits: all products and their sums in integers.
+//!
+//! For row `r` and token `t`, with groups `g` of columns (scale `s`, zero `z` or offset `m`) and spans of 32 (or 16)
+//! columns in them (activation scale `a`, codes `x`):
+//! `y = Σ_g s_g Σ_span a (Σ q x − z_g Σ x) + m_g Σ_span a Σ x`.
+
+mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod packed;
+mod rows;
+mod scalar;
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use fewbit_format::QuantizedLinear;
+
+use self::activations::{Activations, Token, TokenMut};
+use self::packed::{Packed, TILE};
+use super::{Arithmetic, Kernel};
+use crate::team::Disjoint;
+use crate::{Level, Team};
+
+/// Takes linears whose bands are all integers in groups of a multiple of 16 columns, or of a row.
+pub(super) fn candidate(
+    linears: &[Arc<QuantizedLinear>],
+    arithmetic: Arithmetic,
+    level: Level,
+) -> Option<Box<dyn Kernel>> {
+    if arithmetic != Arithmetic::Fast {
+        return None;
+    }
+    let (mut parts, mut inputs) = (Vec::new(), Vec::new());
+    for (linear, l) in linears.iter().enumerate().flat_map(|(i, l)| l.bands.iter().map(move |b| (i, (l, b)))) {
+        let packed = Packed::new(&l.1.storage)?;
+        let input = Input { span: packed.span, order: packed.order.clone() };
+        let input = inputs.iter().position(|i| *i == input).unwrap_or_else(|| {
+            inputs.push(input);
+            inputs.len() - 1
+        });
+        let bias = l.0.bias.as_ref().map(|b| b[l.1.rows.clone()].to_vec());
+        parts.push(Part { linear, first: l.1.rows.start, packed, input, bias });
+    }
+    let outs = linears.iter().map(|l| l.shape[0]).collect();
+    (!parts.is_empty()).then(|| Box::new(Int8Dot { cols: linears[0].shape[1], outs, parts, inputs, level }) as _)
+}
+
+struct Int8Dot {
+    cols: usize,
+    /// Rows of each linear.
+    outs: Vec<usize>,
+    parts: Vec<Part>,
+    inputs: Vec<Input>,
+    level: Level,
+}
+
+/// One band of one linear.
+struct Part {
+    linear: usize,
+    /// Its first row in the linear.
+    first: usize,
+    packed: Packed,
+    /// The rounding of the input that it takes.
+    input: usize,
+    bias: Option<Vec<f32>>,
+}
+
+/// A way to round the input.
+#[derive(PartialEq, Eq)]
+struct Input {
+    span: usize,
+    order: Option<Vec<u32>>,
+}
+
+/// Tiles of one task: some ten microseconds of work.
+const TASK_TILES: usize = 2;
+/// Tokens that are rounded in one task.
+const TASK_TOKENS: usize = 8;
+/// Most tokens that a tile kernel takes at once; also bounds the results on the stack.
+const TOKENS: usize = 8;
+
+thread_local! {
+    /// The rounded inputs of the last call from this thread.
+    static KEPT: Cell<Vec<Activations>> = const { Cell::new(Vec::new()) };
+    static ORDERED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+impl Kernel for Int8Dot {
+    fn run(&self, team: &Team, tokens: usize, x: &[f32], outs: &mut [&mut [f32]]) {
+        assert_eq!(outs.len(), self.outs.len(), "one output for each linear");
+        assert!(x.len() >= tokens * self.cols, "an input [{tokens}, {}] in {} elements", self.cols, x.len());
+        for (out, rows) in outs.iter().zip(&self.outs) {
+            assert!(out.len() >= tokens * rows, "an output [{tokens}, {rows}] in {} elements", out.len());
+        }
+        let mut kept = KEPT.take();
+        kept.resize_with(self.inputs.len().max(kept.len()), Activations::default);
+        for (input, rounded) in self.inputs.iter().zip(&mut kept) {
+            self.round(team, tokens, x, input, rounded);
+        }
+        let outs: Vec<Disjoint<'_, f32>> = outs.iter_mut().map(|o| Disjoint::new(o)).collect();
+        let tasks: usize = self.parts.iter().map(|p| p.packed.tiles().div_ceil(TASK_TILES)).sum();
+        team.run(tasks, &|task| {
+            let (part, tiles) = self.locate(task);
+            for tile in tiles {
+                self.tile(part, tile, tokens, &kept[part.input], &outs[part.linear]);
+            }
+        });
+        KEPT.set(kept);
+    }
+
+    fn bytes(&self) -> usize {
+        self.parts.iter().map(|p| p.packed.bytes()).sum()
+    }
+
+    fn name(&self) -> &'static str {
+        "int8dot"
+    }
+}
+
+impl Int8Dot {
+    fn round(&self, team: &Team, tokens: usize, x: &[f32], input: &Input, rounded: &mut Activations) {
+        rounded.resize(tokens, self.cols, input.span);
+        let mut all: Vec<TokenMut<'_>> = rounded.tokens_mut(tokens).collect();
+        team.for_pieces(&mut all, TASK_TOKENS, &|piece, some| {
+            for (i, to) in some.iter_mut().enumerate() {
+                let x = &x[(piece * TASK_TOKENS + i) * self.cols..][..self.cols];
+                let Some(order) = &input.order else {
+                    round(self.level, x, input.span, to);
+                    continue;
+                };
+                let mut ordered = ORDERED.take();
+                ordered.clear();
+                ordered.extend(order.iter().map(|c| x[*c as usize]));
+                round(self.level, &ordered, input.span, to);
+                ORDERED.set(ordered);
+            }
+        });
+    }
+
+    /// The band and tiles of a task.
+    fn locate(&self, mut task: usize) -> (&Part, std::ops::Range<usize>) {
+        for part in &self.parts {
+            let tiles = part.packed.tiles();
+            if task < tiles.div_ceil(TASK_TILES) {
+                return (part, task * TASK_TILES..((task + 1) * TASK_TILES).min(tiles));
+            }
+            task -= tiles.div_ceil(TASK_TILES);
+        }
+        unreachable!("the caller counts the tasks")
+    }
+
+    fn tile(&self, part: &Part, tile: usize, tokens: usize, rounded: &Activations, out: &Disjoint<'_, f32>) {
+        let rows = TILE.min(part.packed.rows - tile * TILE);
+        let stride = self.outs[part.linear];
+        for from in (0..tokens).step_by(TOKENS) {
+            let count = TOKENS.min(tokens - from);
+            let mut some = [rounded.token(from); TOKENS];
+            some[..count].iter_mut().enumerate().for_each(|(i, t)| *t = rounded.token(from + i));
+            let mut y = [[0.0; TILE]; TOKENS];
+            // SAFETY: the tile exists, and the tokens were rounded for this part's input.
+            unsafe { kernel(self.level)(&part.packed, tile, &some[..count], &mut y) };
+            for (i, y) in y[..count].iter().enumerate() {
+                let at = (from + i) * stride + part.first + tile * TILE;
+                // SAFETY: these rows are this task's alone.
+                let out = unsafe { out.slice(at..at + rows) };
+                match &part.bias {
+                    Some(bias) => {
+                        let bias = &bias[tile * TILE..];
+                        out.iter_mut().zip(y.iter().zip(bias)).for_each(|(o, (y, b))| *o = y + b);
+                    }
+                    None => out.copy_from_slice(&y[..rows]),
+                }
+            }
+        }
+    }
+}
+
+type TileKernel = unsafe fn(&Packed, usize, &[Token<'_>], &mut [[f32; TILE]]);
+
+fn kernel(level: Level) -> TileKernel {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => avx512::tile,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => avx2::tile,
+        _ => scalar::tile,
+    }
+}
+
+fn round(level: Level, x: &[f32], span: usize, to: &mut TokenMut<'_>) {
+    match level {
+        // SAFETY: `choose` gives a level that the machine has.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => unsafe { activations::round_avx512(x, span, to) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => unsafe { activations::round_avx2(x, span, to) },
+        _ => activations::round(x, span, to),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,188 @@
+//! Codes interleaved for the integer kernels, so that no sum crosses the lanes of a register.
+//!
+//! A *tile* is 16 rows. A *block* is 32 columns. A *cell* is 64 bytes, `[16 rows][4 columns]`: one register of AVX-512.
+//! Codes of up to four bits take four cells a block: the low halves of cell `c` hold columns `4c..4c + 4`, the high
+//! halves columns `16 + 4c..`. Wider codes take eight cells of whole bytes. Rows and columns are filled up with zeros.
+
+use fewbit_format::Storage;
+use half::{bf16, f16};
+
+use super::rows::{self, Layout, Origin, Row};
+
+/// Rows of a tile.
+pub(super) const TILE: usize = 16;
+/// Columns of a block.
+pub(super) const BLOCK: usize = 32;
+/// Bytes of a cell.
+pub(super) const CELL: usize = 64;
+
+/// How a code lies in a cell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Up to 4 bits: half a byte.
+    Half,
+    /// 5 to 7 bits: a byte whose top bit is zero.
+    Byte,
+    /// 8 bits.
+    Wide,
+}
+
+/// Where a group's zero lies.
+#[derive(Debug)]
+pub(super) enum Zeros {
+    Middle(u8),
+    /// `[tile][group][16]`.
+    Codes(Vec<u8>),
+    /// `[tile][group][16]`.
+    Offsets(Numbers),
+}
+
+/// Numbers in the narrowest type that holds all of them exactly.
+#[derive(Debug)]
+pub(super) enum Numbers {
+    F16(Vec<u16>),
+    Bf16(Vec<u16>),
+    F32(Vec<f32>),
+}
+
+impl Numbers {
+    fn compact(values: Vec<f32>) -> Self {
+        let same = |a: f32, b: f32| a.to_bits() == b.to_bits();
+        if values.iter().all(|v| same(f16::from_f32(*v).to_f32(), *v)) {
+            Self::F16(values.iter().map(|v| f16::from_f32(*v).to_bits()).collect())
+        } else if values.iter().all(|v| same(bf16::from_f32(*v).to_f32(), *v)) {
+            Self::Bf16(values.iter().map(|v| bf16::from_f32(*v).to_bits()).collect())
+        } else {
+            Self::F32(values)
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::F16(v) | Self::Bf16(v) => 2 * v.len(),
+            Self::F32(v) => 4 * v.len(),
+        }
+    }
+
+    /// Sixteen numbers from `16 · index` on.
+    #[inline]
+    pub(super) fn sixteen(&self, index: usize) -> [f32; TILE] {
+        let at = index * TILE;
+        match self {
+            Self::F16(v) => std::array::from_fn(|i| f16::from_bits(v[at + i]).to_f32()),
+            Self::Bf16(v) => std::array::from_fn(|i| bf16::from_bits(v[at + i]).to_f32()),
+            Self::F32(v) => std::array::from_fn(|i| v[at + i]),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Cell([u8; CELL]);
+
+/// The rows of one storage.
+#[derive(Debug)]
+pub(super) struct Packed {
+    pub(super) rows: usize,
+    /// Blocks of a row.
+    blocks: usize,
+    pub(super) form: Form,
+    /// Columns that share a scale of the activations: 32, or 16 where groups do not begin at multiples of 32.
+    pub(super) span: usize,
+    /// Spans of a group.
+    pub(super) group_spans: usize,
+    /// Groups of a row.
+    pub(super) groups: usize,
+    cells: Vec<Cell>,
+    /// `[tile][group][16]`.
+    pub(super) scales: Numbers,
+    pub(super) zeros: Zeros,
+    /// The column of the input that stands at each place, where they are not in order.
+    pub(super) order: Option<Vec<u32>>,
+}
+
+impl Packed {
+    /// Repacks a storage; `None` if its groups do not suit.
+    pub(super) fn new(storage: &Storage) -> Option<Self> {
+        let layout = rows::layout(storage)?;
+        let Layout { rows, cols, bits, group, origin } = layout;
+        if rows == 0 || cols == 0 || (group != cols && group % 16 != 0) {
+            return None;
+        }
+        let order = order(storage, &layout)?;
+        let span = if group == cols || group.is_multiple_of(BLOCK) { BLOCK } else { 16 };
+        let (blocks, groups, tiles) = (cols.div_ceil(BLOCK), cols / group, rows.div_ceil(TILE));
+        let form = match bits {
+            0..=4 => Form::Half,
+            5..=7 => Form::Byte,
+            _ => Form::Wide,
+        };
+        let cells_per_tile = blocks * cells(form);
+        let mut all = vec![Cell([0; CELL]); tiles * cells_per_tile];
+        let params = tiles * groups * TILE;
+        let (mut scales, mut zeros, mut offsets) = (vec![0.0; params], vec![0; params], vec![0.0; params]);
+        let mut row = Row::of(&layout);
+        for r in 0..rows {
+            rows::read(storage, r, &mut row);
+            let (tile, lane) = (r / TILE, r % TILE);
+            for k in 0..groups {
+                let at = (tile * groups + k) * TILE + lane;
+                (scales[at], zeros[at], offsets[at]) = (row.scales[k], row.zeros[k], row.offsets[k]);
+            }
+            let cells = &mut all[tile * cells_per_tile..(tile + 1) * cells_per_tile];
+            for place in 0..cols {
+                let code = row.codes[order.as_ref().map_or(place, |o| o[place] as usize)];
+                let (block, c, byte) = (place / BLOCK, place % BLOCK, place % 4);
+                if form == Form::Half {
+                    cells[block * 4 + c % 16 / 4].0[4 * lane + byte] |= code << (c / 16 * 4);
+                } else {
+                    cells[block * 8 + c / 4].0[4 * lane + byte] = code;
+                }
+            }
+        }
+        let zeros = match origin {
+            Origin::Middle(z) => Zeros::Middle(z),
+            Origin::Codes => Zeros::Codes(zeros),
+            Origin::Offsets => Zeros::Offsets(Numbers::compact(offsets)),
+        };
+        let group_spans = if group == cols { (blocks * BLOCK).div_ceil(span) } else { group / span };
+        let scales = Numbers::compact(scales);
+        Some(Self { rows, blocks, form, span, group_spans, groups, cells: all, scales, zeros, order })
+    }
+
+    pub(super) fn tiles(&self) -> usize {
+        self.rows.div_ceil(TILE)
+    }
+
+    /// The cells of a tile: `blocks ·` [`cells`] of 64 bytes, aligned.
+    #[inline]
+    pub(super) fn cells(&self, tile: usize) -> *const u8 {
+        self.cells[tile * self.blocks * cells(self.form)..].as_ptr().cast()
+    }
+
+    /// Everything that is read for one token.
+    pub(super) fn bytes(&self) -> usize {
+        let zeros = match &self.zeros {
+            Zeros::Middle(_) => 0,
+            Zeros::Codes(z) => z.len(),
+            Zeros::Offsets(m) => m.bytes(),
+        };
+        self.cells.len() * CELL + self.scales.bytes() + zeros
+    }
+}
+
+/// Cells of a block.
+pub(super) const fn cells(form: Form) -> usize {
+    if matches!(form, Form::Half) { 4 } else { 8 }
+}
+
+/// The columns sorted by group, where a group index scatters them; `None` if it does not fill groups evenly.
+#[expect(clippy::option_option, reason = "outside: whether it can be packed; inside: whether an order is needed")]
+fn order(storage: &Storage, layout: &Layout) -> Option<Option<Vec<u32>>> {
+    let Storage::Int(int) = storage else { return Some(None) };
+    let Some(index) = int.group_index() else { return Some(None) };
+    let mut order: Vec<u32> = (0..layout.cols as u32).collect();
+    order.sort_by_key(|c| index[*c as usize]);
+    let even = order.iter().enumerate().all(|(place, c)| index[*c as usize] as usize == place / layout.group);
+    even.then_some(Some(order))
+}

@@ -1,0 +1,196 @@
+use bytes::Bytes;
+use fewbit_format::{GgmlBlocks, GgmlType, Group, IntCodes, IntGrid, ScaleType, Storage, Zeros};
+use proptest::prelude::*;
+
+use super::*;
+use crate::cpu;
+
+struct Numbers(u64);
+
+impl Numbers {
+    fn bits(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) as u32
+    }
+
+    fn next(&mut self) -> f32 {
+        self.bits() as f32 / (1u32 << 30) as f32 - 1.0
+    }
+}
+
+fn levels() -> impl Iterator<Item = Level> {
+    Level::ALL.into_iter().filter(|l| *l <= cpu::machine())
+}
+
+/// A random storage; `whole`: scales 1 and integer offsets, so that the sums are exact in f32.
+fn int(n: &mut Numbers, rows: usize, bits: u8, cols: usize, group: Group, zeros: u8, whole: bool) -> Storage {
+    let scale = [ScaleType::F16, ScaleType::BF16, ScaleType::F32][n.bits() as usize % 3];
+    let grid = IntGrid { bits, group, symmetric: zeros == 0, scale };
+    let groups = if group == Group::Tensor { 1 } else { rows * (cols / group.width(cols)) };
+    let code = |n: &mut Numbers| (n.bits() & ((1 << bits) - 1)) as u8;
+    // Now and then a row of the greatest codes.
+    let codes: Vec<u8> =
+        (0..rows * cols).map(|i| if i / cols % 5 == 4 { ((1u32 << bits) - 1) as u8 } else { code(n) }).collect();
+    let number = |n: &mut Numbers| if whole { 1.0 } else { scale.round(n.next() / 16.0) };
+    let scales = (0..groups).map(|_| number(n)).collect();
+    let zeros = match zeros {
+        0 => Zeros::Middle,
+        1 => Zeros::Codes((0..groups).map(|_| code(n)).collect()),
+        _ => Zeros::Offsets((0..groups).map(|_| number(n)).collect()),
+    };
+    Storage::Int(IntCodes::new(rows, cols, grid, &codes, scales, zeros).unwrap())
+}
+
+fn ggml(n: &mut Numbers, rows: usize, kind: GgmlType, blocks: usize) -> Storage {
+    let mut bytes: Vec<u8> = (0..rows * blocks * kind.block_bytes()).map(|_| n.bits() as u8).collect();
+    for block in bytes.chunks_exact_mut(kind.block_bytes()) {
+        kind.f16_fields().iter().for_each(|at| block[at + 1] = block[at + 1] & 0x87 | 0x20);
+    }
+    Storage::Ggml(GgmlBlocks::new(kind, rows, blocks * kind.block_len(), Bytes::from(bytes)).unwrap())
+}
+
+fn run(level: Level, team: &Team, linears: &[Arc<QuantizedLinear>], tokens: usize, x: &[f32]) -> Vec<Vec<f32>> {
+    let kernel = candidate(linears, Arithmetic::Fast, level).expect("suits");
+    let mut outs: Vec<Vec<f32>> = linears.iter().map(|l| vec![f32::NAN; tokens * l.shape[0]]).collect();
+    kernel.run(team, tokens, x, &mut outs.iter_mut().map(|o| &mut **o).collect::<Vec<_>>());
+    outs
+}
+
+/// The activations as the kernel rounds them, back in f64, columns in the input's order.
+fn rounded(linear: &QuantizedLinear, tokens: usize, x: &[f32]) -> Vec<f64> {
+    let packed = Packed::new(&linear.bands[0].storage).unwrap();
+    let cols = linear.shape[1];
+    let mut back = vec![0.0; tokens * cols];
+    for t in 0..tokens {
+        let place = |p: usize| packed.order.as_ref().map_or(p, |o| o[p] as usize);
+        let ordered: Vec<f32> = (0..cols).map(|p| x[t * cols + place(p)]).collect();
+        for (k, span) in ordered.chunks(packed.span).enumerate() {
+            let scale = f64::from(span.iter().fold(0.0f32, |m, v| m.max(v.abs()))) / 127.0;
+            for (i, v) in span.iter().enumerate() {
+                let p = k * packed.span + i;
+                let code = (v * (127.0 / (127.0 * scale) as f32)).round_ties_even();
+                back[t * cols + place(p)] = if scale > 0.0 { f64::from(code) * scale } else { 0.0 };
+            }
+        }
+    }
+    back
+}
+
+fn check(linears: &[Arc<QuantizedLinear>], tokens: usize, x: &[f32]) {
+    let cols = linears[0].shape[1];
+    let (one, three) = (Team::new(1), Team::new(3));
+    let mut by_level = Vec::new();
+    for level in levels() {
+        let outs = run(level, &one, linears, tokens, x);
+        assert_eq!(outs, run(level, &three, linears, tokens, x));
+        let alone = run(level, &three, linears, 1, &x[(tokens - 1) * cols..]);
+        for (linear, (out, alone)) in linears.iter().zip(outs.iter().zip(&alone)) {
+            assert_eq!(out[(tokens - 1) * linear.shape[0]..], alone[..], "the last token alone, {level:?}");
+        }
+        by_level.push(outs);
+    }
+    for (l, linear) in linears.iter().enumerate() {
+        let (w, a) = (linear.decode(), rounded(linear, tokens, x));
+        for (i, got) in by_level[0][l].iter().enumerate() {
+            let (t, r) = (i / linear.shape[0], i % linear.shape[0]);
+            let terms = || w.row(r).iter().zip(&a[t * cols..]).map(|(w, a)| f64::from(*w) * a);
+            // With a real offset large terms cancel that are not small in the decoded weight.
+            let (want, scale) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>() + 0.1);
+            for (level, outs) in by_level.iter().enumerate() {
+                let got = f64::from(outs[l][i]);
+                assert!((got - want).abs() <= 1e-5 * scale, "level {level} row {r} token {t}: {got} for {want}");
+            }
+            let twin = f64::from(*got);
+            for outs in &by_level[1..] {
+                assert!((f64::from(outs[l][i]) - twin).abs() <= 2e-6 * scale, "row {r} token {t}");
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(80))]
+
+    #[test]
+    fn integers_of_any_width(
+        bits in 1u8..=8, zeros in 0u8..3, kind in 0usize..7, count in 1usize..5, rows in 1usize..40, more in 1usize..20,
+        tokens in 1usize..14, indexed: bool, seed: u64,
+    ) {
+        let n = &mut Numbers(seed);
+        let width = [16, 32, 48, 64, 128][kind.min(4)];
+        let group = [Group::Columns(width), Group::Row, Group::Tensor][kind.saturating_sub(4)];
+        let cols = if kind > 4 { 1 + n.bits() as usize % 100 } else { width * count };
+        let mut storage = int(n, rows, bits, cols, group, zeros, false);
+        if let (Storage::Int(codes), true, true) = (&storage, indexed, kind <= 4) {
+            let index = (0..cols).map(|c| (c % count) as u32).collect();
+            storage = Storage::Int(codes.clone().with_group_index(index).unwrap());
+        }
+        let other = int(n, more, bits, cols, Group::Row, 0, false);
+        let linears = [QuantizedLinear::uniform(storage, None), QuantizedLinear::uniform(other, None)].map(Arc::new);
+        let x: Vec<f32> = (0..tokens * cols).map(|_| n.next()).collect();
+        check(&linears, tokens, &x);
+    }
+
+    #[test]
+    fn blocks_of_ggml(kind in 0usize..10, blocks in 1usize..3, rows in 1usize..40, tokens in 1usize..10, seed: u64) {
+        let n = &mut Numbers(seed);
+        let linears = [Arc::new(QuantizedLinear::uniform(ggml(n, rows, GgmlType::ALL[kind], blocks), None))];
+        let x: Vec<f32> = (0..tokens * linears[0].shape[1]).map(|_| n.next()).collect();
+        check(&linears, tokens, &x);
+    }
+
+    /// Scales of 1 on both sides: every level must give the integer itself.
+    #[test]
+    fn the_integer_part_is_the_same_everywhere(
+        bits in 1u8..=8, zeros in 0u8..3, spans in 1usize..7, odd: bool, rows in 1usize..20, tokens in 1usize..10, sign in 0u8..3, seed: u64,
+    ) {
+        let n = &mut Numbers(seed);
+        let cols = if odd { 48 } else { 32 } * spans;
+        let storage = int(n, rows, bits, cols, if odd { Group::Columns(48) } else { Group::Row }, zeros, true);
+        let linears = [Arc::new(QuantizedLinear::uniform(storage, None))];
+        let value = |n: &mut Numbers, i: usize| match sign {
+            0 => 127.0,
+            1 => if i % 2 == 0 { 127.0 } else { -127.0 },
+            _ => if i % 16 == 0 { -127.0 } else { (n.bits() % 255) as f32 - 127.0 },
+        };
+        let x: Vec<f32> = (0..tokens * cols).map(|i| value(n, i)).collect();
+        let w = linears[0].decode();
+        let want: Vec<f32> = (0..tokens * rows)
+            .map(|i| w.row(i % rows).iter().zip(&x[i / rows * cols..]).map(|(w, x)| *w as i64 * *x as i64).sum::<i64>() as f32)
+            .collect();
+        for level in levels() {
+            prop_assert_eq!(&run(level, &Team::new(2), &linears, tokens, &x)[0], &want, "{:?}", level);
+        }
+    }
+}
+
+#[test]
+fn groups_that_do_not_suit_are_declined() {
+    let n = &mut Numbers(1);
+    for (cols, group) in [(24, Group::Columns(8)), (43 * 4, Group::Columns(43))] {
+        let linears = [Arc::new(QuantizedLinear::uniform(int(n, 3, 4, cols, group, 0, false), None))];
+        assert!(candidate(&linears, Arithmetic::Fast, Level::Scalar).is_none());
+    }
+}
+
+#[test]
+fn bands_and_bias() {
+    use fewbit_format::Band;
+    let n = &mut Numbers(5);
+    let bands = vec![
+        Band { rows: 0..5, storage: int(n, 5, 8, 64, Group::Columns(32), 1, true) },
+        Band { rows: 5..40, storage: int(n, 35, 3, 64, Group::Columns(16), 2, true) },
+    ];
+    let bias: Vec<f32> = (0..40).map(|_| (n.bits() % 100) as f32).collect();
+    let linear = Arc::new(QuantizedLinear { shape: [40, 64], bands, bias: Some(bias.clone()) });
+    let x: Vec<f32> = (0..3 * 64).map(|i| if i % 16 == 3 { 127.0 } else { (n.bits() % 200) as f32 - 100.0 }).collect();
+    let w = linear.decode();
+    for level in levels() {
+        let outs = run(level, &Team::new(2), &[linear.clone()], 3, &x);
+        for (i, y) in outs[0].iter().enumerate() {
+            let sum: f64 =
+                w.row(i % 40).iter().zip(&x[i / 40 * 64..]).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+            assert_eq!(f64::from(*y), sum + f64::from(bias[i % 40]));
+        }
+    }
+}
