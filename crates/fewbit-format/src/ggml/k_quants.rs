@@ -8,33 +8,39 @@ const _: () = assert!(GgmlType::Q4K.block_bytes() == 2 + 2 + 12 + 128);
 const _: () = assert!(GgmlType::Q5K.block_bytes() == 2 + 2 + 12 + 32 + 128);
 const _: () = assert!(GgmlType::Q6K.block_bytes() == 128 + 64 + 16 + 2);
 
+/// Where the codes of Q2_K, and the low bits of those of Q3_K, have the 16 weights of sub-block `j`: their first byte
+/// and the shift. Of each half of 128, byte `l` holds weights `l, l + 32, l + 64, l + 96` in its bit pairs.
+fn two_bits(j: usize) -> (usize, usize) {
+    (32 * (j / 8) + 16 * (j % 2), 2 * (j % 8 / 2))
+}
+
 /// `scales[16], qs[64], d, dmin`: a scale (low half) and a minimum (high half) for each 16 weights.
-///
-/// Of each half of 128, byte `l` holds weights `l, l + 32, l + 64, l + 96` in its bit pairs.
 pub(super) fn q2_k(block: &[u8; 84], out: &mut [f32; 256]) {
     let (d, dmin) = (f16_at(block, 80), f16_at(block, 82));
-    for (i, v) in out.iter_mut().enumerate() {
-        let scale = block[i / 16];
-        *v = d * f32::from(scale & 15) * f32::from(two_bits(&block[16..80], i)) - dmin * f32::from(scale >> 4);
+    for (j, values) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        let (scale, min) = (d * f32::from(block[j] & 15), dmin * f32::from(block[j] >> 4));
+        let (first, shift) = two_bits(j);
+        for (v, byte) in values.iter_mut().zip(&block[16 + first..]) {
+            *v = scale * f32::from(byte >> shift & 3) - min;
+        }
     }
 }
 
-/// Weight `i` of the codes of Q2_K, and the low bits of those of Q3_K.
-fn two_bits(qs: &[u8], i: usize) -> u8 {
-    qs[i / 128 * 32 + i % 32] >> (2 * (i % 128 / 32)) & 3
-}
-
 /// `hmask[32], qs[64], scales[12], d`: three bits a weight, signed; six bits a scale, offset by 32.
+///
+/// Bit `i / 32` of `hmask[i % 32]` is the third bit of weight `i`, which counts 4.
 pub(super) fn q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
     let d = f16_at(block, 108);
     let packed = &block[96..108];
-    for (i, v) in out.iter_mut().enumerate() {
-        let j = i / 16;
+    for (j, values) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
         let low = if j < 8 { packed[j] & 15 } else { packed[j - 8] >> 4 };
         let high = packed[8 + j % 4] >> (2 * (j / 4)) & 3;
-        let scale = (low | high << 4) as i8 - 32;
-        let below = if block[i % 32] >> (i / 32) & 1 == 1 { 0 } else { 4 };
-        *v = d * f32::from(scale) * f32::from(two_bits(&block[32..96], i) as i8 - below);
+        let scale = d * f32::from((low | high << 4) as i8 - 32);
+        let (first, shift) = two_bits(j);
+        let (qs, mask) = (&block[32 + first..][..16], &block[16 * (j % 2)..][..16]);
+        for ((v, byte), third) in values.iter_mut().zip(qs).zip(mask) {
+            *v = scale * f32::from((byte >> shift & 3 | (third >> (j / 2) & 1) << 2) as i8 - 4);
+        }
     }
 }
 
@@ -81,11 +87,14 @@ pub(super) fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
 /// weights `l, l + 32, l + 64, l + 96`.
 pub(super) fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     let d = f16_at(block, 208);
-    for (i, v) in out.iter_mut().enumerate() {
-        let (half, l, quarter) = (i / 128, i % 32, i % 128 / 32);
-        let low = block[64 * half + 32 * (quarter % 2) + l] >> (4 * (quarter / 2)) & 15;
-        let high = block[128 + 32 * half + l] >> (2 * quarter) & 3;
-        let scale = block[192 + i / 16] as i8;
-        *v = d * f32::from(scale) * f32::from((low | high << 4) as i8 - 32);
+    for (j, values) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        let (half, quarter, first) = (j / 8, j % 8 / 2, 16 * (j % 2));
+        let low = &block[64 * half + 32 * (quarter % 2) + first..][..16];
+        let high = &block[128 + 32 * half + first..][..16];
+        let scale = d * f32::from(block[192 + j] as i8);
+        for ((v, low), high) in values.iter_mut().zip(low).zip(high) {
+            let q = low >> (4 * (quarter / 2)) & 15 | (high >> (2 * quarter) & 3) << 4;
+            *v = scale * f32::from(q as i8 - 32);
+        }
     }
 }

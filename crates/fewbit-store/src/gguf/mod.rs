@@ -4,6 +4,8 @@
 //! dimensions (innermost first), type and offset; padding to the alignment; data. Source: `docs/gguf.md` of
 //! ggml-org/ggml.
 
+#[cfg(test)]
+mod hostile;
 mod parse;
 mod split;
 mod value;

@@ -257,12 +257,14 @@ impl<'a> Cursor<'a> {
                 .hint("the file is damaged, or newer than this program")
         })?;
         let size_bytes = elements.tensor_bytes(&shape).ok_or_else(|| {
-            Error::input(format!(
-                "cannot have shape {shape:?}: blocks of {} {} do not tile it, or it is beyond 64 bits",
-                elements.block_len(),
-                elements.name()
-            ))
-            .hint("the file is damaged")
+            let (block_len, name) = (elements.block_len(), elements.name());
+            let reason = match shape.last() {
+                Some(cols) if !cols.is_multiple_of(block_len) => {
+                    format!("has rows of {cols}, no multiple of the {block_len} weights of a {name} block")
+                }
+                _ => format!("has shape {shape:?} of {name}, more bytes than can be counted"),
+            };
+            Error::input(reason).hint("the file is damaged")
         })?;
         Ok(RawTensor { name: String::new(), elements, shape, size_bytes, offset: self.u64()? })
     }
