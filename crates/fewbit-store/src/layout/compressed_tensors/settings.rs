@@ -8,8 +8,9 @@ use crate::layout::scheme::{IntScheme, Scheme};
 /// The release of compressed-tensors whose `pack-quantized` is written.
 const VERSION: &str = "0.19.0";
 
-/// The `quantization_config` for these linears: one scheme targets `Linear` and ignores every plain linear by name; several target their modules by pattern
-/// over the blocks where this says neither more nor less than the list, else by name.
+/// The `quantization_config` for these linears: one scheme targets `Linear`; several target their modules by pattern over
+/// the blocks where this says neither more nor less than the list, else by name. Every plain linear is ignored by its
+/// exact name, for old readers stop at a linear that nothing mentions.
 pub(super) fn quantization_config(modules: &[(String, Option<Scheme>)]) -> Value {
     let mut schemes: Vec<IntScheme> = Vec::new();
     for scheme in modules.iter().filter_map(|(_, s)| int(s.as_ref())) {
@@ -31,7 +32,7 @@ pub(super) fn quantization_config(modules: &[(String, Option<Scheme>)]) -> Value
             }),
         );
     }
-    let plain = modules.iter().filter(|(_, s)| by_class && s.is_none()).map(|(name, _)| name);
+    let plain = modules.iter().filter(|(_, s)| s.is_none()).map(|(name, _)| name);
     json!({
         "config_groups": groups,
         "format": "pack-quantized",
@@ -145,7 +146,7 @@ mod tests {
         let settings = check(&modules);
         let patterns = json!([r"re:model\.layers\.\d+\.mlp\.up_proj$", r"re:model\.layers\.\d+\.mlp\.down_proj$"]);
         assert_eq!(settings["config_groups"]["group_1"]["targets"], patterns);
-        assert_eq!(settings["ignore"], json!([]));
+        assert_eq!(settings["ignore"], json!(["lm_head"]));
 
         modules[3].1 = Some(int(8, Group::Row));
         modules[6].1 = None;
