@@ -226,6 +226,32 @@ impl IntCodes {
         &self.zeros
     }
 
+    /// The same codes with these rows, in this order.
+    pub fn select_rows(&self, rows: &[usize]) -> Self {
+        let row_bytes = packed_len(self.cols, self.grid.bits);
+        let per_row = self.groups_per_row();
+        let is_shared = self.grid.group == Group::Tensor;
+        let packed = rows.iter().flat_map(|r| &self.packed[r * row_bytes..(r + 1) * row_bytes]).copied().collect();
+        fn pick<T: Copy>(all: &[T], rows: &[usize], per_row: usize, is_shared: bool) -> Vec<T> {
+            if is_shared {
+                return all.to_vec();
+            }
+            rows.iter().flat_map(|r| &all[r * per_row..(r + 1) * per_row]).copied().collect()
+        }
+        Self {
+            rows: rows.len(),
+            packed,
+            scales: pick(&self.scales, rows, per_row, is_shared),
+            zeros: match &self.zeros {
+                Zeros::Middle => Zeros::Middle,
+                Zeros::Codes(z) => Zeros::Codes(pick(z, rows, per_row, is_shared)),
+                Zeros::Offsets(z) => Zeros::Offsets(pick(z, rows, per_row, is_shared)),
+            },
+            group_index: self.group_index.clone(),
+            ..*self
+        }
+    }
+
     /// Decodes rows `rows` into `out[rows.len() · cols]`.
     pub fn decode_rows(&self, rows: Range<usize>, out: &mut [f32]) {
         let mut codes = vec![0u8; self.cols];

@@ -1,5 +1,7 @@
 use std::ops::Range;
 
+use bytes::Bytes;
+
 use crate::{GgmlBlocks, IntCodes, Mat, Tensor};
 
 /// How a band of rows is stored. One variant per family of layouts; each decodes in its own file.
@@ -37,6 +39,21 @@ impl Storage {
         }
     }
 
+    /// The same storage with these rows, in this order (copied).
+    pub fn select_rows(&self, rows: &[usize]) -> Self {
+        match self {
+            Self::Dense(t) => {
+                let bytes = gather(&t.bytes, t.shape[1] * t.dtype.size_bytes(), rows);
+                Self::Dense(Tensor { dtype: t.dtype, shape: vec![rows.len(), t.shape[1]], bytes })
+            }
+            Self::Int(c) => Self::Int(c.select_rows(rows)),
+            Self::Ggml(b) => {
+                let bytes = gather(&b.bytes, b.bytes.len() / b.rows, rows);
+                Self::Ggml(GgmlBlocks { rows: rows.len(), bytes, ..b.clone() })
+            }
+        }
+    }
+
     /// Everything stored, in bits: codes, scales, zero points, padding.
     pub fn stored_bits(&self) -> u64 {
         match self {
@@ -45,6 +62,15 @@ impl Storage {
             Self::Ggml(b) => b.stored_bits(),
         }
     }
+}
+
+/// Rows of `row_bytes` bytes each, picked.
+fn gather(bytes: &[u8], row_bytes: usize, rows: &[usize]) -> Bytes {
+    let mut out = Vec::with_capacity(rows.len() * row_bytes);
+    for r in rows {
+        out.extend_from_slice(&bytes[r * row_bytes..(r + 1) * row_bytes]);
+    }
+    out.into()
 }
 
 /// Consecutive rows of one matrix in one storage.

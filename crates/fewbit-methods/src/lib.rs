@@ -1,1 +1,16 @@
-//! To be written.
+//! The published methods: one file per primitive, a const list per kind, a recipe per paper.
+//!
+//! To add a method: write its primitive (if it needs a new one) in the folder of its kind, add one line to the list
+//! there, and put a TOML file into `recipes/`.
+
+mod grid;
+mod recipes;
+mod solve;
+mod transform;
+
+pub use recipes::RECIPES;
+
+use fewbit_engine::kinds::Registry;
+
+/// All primitives.
+pub const REGISTRY: Registry = Registry { grids: grid::GRIDS, solvers: solve::SOLVERS, transforms: transform::TRANSFORMS };

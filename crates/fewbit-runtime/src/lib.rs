@@ -1,1 +1,23 @@
-//! To be written.
+//! The graph's interpreter: dense or packed weights, whole batches or one token at a time, with hooks on any edge.
+//!
+//! Calibration, evaluation and generation are the same code: a [`Layer`] runs one graph over a [`Batch`] of sequences;
+//! a [`Runtime`] runs a whole model; [`Generation`] samples from it.
+
+mod batch;
+mod cache;
+mod generate;
+mod hooks;
+pub mod language;
+mod layer;
+mod runtime;
+mod sample;
+mod steps;
+
+pub use batch::{Batch, Span};
+pub use cache::{LayerCache, ModelCache};
+pub use fewbit_kernel::linear::Arithmetic;
+pub use generate::{Finish, Generation, Generated, Limits};
+pub use hooks::{Hooks, NoHooks};
+pub use layer::{Layer, Rotations, Workspace};
+pub use runtime::{Runtime, embed};
+pub use sample::{Sampler, Sampling};

@@ -1,0 +1,97 @@
+use std::ops::Range;
+
+use fewbit_format::{Mat, Result, Storage};
+
+/// Rows that are rounded together: one vector register of f32.
+pub const LANES: usize = 16;
+
+/// Up to [`LANES`] consecutive rows of a matrix, column by column: `data[c][lane]` is row `rows.start + lane`.
+///
+/// Lanes past the last row hold zeros. Solvers work on strips because rows are independent of each other.
+#[derive(Clone, Debug)]
+pub struct Strip {
+    /// Rows of the matrix.
+    pub rows: Range<usize>,
+    /// One entry per column.
+    pub data: Vec<[f32; LANES]>,
+}
+
+impl Strip {
+    /// Strip `index` of a matrix.
+    pub fn of(w: &Mat, index: usize) -> Self {
+        let rows = index * LANES..((index + 1) * LANES).min(w.rows());
+        let mut data = vec![[0.0; LANES]; w.cols()];
+        for (lane, r) in rows.clone().enumerate() {
+            for (c, v) in w.row(r).iter().enumerate() {
+                data[c][lane] = *v;
+            }
+        }
+        Self { rows, data }
+    }
+
+    /// Number of strips of a matrix with so many rows.
+    pub fn count(rows: usize) -> usize {
+        rows.div_ceil(LANES)
+    }
+}
+
+/// How much an error of a weight counts when parameters are fitted. A weight of 0 makes an entry invisible.
+#[derive(Clone, Copy, Debug)]
+pub enum Weighting<'a> {
+    /// All alike.
+    None,
+    /// One number per column of the group.
+    Column(&'a [f32]),
+    /// The group's block of `XᵀX`, `[group, group]`: errors that cancel in the output cost nothing.
+    Gram(&'a Mat),
+}
+
+/// Parameters of one group in one strip: for each number that the grid keeps (scale, zero point, …), a value per row.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Params(pub Vec<[f32; LANES]>);
+
+/// A set of numbers that weights may take, as a recipe describes it.
+pub trait Grid: Send + Sync + std::fmt::Debug {
+    /// Checks that the grid fits a matrix `[rows, cols]`, before any work.
+    ///
+    /// # Errors
+    /// One sentence with what would fit.
+    fn check(&self, rows: usize, cols: usize) -> Result<()>;
+
+    /// What has to be known to fit its parameters.
+    fn needs(&self) -> super::Needs;
+
+    /// Bits that a matrix `[rows, cols]` takes, everything stored. Equal to the storage's own count.
+    fn stored_bits(&self, rows: usize, cols: usize) -> u64;
+
+    /// Binds the grid to one matrix; finds what all its groups share (codebooks, a global scale).
+    ///
+    /// # Errors
+    /// If the matrix cannot be represented.
+    fn begin(&self, w: &Mat) -> Result<Box<dyn BoundGrid>>;
+
+    /// How a person calls it, such as `w4 g128`.
+    fn label(&self) -> String;
+}
+
+/// A grid bound to one matrix. Solvers call [`fit`](Self::fit) once per group and strip, [`round`](Self::round) for
+/// every tile, and [`store`](Self::store) at the end with all codes and parameters.
+pub trait BoundGrid: Send + Sync {
+    /// Columns that are rounded together: 1 for scalars, 8 for an 8-dimensional codebook.
+    fn width(&self) -> usize;
+
+    /// Columns that share parameters; a multiple of [`width`](Self::width).
+    fn group(&self) -> usize;
+
+    /// Parameters of group `index` (columns `index·group..`) for the strip's rows, from the values `[group][lane]`.
+    fn fit(&self, index: usize, values: &[[f32; LANES]], by: Weighting<'_>) -> Params;
+
+    /// Rounds one tile `[width][lane]`: writes `width` codes per lane and the values that they decode to.
+    fn round(&self, params: &Params, tile: &[[f32; LANES]], codes: &mut [[u16; LANES]], decoded: &mut [[f32; LANES]]);
+
+    /// The stored form. `codes[strip][column]` and `params[strip][group]`, strips in order.
+    ///
+    /// # Errors
+    /// If something is beyond what the layout holds.
+    fn store(&self, codes: Vec<Vec<[u16; LANES]>>, params: Vec<Vec<Params>>) -> Result<Storage>;
+}

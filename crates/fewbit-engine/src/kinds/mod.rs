@@ -1,0 +1,32 @@
+//! The kinds of pass, and the narrow waist where grids meet solvers.
+
+mod grid;
+mod registry;
+mod solver;
+mod transform;
+
+pub use grid::{BoundGrid, Grid, LANES, Params, Strip, Weighting};
+pub use registry::{Entry, Registry, parse};
+pub use solver::{LinearJob, Solved, Solver};
+pub use transform::{Element, SiteJob, Transform};
+
+/// What a pass has to know about the inputs of linears before it can work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// `XᵀX` of the input.
+    pub gram: bool,
+    /// `mean |x_j|` of the input.
+    pub mean_abs: bool,
+}
+
+impl Needs {
+    /// What either needs.
+    pub fn and(self, other: Self) -> Self {
+        Self { gram: self.gram || other.gram, mean_abs: self.mean_abs || other.mean_abs }
+    }
+
+    /// Whether calibration text has to be run.
+    pub fn any(self) -> bool {
+        self.gram || self.mean_abs
+    }
+}

@@ -1,0 +1,80 @@
+use fewbit_format::Mat;
+use fewbit_graph::ValueId;
+use fewbit_kernel::Team;
+use fewbit_kernel::product::gram_add;
+use fewbit_runtime::Hooks;
+
+use crate::kinds::Needs;
+
+/// What the inputs of a linear were like over the calibration tokens.
+#[derive(Clone, Debug, Default)]
+pub struct InputStats {
+    /// `H = XᵀX`, `[in, in]`.
+    pub gram: Option<Mat>,
+    /// `mean_t |X[t, j]|`.
+    pub mean_abs: Option<Vec<f32>>,
+    /// Tokens seen.
+    pub tokens: usize,
+}
+
+impl InputStats {
+    /// What the statistics are after `x' = x · diag(factors)`.
+    pub fn scale(&mut self, factors: &[f32]) {
+        if let Some(h) = &mut self.gram {
+            for r in 0..h.rows() {
+                let by = factors[r];
+                for (v, f) in h.row_mut(r).iter_mut().zip(factors) {
+                    *v *= by * f;
+                }
+            }
+        }
+        if let Some(m) = &mut self.mean_abs {
+            m.iter_mut().zip(factors).for_each(|(v, f)| *v *= f.abs());
+        }
+    }
+}
+
+/// Collects [`InputStats`] of chosen values while a block runs.
+pub(crate) struct Collector<'a> {
+    team: &'a Team,
+    needs: Needs,
+    /// Per watched value: the value, `XᵀX`, `Σ|x|`, tokens.
+    watched: Vec<(ValueId, Option<Mat>, Vec<f64>, usize)>,
+}
+
+impl<'a> Collector<'a> {
+    pub(crate) fn new(team: &'a Team, needs: Needs, values: impl Iterator<Item = (ValueId, usize)>) -> Self {
+        let watched = values.map(|(v, dim)| (v, needs.gram.then(|| Mat::zeros(dim, dim)), vec![0.0; dim], 0));
+        Self { team, needs, watched: watched.collect() }
+    }
+
+    pub(crate) fn finish(self) -> Vec<(ValueId, InputStats)> {
+        (self.watched.into_iter())
+            .map(|(value, gram, sums, tokens)| {
+                let mean_abs = self.needs.mean_abs.then(|| sums.iter().map(|s| (s / tokens.max(1) as f64) as f32).collect());
+                (value, InputStats { gram, mean_abs, tokens })
+            })
+            .collect()
+    }
+}
+
+impl Hooks for Collector<'_> {
+    fn wants(&self, value: ValueId) -> bool {
+        self.watched.iter().any(|w| w.0 == value)
+    }
+
+    fn edge(&mut self, value: ValueId, rows: &mut [f32], dim: usize) {
+        let tokens = rows.len() / dim;
+        for (_, gram, sums, seen) in self.watched.iter_mut().filter(|w| w.0 == value) {
+            if let Some(h) = gram {
+                gram_add(self.team, dim, tokens, rows, dim, h.data_mut());
+            }
+            if self.needs.mean_abs {
+                for row in rows.chunks_exact(dim) {
+                    sums.iter_mut().zip(row).for_each(|(s, x)| *s += f64::from(x.abs()));
+                }
+            }
+            *seen += tokens;
+        }
+    }
+}

@@ -1,0 +1,443 @@
+use fewbit_engine::kinds::{BoundGrid, Entry, Grid, LANES, Needs, Params, Strip, Weighting, parse};
+use fewbit_format::{Error, Group, IntCodes, IntGrid, Mat, Result, ScaleType, Storage, Zero, Zeros};
+use serde::Deserialize;
+
+pub(crate) const ENTRY: Entry<dyn Grid> = Entry {
+    name: "int",
+    cite: "Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, 2018",
+    settings: &[
+        ("bits = 4", "bits of a code, 1 to 8"),
+        ("group = 128", "columns that share a scale; `\"row\"` or `\"tensor\"`"),
+        ("symmetric = false", "the zero point is the middle of the codes, and is not stored"),
+        ("scale = \"source\"", "type of the stored scales: `f16`, `bf16`, `f32`; `source` is bf16 for a bf16 checkpoint, else f16"),
+        ("zero = \"code\"", "asymmetric zero points: `code` (an integer) or `offset` (a real number in the scale's type)"),
+        ("clip = \"minmax\"", "how a group's range is chosen: `minmax`, `mse` (least `Σ|w − ŵ|^2.4`), `output` (least error of the group's output)"),
+        ("steps = 0", "shrunken ranges that a search tries; 0 is the method's own number (mse 100, output 20)"),
+    ],
+    build: |table| {
+        let grid: IntSettings = parse("grid.int", table)?;
+        grid.check()?;
+        Ok(Box::new(grid))
+    },
+};
+
+/// Integer grid: `ŵ = s (q − z)`, `q ∈ 0..2^bits`, one scale and zero point per group.
+///
+/// The weight is rounded against the scale as it will be stored.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct IntSettings {
+    bits: u8,
+    group: GroupSetting,
+    symmetric: bool,
+    scale: ScaleSetting,
+    zero: ZeroSetting,
+    clip: Clip,
+    steps: u32,
+}
+
+impl Default for IntSettings {
+    fn default() -> Self {
+        Self {
+            bits: 4,
+            group: GroupSetting::Columns(128),
+            symmetric: false,
+            scale: ScaleSetting::F16,
+            zero: ZeroSetting::Code,
+            clip: Clip::Minmax,
+            steps: 0,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(untagged)]
+enum GroupSetting {
+    Columns(usize),
+    Named(GroupName),
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum GroupName {
+    Row,
+    Tensor,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ScaleSetting {
+    F16,
+    Bf16,
+    F32,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+enum ZeroSetting {
+    Code,
+    Offset,
+}
+
+/// How the range of a group is chosen.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+enum Clip {
+    /// The extremes.
+    Minmax,
+    /// The shrunken range with the least `Σ |w − ŵ|^2.4` (GPTQ's reference code).
+    Mse,
+    /// The shrunken range with the least squared error of the group's output, `δᵀ G δ` (AWQ's clip search).
+    Output,
+}
+
+impl IntSettings {
+    fn group(&self) -> Group {
+        match self.group {
+            GroupSetting::Columns(g) => Group::Columns(g),
+            GroupSetting::Named(GroupName::Row) => Group::Row,
+            GroupSetting::Named(GroupName::Tensor) => Group::Tensor,
+        }
+    }
+
+    fn grid(&self) -> IntGrid {
+        let scale = match self.scale {
+            ScaleSetting::F16 => ScaleType::F16,
+            ScaleSetting::Bf16 => ScaleType::BF16,
+            ScaleSetting::F32 => ScaleType::F32,
+        };
+        IntGrid { bits: self.bits, group: self.group(), symmetric: self.symmetric, scale }
+    }
+
+    fn check(&self) -> Result<()> {
+        if !(1..=8).contains(&self.bits) {
+            return Err(Error::input(format!("`grid.bits` is {}, where 1 to 8 are possible", self.bits)));
+        }
+        if self.symmetric && self.zero == ZeroSetting::Offset {
+            return Err(Error::input("`grid.zero = \"offset\"` contradicts `grid.symmetric = true`"));
+        }
+        Ok(())
+    }
+
+    /// Shrink factors of the range, the whole range first.
+    fn shrinks(&self) -> Vec<f32> {
+        let (steps, share) = match self.clip {
+            Clip::Minmax => return vec![1.0],
+            Clip::Mse => (if self.steps == 0 { 100 } else { self.steps }, 0.8),
+            Clip::Output => (if self.steps == 0 { 20 } else { self.steps }, 0.5),
+        };
+        (0..(steps as f32 * share) as u32).map(|i| 1.0 - i as f32 / steps as f32).collect()
+    }
+}
+
+impl Grid for IntSettings {
+    fn check(&self, _: usize, cols: usize) -> Result<()> {
+        self.group().check(cols)
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { gram: self.clip == Clip::Output, ..Needs::default() }
+    }
+
+    fn stored_bits(&self, rows: usize, cols: usize) -> u64 {
+        let grid = self.grid();
+        let groups = if grid.group == Group::Tensor { 1 } else { rows * (cols / grid.group.width(cols)) } as u64;
+        let zero = match (self.symmetric, self.zero) {
+            (true, _) => 0,
+            (_, ZeroSetting::Code) => u64::from(self.bits),
+            (_, ZeroSetting::Offset) => grid.scale.bits(),
+        };
+        8 * (rows * fewbit_format::packed_len(cols, self.bits)) as u64 + groups * (grid.scale.bits() + zero)
+    }
+
+    fn begin(&self, w: &Mat) -> Result<Box<dyn BoundGrid>> {
+        let grid = self.grid();
+        grid.group.check(w.cols())?;
+        let mut bound = Bound {
+            grid,
+            has_offsets: self.zero == ZeroSetting::Offset,
+            clip: self.clip,
+            shrinks: self.shrinks(),
+            rows: w.rows(),
+            cols: w.cols(),
+            shared: None,
+        };
+        if grid.group == Group::Tensor {
+            let (mut lo, mut hi) = (0f32, 0f32);
+            for v in w.data() {
+                (lo, hi) = (lo.min(*v), hi.max(*v));
+            }
+            bound.shared = Some(bound.params(lo, hi));
+        }
+        Ok(Box::new(bound))
+    }
+
+    fn label(&self) -> String {
+        let group = match self.group() {
+            Group::Columns(g) => format!("g{g}"),
+            other => other.to_string(),
+        };
+        format!("w{} {group}{}", self.bits, if self.symmetric { " sym" } else { "" })
+    }
+}
+
+struct Bound {
+    grid: IntGrid,
+    has_offsets: bool,
+    clip: Clip,
+    shrinks: Vec<f32>,
+    rows: usize,
+    cols: usize,
+    /// Scale and zero of the whole matrix, for [`Group::Tensor`].
+    shared: Option<(f32, f32)>,
+}
+
+impl Bound {
+    fn most(&self) -> f32 {
+        ((1u32 << self.grid.bits) - 1) as f32
+    }
+
+    /// Stored scale, and zero point (a code, or an offset) of the range `[lo, hi]`, `lo ≤ 0 ≤ hi`.
+    fn params(&self, lo: f32, hi: f32) -> (f32, f32) {
+        let most = self.most();
+        if self.grid.symmetric {
+            // The code of zero is the middle one, so that half a step is lost on the positive side.
+            let reach = lo.abs().max(hi);
+            let scale = if self.grid.bits == 1 { reach } else { 2.0 * reach / most };
+            return (self.stored_scale(scale), ((1u32 << (self.grid.bits - 1)) as f32).min(most));
+        }
+        let scale = self.stored_scale((hi - lo) / most);
+        if self.has_offsets { (scale, self.grid.scale.round(lo)) } else { (scale, (-lo / scale).round_ties_even().clamp(0.0, most)) }
+    }
+
+    /// A group of zeros gets the scale 1.
+    fn stored_scale(&self, s: f32) -> f32 {
+        let stored = self.grid.scale.round(s);
+        if stored > 0.0 { stored } else { 1.0 }
+    }
+
+    fn zero(&self, z: f32) -> Zero {
+        if self.has_offsets { Zero::Offset(z) } else { Zero::Code(z as u8) }
+    }
+
+    fn code(&self, w: f32, s: f32, z: f32) -> f32 {
+        let most = self.most();
+        if self.has_offsets { round((w - z) / s).clamp(0.0, most) } else { (round(w / s) + z).clamp(0.0, most) }
+    }
+
+    fn value(&self, q: f32, s: f32, z: f32) -> f32 {
+        if self.has_offsets { s * q + z } else { s * (q - z) }
+    }
+
+    /// Error of one row of a group under `(s, z)`; `row[c]`.
+    fn error(&self, row: &[f32], s: f32, z: f32, by: Weighting<'_>, delta: &mut Vec<f32>) -> f64 {
+        delta.clear();
+        delta.extend(row.iter().map(|w| w - self.value(self.code(*w, s, z), s, z)));
+        match by {
+            Weighting::Gram(g) => {
+                let mut sum = 0.0;
+                for (r, d) in delta.iter().enumerate() {
+                    let inner: f32 = g.row(r).iter().zip(delta.iter()).map(|(h, d)| h * d).sum();
+                    sum += f64::from(inner * d);
+                }
+                sum
+            }
+            Weighting::Column(weights) => {
+                delta.iter().zip(weights).map(|(d, w)| f64::from(w * d.abs().powf(2.4))).sum()
+            }
+            Weighting::None => delta.iter().map(|d| f64::from(d.abs().powf(2.4))).sum(),
+        }
+    }
+}
+
+/// Nearest integer, ties to even, for magnitudes below 2²²: one addition and one subtraction, which every vector unit has.
+#[inline]
+fn round(x: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0;
+    let x = x.clamp(-1_048_576.0, 1_048_576.0);
+    (x + MAGIC) - MAGIC
+}
+
+impl BoundGrid for Bound {
+    fn width(&self) -> usize {
+        1
+    }
+
+    fn group(&self) -> usize {
+        self.grid.group.width(self.cols)
+    }
+
+    fn fit(&self, _: usize, values: &[[f32; LANES]], by: Weighting<'_>) -> Params {
+        if let Some((s, z)) = self.shared {
+            return Params(vec![[s; LANES], [z; LANES]]);
+        }
+        let (mut lo, mut hi) = ([0f32; LANES], [0f32; LANES]);
+        for (c, column) in values.iter().enumerate() {
+            if matches!(by, Weighting::Column(w) if w[c] == 0.0) {
+                continue;
+            }
+            for lane in 0..LANES {
+                lo[lane] = lo[lane].min(column[lane]);
+                hi[lane] = hi[lane].max(column[lane]);
+            }
+        }
+        let mut out = Params(vec![[1.0; LANES], [0.0; LANES]]);
+        let mut row = vec![0.0; values.len()];
+        let mut delta = Vec::new();
+        let by = if self.clip == Clip::Mse && matches!(by, Weighting::Gram(_)) { Weighting::None } else { by };
+        for lane in 0..LANES {
+            let (mut best, mut least) = (self.params(lo[lane], hi[lane]), f64::INFINITY);
+            if self.shrinks.len() > 1 && lo[lane] < hi[lane] {
+                row.iter_mut().zip(values).for_each(|(r, column)| *r = column[lane]);
+                for p in &self.shrinks {
+                    let (lo, hi) = match self.clip {
+                        Clip::Output => {
+                            let reach = p * hi[lane].max(-lo[lane]);
+                            (lo[lane].max(-reach), hi[lane].min(reach))
+                        }
+                        _ => (p * lo[lane], p * hi[lane]),
+                    };
+                    let (s, z) = self.params(lo, hi);
+                    let error = self.error(&row, s, z, by, &mut delta);
+                    if error < least {
+                        (best, least) = ((s, z), error);
+                    }
+                }
+            }
+            (out.0[0][lane], out.0[1][lane]) = best;
+        }
+        out
+    }
+
+    fn round(&self, params: &Params, tile: &[[f32; LANES]], codes: &mut [[u16; LANES]], decoded: &mut [[f32; LANES]]) {
+        let (scales, zeros) = (&params.0[0], &params.0[1]);
+        for ((w, code), out) in tile.iter().zip(codes).zip(decoded) {
+            for lane in 0..LANES {
+                let q = self.code(w[lane], scales[lane], zeros[lane]);
+                code[lane] = q as u16;
+                out[lane] = self.value(q, scales[lane], zeros[lane]);
+            }
+        }
+    }
+
+    fn store(&self, codes: Vec<Vec<[u16; LANES]>>, params: Vec<Vec<Params>>) -> Result<Storage> {
+        let (rows, cols) = (self.rows, self.cols);
+        let groups = if self.shared.is_some() { 1 } else { cols / self.group() };
+        let mut flat = vec![0u8; rows * cols];
+        let count = if self.shared.is_some() { 1 } else { rows * groups };
+        let (mut scales, mut zeros) = (vec![0.0; count], vec![0.0; count]);
+        for (strip, (codes, params)) in codes.iter().zip(&params).enumerate() {
+            for (lane, r) in (strip * LANES..((strip + 1) * LANES).min(rows)).enumerate() {
+                for (out, code) in flat[r * cols..(r + 1) * cols].iter_mut().zip(codes) {
+                    *out = code[lane] as u8;
+                }
+                for (k, p) in params.iter().enumerate().take(groups) {
+                    let at = if self.shared.is_some() { 0 } else { r * groups + k };
+                    (scales[at], zeros[at]) = (p.0[0][lane], p.0[1][lane]);
+                }
+            }
+        }
+        let zeros = match (self.grid.symmetric, self.has_offsets) {
+            (true, _) => Zeros::Middle,
+            (_, true) => Zeros::Offsets(zeros),
+            _ => Zeros::Codes(zeros.iter().map(|z| *z as u8).collect()),
+        };
+        IntCodes::new(rows, cols, self.grid, &flat, scales, zeros).map(Storage::Int)
+    }
+}
+
+/// What a bound grid decodes to must be what the storage decodes to.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{Rng, RngExt, SeedableRng};
+
+    fn random(rows: usize, cols: usize, seed: u64) -> Mat {
+        let mut r = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+        Mat::from_fn(rows, cols, |_, _| r.random::<f32>() * 2.0 - 1.0)
+    }
+
+    fn build(text: &str) -> Box<dyn Grid> {
+        (ENTRY.build)(text.parse().unwrap()).unwrap()
+    }
+
+    fn nearest(grid: &dyn Grid, w: &Mat) -> (Storage, Mat) {
+        let bound = grid.begin(w).unwrap();
+        let (mut all_codes, mut all_params, mut seen) = (Vec::new(), Vec::new(), Mat::zeros(w.rows(), w.cols()));
+        for i in 0..Strip::count(w.rows()) {
+            let strip = Strip::of(w, i);
+            let mut codes = vec![[0; LANES]; w.cols()];
+            let mut decoded = vec![[0.0; LANES]; w.cols()];
+            let g = bound.group();
+            let params: Vec<Params> = (0..w.cols() / g)
+                .map(|k| {
+                    let at = k * g..(k + 1) * g;
+                    let p = bound.fit(k, &strip.data[at.clone()], Weighting::None);
+                    bound.round(&p, &strip.data[at.clone()], &mut codes[at.clone()], &mut decoded[at]);
+                    p
+                })
+                .collect();
+            for (lane, r) in strip.rows.clone().enumerate() {
+                for (c, d) in decoded.iter().enumerate() {
+                    seen[(r, c)] = d[lane];
+                }
+            }
+            all_codes.push(codes);
+            all_params.push(params);
+        }
+        (bound.store(all_codes, all_params).unwrap(), seen)
+    }
+
+    #[test]
+    fn what_the_solver_sees_is_what_is_stored() {
+        let w = random(21, 32, 1);
+        for bits in 1..=8 {
+            for extra in ["", "symmetric = true", "zero = \"offset\"", "scale = \"bf16\"", "clip = \"mse\"", "scale = \"f32\""] {
+                for group in ["8", "32", "\"row\"", "\"tensor\""] {
+                    let grid = build(&format!("bits = {bits}\ngroup = {group}\n{extra}"));
+                    let (storage, seen) = nearest(&*grid, &w);
+                    let mut decoded = Mat::zeros(21, 32);
+                    storage.decode_rows(0..21, decoded.data_mut());
+                    assert_eq!(decoded, seen, "{bits} bits, group {group}, {extra}");
+                    assert_eq!(storage.stored_bits(), grid.stored_bits(21, 32), "{bits} bits, group {group}, {extra}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_error_is_at_most_half_a_step_and_rounding_is_idempotent() {
+        let w = random(5, 64, 2);
+        let grid = build("bits = 5\ngroup = 16\nscale = \"f32\"");
+        let (storage, once) = nearest(&*grid, &w);
+        let Storage::Int(codes) = &storage else { unreachable!() };
+        for r in 0..5 {
+            for c in 0..64 {
+                let (s, _) = codes.group_params(r, c / 16);
+                assert!((w[(r, c)] - once[(r, c)]).abs() <= s * 0.501);
+            }
+        }
+        assert_eq!(nearest(&*grid, &once).1, once);
+    }
+
+    #[test]
+    fn mse_clipping_lowers_the_error_of_a_heavy_tail() {
+        let mut w = random(4, 64, 3);
+        for r in 0..4 {
+            w[(r, 7)] = 2.5;
+        }
+        let error = |text: &str| -> f64 {
+            let (_, seen) = nearest(&*build(text), &w);
+            w.data().iter().zip(seen.data()).map(|(a, b)| f64::from((a - b).abs().powf(2.4))).sum()
+        };
+        assert!(error("bits = 3\ngroup = \"row\"\nclip = \"mse\"") < error("bits = 3\ngroup = \"row\""));
+    }
+
+    #[test]
+    fn unknown_and_contradicting_settings_are_refused() {
+        let refuse = |text: &str| (ENTRY.build)(text.parse().unwrap()).unwrap_err().to_string();
+        assert!(refuse("bit = 3").contains("did you mean `bits`?"), "{}", refuse("bit = 3"));
+        assert!(refuse("bits = 9").contains("1 to 8"));
+        assert!(refuse("symmetric = true\nzero = \"offset\"").contains("contradicts"));
+    }
+}

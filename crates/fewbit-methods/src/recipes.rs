@@ -1,0 +1,6 @@
+/// The recipes that come with the program: name and TOML text.
+pub const RECIPES: &[(&str, &str)] = &[
+    ("rtn", include_str!("../../../recipes/rtn.toml")),
+    ("gptq", include_str!("../../../recipes/gptq.toml")),
+    ("awq", include_str!("../../../recipes/awq.toml")),
+];

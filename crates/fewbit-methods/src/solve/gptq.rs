@@ -1,0 +1,236 @@
+use std::sync::Mutex;
+
+use fewbit_engine::kinds::{BoundGrid, Entry, LANES, LinearJob, Needs, Params, Solved, Solver, Strip, parse};
+use fewbit_format::{Error, Mat, Result};
+use fewbit_kernel::product::product_nn;
+use fewbit_kernel::strip::feedback;
+use fewbit_linalg::upper_inverse_factor;
+use serde::Deserialize;
+
+use super::nearest::{Rounded, gram_blocks, weighting};
+
+pub(crate) const ENTRY: Entry<dyn Solver> = Entry {
+    name: "gptq",
+    cite: "Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers, 2022 (arXiv:2210.17323)",
+    settings: &[
+        ("damping = 0.01", "share of the mean diagonal of H that is added to it"),
+        ("act_order = true", "columns in order of falling diagonal of H"),
+        ("static_groups = true", "fit all groups on the original weights; needed for act_order with plain groups"),
+        ("block = 128", "columns between updates of the rest; does not change the result"),
+    ],
+    build: |table| {
+        let gptq: Gptq = parse("solve.gptq", table)?;
+        gptq.check()?;
+        Ok(Box::new(gptq))
+    },
+};
+
+/// Column by column: round, and let the columns that follow make up for the error.
+///
+/// With `H = XᵀX + λI` and `H⁻¹ = UᵀU` (`U` upper): `e = (w_i − ŵ_i) / U[i,i]`, `W[:, j] −= e · U[i, j]` for `j > i`
+/// (Algorithm 1). `‖E‖² = tr(Δ H Δᵀ)`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Gptq {
+    damping: f32,
+    act_order: bool,
+    static_groups: bool,
+    block: usize,
+}
+
+impl Default for Gptq {
+    fn default() -> Self {
+        Self { damping: 0.01, act_order: true, static_groups: true, block: 128 }
+    }
+}
+
+impl Gptq {
+    fn check(&self) -> Result<()> {
+        if !(self.damping.is_finite() && self.damping > 0.0) {
+            return Err(Error::input(format!("`solve.damping` is {}, where a positive number is needed", self.damping)));
+        }
+        if self.block == 0 {
+            return Err(Error::input("`solve.block` is 0, where a positive number is needed"));
+        }
+        if self.act_order && !self.static_groups {
+            return Err(Error::input("`solve.act_order` without `solve.static_groups` would scatter the groups")
+                .hint("keep static groups, or set `solve.act_order=false`"));
+        }
+        Ok(())
+    }
+
+    /// The order of the columns.
+    fn order(&self, h: &Mat) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..h.cols()).collect();
+        if self.act_order {
+            order.sort_by(|a, b| h[(*b, *b)].total_cmp(&h[(*a, *a)]).then(a.cmp(b)));
+        }
+        order
+    }
+
+    /// The factor under as much damping as it takes, and that damping.
+    fn factor(&self, job: &LinearJob<'_>, h: &Mat) -> Result<(Mat, f32)> {
+        let mean = (0..h.cols()).map(|i| f64::from(h[(i, i)])).sum::<f64>() / h.cols() as f64;
+        let mut damping = self.damping;
+        for _ in 0..12 {
+            let mut damped = h.clone();
+            for i in 0..h.cols() {
+                damped[(i, i)] += (f64::from(damping) * mean) as f32;
+            }
+            if let Ok(u) = upper_inverse_factor(job.team, damped) {
+                return Ok((u, damping));
+            }
+            damping *= 4.0;
+        }
+        Err(Error::input("XᵀX cannot be factored, whatever the damping").tensor(job.name).hint("check the calibration text"))
+    }
+}
+
+impl Solver for Gptq {
+    fn needs(&self) -> Needs {
+        Needs { gram: true, ..Needs::default() }
+    }
+
+    fn scratch_bytes(&self, rows: usize, cols: usize) -> u64 {
+        // The permuted H, its factor and the factorization's scratch; the weights being worked on, their codes, one block of errors.
+        (4 * 2 * cols * cols + (4 + 3) * rows * cols + 4 * rows * self.block) as u64
+    }
+
+    fn flops(&self, rows: usize, cols: usize) -> f64 {
+        let (m, n) = (rows as f64, cols as f64);
+        n * n * n * 2.0 / 3.0 + m * n * n
+    }
+
+    fn solve(&self, job: &LinearJob<'_>) -> Result<Solved> {
+        let gram = job.stats.gram.as_ref().ok_or_else(|| Error::internal("GPTQ without XᵀX"))?;
+        let bound = job.grid.begin(job.weight)?;
+        if self.act_order && bound.width() > 1 {
+            return Err(Error::input("`solve.act_order` needs a grid that rounds one column at a time"));
+        }
+        let order = self.order(gram);
+        let is_dead: Vec<bool> = order.iter().map(|c| gram[(*c, *c)] <= 0.0).collect();
+        let (n, m) = (gram.cols(), job.weight.rows());
+        let mut h = Mat::from_fn(n, n, |r, c| gram[(order[r], order[c])]);
+        let mut w = Mat::from_fn(m, n, |r, c| if is_dead[c] { 0.0 } else { job.weight[(r, order[c])] });
+        for (i, dead) in is_dead.iter().enumerate() {
+            if *dead {
+                h[(i, i)] = 1.0;
+            }
+        }
+        let (u, damping) = self.factor(job, &h)?;
+        drop(h);
+        let blocks = gram_blocks(Some(gram).filter(|_| job.grid.needs().gram), bound.group());
+        let pass = Pass { bound: &*bound, job, order: &order, u: &u, blocks: &blocks, is_static: self.static_groups };
+        let (rounded, loss) = pass.run(&mut w, self.block);
+        let (codes, params) = rounded.into_iter().unzip();
+        let warning = (damping > self.damping)
+            .then(|| format!("`{}`: damping raised from {} to {damping}, since XᵀX is nearly singular", job.name, self.damping));
+        let output_mse = Some(loss / (job.stats.tokens.max(1) * m) as f64);
+        Ok(Solved { storage: bound.store(codes, params)?, output_mse, warning })
+    }
+}
+
+/// One run over the columns.
+struct Pass<'a> {
+    bound: &'a dyn BoundGrid,
+    job: &'a LinearJob<'a>,
+    order: &'a [usize],
+    u: &'a Mat,
+    blocks: &'a [Mat],
+    is_static: bool,
+}
+
+impl Pass<'_> {
+    /// Rounds `w` (columns in order) block by block; returns the strips and `‖E‖²`.
+    fn run(&self, w: &mut Mat, block: usize) -> (Vec<Rounded>, f64) {
+        let (m, n, strips) = (w.rows(), w.cols(), Strip::count(w.rows()));
+        let width = self.bound.width();
+        let block = block.div_ceil(width) * width;
+        let state: Vec<Mutex<Rounded>> = (0..strips).map(|i| Mutex::new((vec![[0; LANES]; n], self.fit_all(i)))).collect();
+        let losses: Vec<Mutex<f64>> = (0..strips).map(|_| Mutex::new(0.0)).collect();
+        let mut errors = vec![0.0f32; m * block.min(n)];
+        for first in (0..n).step_by(block) {
+            let last = (first + block).min(n);
+            let len = last - first;
+            let errors = &mut errors[..m * len];
+            let current = &*w;
+            self.job.team.for_pieces(errors, LANES * len, &|i, errors| {
+                let mut state = state[i].lock().expect("no task panics while it holds its strip");
+                let loss = self.block(current, i, first..last, &mut state, errors);
+                *losses[i].lock().expect("no task panics while it holds its strip") += loss;
+            });
+            if last < n {
+                let (u, rest) = (self.u.data(), n - last);
+                product_nn(self.job.team, m, rest, len, -1.0, errors, len, &u[first * n + last..], n, &mut w.data_mut()[last..], n);
+            }
+        }
+        let loss = losses.iter().map(|l| *l.lock().expect("no task panics while it holds its strip")).sum();
+        (state.into_iter().map(|s| s.into_inner().expect("no task panics while it holds its strip")).collect(), loss)
+    }
+
+    /// Static groups: all parameters from the original weights.
+    fn fit_all(&self, strip: usize) -> Vec<Params> {
+        let group = self.bound.group();
+        let groups = self.order.len() / group;
+        if !self.is_static {
+            return vec![Params::default(); groups];
+        }
+        let strip = Strip::of(self.job.weight, strip);
+        (0..groups)
+            .map(|k| self.bound.fit(k, &strip.data[k * group..(k + 1) * group], weighting(self.blocks, k)))
+            .collect()
+    }
+
+    /// Columns `cols` of one strip; writes the errors `[row][column]` and returns their sum of squares.
+    fn block(&self, w: &Mat, strip: usize, cols: std::ops::Range<usize>, state: &mut Rounded, errors: &mut [f32]) -> f64 {
+        let (len, width, group) = (cols.len(), self.bound.width(), self.bound.group());
+        let rows = errors.len() / len;
+        let mut data = vec![[0.0f32; LANES]; len];
+        for lane in 0..rows {
+            let row = &w.row(strip * LANES + lane)[cols.clone()];
+            data.iter_mut().zip(row).for_each(|(d, v)| d[lane] = *v);
+        }
+        let (codes, params) = state;
+        let mut decoded = vec![[0.0f32; LANES]; width];
+        let mut sum = 0.0;
+        for at in (0..len).step_by(width) {
+            let column = cols.start + at;
+            let stored = self.order[column];
+            let k = stored / group;
+            if !self.is_static && stored % group == 0 {
+                // The group may reach past this block: its later columns are compensated up to the last block only.
+                params[k] = self.fit_group(w, strip, &data[at..], stored, rows);
+            }
+            self.bound.round(&params[k], &data[at..at + width], &mut codes[stored..stored + width], &mut decoded);
+            for t in 0..width {
+                let i = column + t;
+                let u = self.u.row(i);
+                let mut e = [0.0f32; LANES];
+                for lane in 0..LANES {
+                    e[lane] = (data[at + t][lane] - decoded[t][lane]) / u[i];
+                    sum += f64::from(e[lane] * e[lane]);
+                }
+                feedback(&mut data[at + t + 1..], &e, &u[i + 1..i + 1 + (len - at - t - 1)]);
+                for lane in 0..rows {
+                    errors[lane * len + at + t] = e[lane];
+                }
+            }
+        }
+        sum
+    }
+
+    /// Dynamic groups: parameters from the weights as they are now, compensated within the block.
+    fn fit_group(&self, w: &Mat, strip: usize, in_block: &[[f32; LANES]], first: usize, rows: usize) -> Params {
+        let group = self.bound.group();
+        let mut values = vec![[0.0; LANES]; group];
+        let inside = in_block.len().min(group);
+        values[..inside].copy_from_slice(&in_block[..inside]);
+        for lane in 0..rows {
+            let row = w.row(strip * LANES + lane);
+            for c in inside..group {
+                values[c][lane] = row[first + c];
+            }
+        }
+        self.bound.fit(first / group, &values, weighting(self.blocks, first / group))
+    }
+}

@@ -1,0 +1,88 @@
+use std::sync::Mutex;
+
+use fewbit_engine::kinds::{BoundGrid, Entry, LANES, LinearJob, Needs, Params, Solved, Solver, Strip, Weighting, parse};
+use fewbit_format::{Mat, Result};
+use fewbit_kernel::Team;
+use serde::Deserialize;
+
+pub(crate) const ENTRY: Entry<dyn Solver> = Entry {
+    name: "nearest",
+    cite: "the baseline of every paper of the family",
+    settings: &[],
+    build: |table| Ok(Box::new(parse::<Nearest>("solve.nearest", table)?)),
+};
+
+/// Rounds each weight to its nearest grid point.
+///
+/// The baseline that every other solver must beat in its own objective. One pass over the matrix.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Nearest {}
+
+impl Solver for Nearest {
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    fn scratch_bytes(&self, rows: usize, cols: usize) -> u64 {
+        // Codes of 16 bits while they are gathered, then bytes while they are packed.
+        3 * (rows * cols) as u64
+    }
+
+    fn flops(&self, rows: usize, cols: usize) -> f64 {
+        10.0 * (rows * cols) as f64
+    }
+
+    fn solve(&self, job: &LinearJob<'_>) -> Result<Solved> {
+        let bound = job.grid.begin(job.weight)?;
+        let blocks = gram_blocks(job.stats.gram.as_ref().filter(|_| job.grid.needs().gram), bound.group());
+        let rounded = round_all(&*bound, job.weight, &blocks, job.team, None);
+        let (codes, params) = rounded.into_iter().unzip();
+        Ok(Solved { storage: bound.store(codes, params)?, output_mse: None, warning: None })
+    }
+}
+
+/// The diagonal blocks of `XᵀX` that belong to the groups; empty without `XᵀX`.
+pub(crate) fn gram_blocks(gram: Option<&Mat>, group: usize) -> Vec<Mat> {
+    let Some(h) = gram else { return Vec::new() };
+    (0..h.cols() / group).map(|k| Mat::from_fn(group, group, |r, c| h[(k * group + r, k * group + c)])).collect()
+}
+
+/// How group `k` counts.
+pub(crate) fn weighting(blocks: &[Mat], k: usize) -> Weighting<'_> {
+    blocks.get(k).map_or(Weighting::None, Weighting::Gram)
+}
+
+/// Codes and parameters of one strip.
+pub(crate) type Rounded = (Vec<[u16; LANES]>, Vec<Params>);
+
+/// Fits and rounds all strips; `decoded` receives the values.
+pub(crate) fn round_all(grid: &dyn BoundGrid, w: &Mat, blocks: &[Mat], team: &Team, decoded: Option<&mut Mat>) -> Vec<Rounded> {
+    let (count, group, cols) = (Strip::count(w.rows()), grid.group(), w.cols());
+    let slots: Vec<Mutex<Rounded>> = (0..count).map(|_| Mutex::default()).collect();
+    let task = |i: usize, rows: Option<&mut [f32]>| {
+        let strip = Strip::of(w, i);
+        let mut codes = vec![[0; LANES]; cols];
+        let mut values = vec![[0.0; LANES]; cols];
+        let mut params = Vec::with_capacity(cols / group);
+        for k in 0..cols / group {
+            let at = k * group..(k + 1) * group;
+            let p = grid.fit(k, &strip.data[at.clone()], weighting(blocks, k));
+            for tile in at.step_by(grid.width()).map(|c| c..c + grid.width()) {
+                grid.round(&p, &strip.data[tile.clone()], &mut codes[tile.clone()], &mut values[tile]);
+            }
+            params.push(p);
+        }
+        if let Some(rows) = rows {
+            for (lane, row) in rows.chunks_exact_mut(cols).enumerate() {
+                row.iter_mut().zip(&values).for_each(|(v, lanes)| *v = lanes[lane]);
+            }
+        }
+        *slots[i].lock().expect("no task panics while it holds its slot") = (codes, params);
+    };
+    match decoded {
+        Some(out) => team.for_pieces(out.data_mut(), LANES * cols, &|i, rows| task(i, Some(rows))),
+        None => team.run(count, &|i| task(i, None)),
+    }
+    slots.into_iter().map(|s| s.into_inner().expect("no task panics while it holds its slot")).collect()
+}

@@ -1,0 +1,280 @@
+use std::sync::Arc;
+
+use fewbit_format::{Error, Result};
+use fewbit_graph::{Activation, Graph, Node, Op, Rope, ValueId};
+use fewbit_kernel::attention::{AttentionShape, attention};
+use fewbit_kernel::linear::{Arithmetic, Kernel, choose};
+use fewbit_kernel::{Team, elementwise};
+use fewbit_store::PartWeights;
+
+use crate::steps::{Step, Steps};
+use crate::{Batch, Hooks, LayerCache};
+
+/// One graph with its weights, ready to run.
+pub struct Layer {
+    graph: Arc<Graph>,
+    steps: Steps,
+    kernels: Vec<Box<dyn Kernel>>,
+    vectors: Vec<Vec<f32>>,
+}
+
+/// cos and sin of every rotary table at the rows of one batch.
+#[derive(Clone, Debug)]
+pub struct Rotations {
+    tables: Vec<(Vec<f32>, Vec<f32>)>,
+}
+
+impl Rotations {
+    /// `ropes` at the batch's positions.
+    pub fn new(ropes: &[Rope], batch: &Batch) -> Self {
+        let tables = ropes.iter().map(|rope| {
+            let pairs = rope.inverse_frequency.len();
+            let mut cos = vec![0.0; batch.tokens() * pairs];
+            let mut sin = cos.clone();
+            let rows = cos.chunks_exact_mut(pairs).zip(sin.chunks_exact_mut(pairs));
+            for (position, (cos, sin)) in batch.positions().zip(rows) {
+                rope.fill(position, cos, sin);
+            }
+            (cos, sin)
+        });
+        Self { tables: tables.collect() }
+    }
+}
+
+/// Buffers that a run needs, kept from run to run.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    values: Vec<Vec<f32>>,
+    free: Vec<Vec<f32>>,
+}
+
+impl Workspace {
+    fn take(&mut self, value: ValueId, len: usize) {
+        // The smallest buffer that holds it, else the largest: growing that one wastes least.
+        let fit = (0..self.free.len()).min_by_key(|i| {
+            let capacity = self.free[*i].capacity();
+            if capacity >= len { (0, capacity) } else { (1, usize::MAX - capacity) }
+        });
+        let mut buffer = fit.map(|i| self.free.swap_remove(i)).unwrap_or_default();
+        buffer.resize(len, 0.0);
+        self.values[value] = buffer;
+    }
+
+    fn give_back(&mut self, value: ValueId) {
+        let buffer = std::mem::take(&mut self.values[value]);
+        if buffer.capacity() > 0 {
+            self.free.push(buffer);
+        }
+    }
+}
+
+impl Layer {
+    /// Chooses the kernels for the linears of a graph.
+    ///
+    /// # Errors
+    /// If a weight's shape is not the graph's.
+    pub fn new(graph: Arc<Graph>, weights: PartWeights, arithmetic: Arithmetic) -> Result<Self> {
+        let shapes = graph.weights.iter().zip(&weights.linears);
+        for (expected, found) in shapes {
+            if expected.shape != found.shape {
+                let reason = format!("has shape {:?}, where {:?} is needed", found.shape, expected.shape);
+                return Err(Error::input(reason).tensor(expected.name));
+            }
+        }
+        let steps = Steps::of(&graph);
+        let linears = |ws: &Vec<usize>| ws.iter().map(|w| weights.linears[*w].clone()).collect();
+        let kernels = steps.kernels.iter().map(|ws| choose(linears(ws), arithmetic)).collect();
+        Ok(Self { graph, steps, kernels, vectors: weights.vectors })
+    }
+
+    /// The graph.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Bytes of weights that one token reads.
+    pub fn bytes_per_token(&self) -> usize {
+        self.kernels.iter().map(|k| k.bytes()).sum()
+    }
+
+    /// Runs the graph on `x [tokens, dim]`; `x` becomes the output `[tokens, output dim]`.
+    ///
+    /// With `caches` (one per span) each span continues its sequence and is remembered; without, spans are whole sequences.
+    pub fn run(
+        &self,
+        team: &Team,
+        batch: &Batch,
+        rotations: &Rotations,
+        mut caches: Option<&mut [&mut LayerCache]>,
+        hooks: &mut dyn Hooks,
+        workspace: &mut Workspace,
+        x: &mut Vec<f32>,
+    ) {
+        let tokens = batch.tokens();
+        workspace.values.resize_with(self.graph.values.len(), Vec::new);
+        workspace.values[Graph::INPUT] = std::mem::take(x);
+        self.after(Graph::INPUT, hooks, workspace);
+        for (step, dead) in self.steps.steps.iter().zip(&self.steps.dead_after) {
+            for v in step.outputs() {
+                workspace.take(*v, tokens * self.graph.values[*v].dim);
+            }
+            match step {
+                Step::Linears { input, outputs, kernel } => {
+                    let mut outs: Vec<Vec<f32>> =
+                        outputs.iter().map(|v| std::mem::take(&mut workspace.values[*v])).collect();
+                    let mut slices: Vec<&mut [f32]> = outs.iter_mut().map(Vec::as_mut_slice).collect();
+                    self.kernels[*kernel].run(team, tokens, &workspace.values[*input], &mut slices);
+                    for (v, out) in outputs.iter().zip(outs) {
+                        workspace.values[*v] = out;
+                    }
+                }
+                Step::Node(node) => {
+                    let mut out = std::mem::take(&mut workspace.values[node.output]);
+                    self.node(team, batch, rotations, caches.as_deref_mut(), node, &workspace.values, &mut out);
+                    workspace.values[node.output] = out;
+                }
+            }
+            for v in step.outputs() {
+                self.after(*v, hooks, workspace);
+            }
+            for v in dead {
+                workspace.give_back(*v);
+            }
+        }
+        *x = std::mem::take(&mut workspace.values[self.graph.output]);
+        if self.graph.output != Graph::INPUT {
+            workspace.give_back(Graph::INPUT);
+        }
+    }
+
+    fn after(&self, value: ValueId, hooks: &mut dyn Hooks, workspace: &mut Workspace) {
+        if hooks.wants(value) {
+            hooks.edge(value, &mut workspace.values[value], self.graph.values[value].dim);
+        }
+    }
+
+    fn node(
+        &self,
+        team: &Team,
+        batch: &Batch,
+        rotations: &Rotations,
+        caches: Option<&mut [&mut LayerCache]>,
+        node: &Node,
+        values: &[Vec<f32>],
+        out: &mut [f32],
+    ) {
+        let input = |i: usize| values[node.inputs[i]].as_slice();
+        let dim = self.graph.values[node.output].dim;
+        match &node.op {
+            Op::RmsNorm { gain, eps, width } => by_rows(team, dim, out, &|at, out| {
+                elementwise::rms_norm(&input(0)[at..at + out.len()], *width, Some(&self.vectors[*gain]), *eps, out);
+            }),
+            Op::LayerNorm { gain, bias, eps } => by_rows(team, dim, out, &|at, out| {
+                let (gain, bias) = (&self.vectors[*gain], &self.vectors[*bias]);
+                elementwise::layer_norm(&input(0)[at..at + out.len()], dim, Some(gain), Some(bias), *eps, out);
+            }),
+            Op::Scale { factor } => by_rows(team, dim, out, &|at, out| {
+                out.copy_from_slice(&input(0)[at..at + out.len()]);
+                elementwise::scale(out, *factor);
+            }),
+            Op::Add => by_rows(team, dim, out, &|at, out| {
+                out.copy_from_slice(&input(0)[at..at + out.len()]);
+                elementwise::add(out, &input(1)[at..at + out.len()]);
+            }),
+            Op::Mul => by_rows(team, dim, out, &|at, out| {
+                out.copy_from_slice(&input(0)[at..at + out.len()]);
+                elementwise::mul(out, &input(1)[at..at + out.len()]);
+            }),
+            Op::Activation(f) => by_rows(team, dim, out, &|at, out| {
+                out.copy_from_slice(&input(0)[at..at + out.len()]);
+                match f {
+                    Activation::Silu => elementwise::silu(out),
+                    Activation::GeluErf => elementwise::gelu_erf(out),
+                    Activation::GeluTanh => elementwise::gelu_tanh(out),
+                    Activation::Relu => elementwise::relu(out),
+                }
+            }),
+            Op::Softcap { cap } => by_rows(team, dim, out, &|at, out| {
+                out.copy_from_slice(&input(0)[at..at + out.len()]);
+                elementwise::softcap(out, *cap);
+            }),
+            Op::Rope { rope, heads, head_dim, rotary_dims } => {
+                let (cos, sin) = &rotations.tables[*rope];
+                let pairs = rotary_dims / 2;
+                by_rows(team, dim, out, &|at, out| {
+                    out.copy_from_slice(&input(0)[at..at + out.len()]);
+                    let (first, rows) = (at / dim, out.len() / dim);
+                    let table = first * pairs..(first + rows) * pairs;
+                    elementwise::rope(out, *heads, *head_dim, *rotary_dims, &cos[table.clone()], &sin[table]);
+                });
+            }
+            Op::Cache { slot } => {
+                out.copy_from_slice(input(0));
+                if let Some(caches) = caches {
+                    for ((span, rows), cache) in batch.rows().zip(caches) {
+                        cache.append(*slot, span.start, &out[rows.start * dim..rows.end * dim]);
+                    }
+                }
+            }
+            Op::Attention { heads, kv_heads, head_dim, scale, softcap, window } => {
+                let shape = AttentionShape {
+                    heads: *heads,
+                    kv_heads: *kv_heads,
+                    head_dim: *head_dim,
+                    scale: *scale,
+                    softcap: *softcap,
+                    window: *window,
+                };
+                self.attend(team, batch, caches, node, values, &shape, out);
+            }
+            Op::Embedding { .. } | Op::Linear { .. } => unreachable!("linears are steps of their own; ids are embedded by `Runtime`"),
+        }
+    }
+
+    fn attend(
+        &self,
+        team: &Team,
+        batch: &Batch,
+        caches: Option<&mut [&mut LayerCache]>,
+        node: &Node,
+        values: &[Vec<f32>],
+        shape: &AttentionShape,
+        out: &mut [f32],
+    ) {
+        let [q, k, v] = [0, 1, 2].map(|i| values[node.inputs[i]].as_slice());
+        let (wide, narrow) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        let slots = [1, 2].map(|i| match self.graph.producer(node.inputs[i]).map(|n| &n.op) {
+            Some(Op::Cache { slot }) => Some(*slot),
+            _ => None,
+        });
+        let mut caches = caches;
+        for (i, (span, rows)) in batch.rows().enumerate() {
+            let q = &q[rows.start * wide..rows.end * wide];
+            let out = &mut out[rows.start * wide..rows.end * wide];
+            if let (Some(caches), [Some(ks), Some(vs)]) = (caches.as_deref_mut(), slots) {
+                let cache = &caches[i];
+                attention(team, shape, q, span.start, cache.rows(ks), cache.rows(vs), narrow, out);
+            } else {
+                let (k, v) = (&k[rows.start * narrow..rows.end * narrow], &v[rows.start * narrow..rows.end * narrow]);
+                attention(team, shape, q, span.start, k, v, narrow, out);
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Layer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kernels: Vec<&str> = self.kernels.iter().map(|k| k.name()).collect();
+        f.debug_struct("Layer").field("kernels", &kernels).finish_non_exhaustive()
+    }
+}
+
+/// Calls `task(first element, rows)` over pieces of whole rows; small work stays on this thread.
+fn by_rows(team: &Team, dim: usize, out: &mut [f32], task: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+    const PIECE: usize = 1 << 14;
+    if out.len() <= PIECE {
+        return task(0, out);
+    }
+    let piece = (PIECE / dim).max(1) * dim;
+    team.for_pieces(out, piece, &|i, rows| task(i * piece, rows));
+}

@@ -1,0 +1,139 @@
+use std::sync::Arc;
+
+use fewbit_format::{Error, Mat, QuantizedLinear, Result};
+use fewbit_graph::{Graph, Model, Op, Part};
+use fewbit_kernel::Team;
+use fewbit_kernel::linear::Arithmetic;
+use fewbit_store::ModelFile;
+
+use crate::{Batch, Hooks, Layer, LayerCache, ModelCache, NoHooks, Rotations, Workspace};
+
+/// A whole model, ready to run.
+pub struct Runtime {
+    model: Arc<Model>,
+    embedding: Arc<QuantizedLinear>,
+    layers: Vec<Layer>,
+    head: Layer,
+    team: Arc<Team>,
+}
+
+impl Runtime {
+    /// Loads every part of a model.
+    ///
+    /// # Errors
+    /// If a tensor is absent, has another shape, or holds numbers that are not finite.
+    pub fn load(file: &ModelFile, arithmetic: Arithmetic, team: Arc<Team>) -> Result<Self> {
+        let model = file.model().clone();
+        let embed = file.part(Part::Embed)?;
+        let embedding = embed.linears.into_iter().next().ok_or_else(|| Error::internal("a model without embedding"))?;
+        let layer = |part| {
+            Layer::new(Arc::new(model.part(part).clone()), file.part(part)?, arithmetic)
+        };
+        let layers = (0..model.blocks.len()).map(|i| layer(Part::Block(i))).collect::<Result<_>>()?;
+        Ok(Self { embedding, layers, head: layer(Part::Head)?, model, team })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The threads that it runs on.
+    pub fn team(&self) -> &Arc<Team> {
+        &self.team
+    }
+
+    /// Bytes of weights that one token reads.
+    pub fn bytes_per_token(&self) -> usize {
+        self.layers.iter().chain([&self.head]).map(Layer::bytes_per_token).sum()
+    }
+
+    /// Ids to the residual stream `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// If an id has no row.
+    pub fn embed(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        embed(&self.model.embed, &self.embedding, ids)
+    }
+
+    /// Logits `[rows.len(), vocabulary]` of the rows `rows` of a batch of ids.
+    ///
+    /// # Errors
+    /// If an id has no row in the embedding, the context is exceeded, or the logits are not finite.
+    pub fn logits(&self, batch: &Batch, ids: &[u32], mut caches: Option<&mut [&mut ModelCache]>, rows: &[usize]) -> Result<Mat> {
+        let mut x = self.embed(ids)?;
+        let rotations = Rotations::new(&self.model.ropes, batch);
+        let mut workspace = Workspace::default();
+        for (i, layer) in self.layers.iter().enumerate() {
+            let mut of_layer: Option<Vec<&mut LayerCache>> =
+                caches.as_mut().map(|all| all.iter_mut().map(|c| &mut c.layers[i]).collect());
+            layer.run(&self.team, batch, &rotations, of_layer.as_deref_mut(), &mut NoHooks, &mut workspace, &mut x);
+            if let Some(at) = x.iter().position(|v| !v.is_finite()) {
+                let position = at / self.model.hidden;
+                return Err(Error::input(format!("the model's numbers are not finite after layer {i} at position {position}"))
+                    .hint("the weights are damaged: check the file with `fewbit inspect`, or download it again"));
+            }
+        }
+        if let Some(all) = caches {
+            for (cache, span) in all.iter_mut().zip(batch.spans()) {
+                cache.advance(span.start + span.len);
+            }
+        }
+        let hidden = self.model.hidden;
+        let mut picked = Vec::with_capacity(rows.len() * hidden);
+        for r in rows {
+            picked.extend_from_slice(&x[r * hidden..(r + 1) * hidden]);
+        }
+        self.head(picked)
+    }
+
+    /// The residual stream `[tokens, hidden]` to logits `[tokens, vocabulary]`.
+    ///
+    /// # Errors
+    /// If the logits are not finite.
+    pub fn head(&self, mut x: Vec<f32>) -> Result<Mat> {
+        let tokens = x.len() / self.model.hidden;
+        let batch = Batch::one(0, tokens);
+        let rotations = Rotations::new(&[], &batch);
+        self.head.run(&self.team, &batch, &rotations, None, &mut NoHooks, &mut Workspace::default(), &mut x);
+        if x.iter().any(|v| !v.is_finite()) {
+            return Err(Error::input("the logits are not finite")
+                .hint("the weights of the head are damaged: check the file with `fewbit inspect`, or download it again"));
+        }
+        Ok(Mat::from_vec(tokens, self.model.vocabulary, x))
+    }
+
+    /// Runs the blocks on the residual stream of whole sequences, with hooks per block.
+    pub fn blocks(&self, batch: &Batch, x: &mut Vec<f32>, mut hooks: impl FnMut(usize) -> Box<dyn Hooks>) {
+        let rotations = Rotations::new(&self.model.ropes, batch);
+        let mut workspace = Workspace::default();
+        for (i, layer) in self.layers.iter().enumerate() {
+            layer.run(&self.team, batch, &rotations, None, &mut *hooks(i), &mut workspace, x);
+        }
+    }
+}
+
+/// Runs an embedding graph: rows of the matrix, scaled where the family does so.
+///
+/// # Errors
+/// If an id has no row.
+pub fn embed(graph: &Graph, matrix: &QuantizedLinear, ids: &[u32]) -> Result<Vec<f32>> {
+    let [rows, hidden] = matrix.shape;
+    let mut x = vec![0.0; ids.len() * hidden];
+    for (id, out) in ids.iter().zip(x.chunks_exact_mut(hidden)) {
+        let r = *id as usize;
+        if r >= rows {
+            return Err(Error::input(format!("id {r} is beyond the embedding, which has {rows} rows"))
+                .hint("the tokenizer has tokens that the model does not know, or the ids are wrong"));
+        }
+        matrix.decode_rows(r..r + 1, out);
+    }
+    for node in &graph.nodes {
+        match node.op {
+            Op::Embedding { .. } => {}
+            Op::Scale { factor } => x.iter_mut().for_each(|v| *v *= factor),
+            _ => return Err(Error::internal("an embedding graph with an operation that is not run")),
+        }
+    }
+    Ok(x)
+}

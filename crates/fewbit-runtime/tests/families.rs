@@ -1,0 +1,69 @@
+//! Logits of tiny random checkpoints of every family against those of transformers.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fewbit_kernel::Team;
+use fewbit_runtime::{Arithmetic, Batch, ModelCache, Runtime};
+use fewbit_store::{ModelFile, Safetensors};
+
+fn families() -> Vec<PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/families");
+    let mut all: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    all.sort();
+    assert!(all.len() >= 7, "{all:?}");
+    all
+}
+
+fn load(folder: &Path, threads: usize) -> Runtime {
+    Runtime::load(&ModelFile::open(folder).unwrap(), Arithmetic::Exact, Arc::new(Team::new(threads))).unwrap()
+}
+
+fn cases(folder: &Path) -> Vec<(Vec<u32>, Vec<f32>)> {
+    let golden = Safetensors::open(&folder.join("golden.safetensors")).unwrap();
+    (0..2)
+        .map(|i| {
+            let ids = golden.tensor(&format!("input_ids_{i}")).unwrap().to_i32().unwrap();
+            let logits = golden.tensor(&format!("logits_{i}")).unwrap().to_f32().unwrap();
+            (ids.into_iter().map(|i| i as u32).collect(), logits)
+        })
+        .collect()
+}
+
+#[test]
+fn logits_are_those_of_transformers() {
+    for folder in families() {
+        let runtime = load(&folder, 2);
+        for (ids, expected) in cases(&folder) {
+            let rows: Vec<usize> = (0..ids.len()).collect();
+            let logits = runtime.logits(&Batch::one(0, ids.len()), &ids, None, &rows).unwrap();
+            let scale = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
+            let worst = logits.data().iter().zip(&expected).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+            assert!(worst <= 1e-5 * scale + 2e-5, "{}: {worst} of {scale}", folder.display());
+        }
+    }
+}
+
+/// One token at a time, in uneven pieces, and all at once: the same bits.
+#[test]
+fn steps_equal_the_whole() {
+    for folder in families() {
+        let runtime = load(&folder, 2);
+        let (ids, _) = cases(&folder).pop().unwrap();
+        let rows: Vec<usize> = (0..ids.len()).collect();
+        let whole = runtime.logits(&Batch::one(0, ids.len()), &ids, None, &rows).unwrap();
+        for pieces in [vec![1; ids.len()], vec![7, 1, 5, ids.len() - 13]] {
+            let mut cache = ModelCache::new(runtime.model(), ids.len());
+            let mut at = 0;
+            for len in pieces {
+                let rows: Vec<usize> = (0..len).collect();
+                let batch = Batch::one(at, len);
+                let part = runtime.logits(&batch, &ids[at..at + len], Some(&mut [&mut cache]), &rows).unwrap();
+                for r in 0..len {
+                    assert_eq!(part.row(r), whole.row(at + r), "{} at {}", folder.display(), at + r);
+                }
+                at += len;
+            }
+        }
+    }
+}

@@ -1,0 +1,401 @@
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use fewbit_format::{Band, Error, QuantizedLinear, Result, Storage, Tensor};
+use fewbit_graph::{Architecture, Config, Container, Graph, Model, Part, Rows, Source, Stored, WeightId, architecture_of};
+use serde_json::Value;
+
+use crate::layout::{self, Quantization};
+use crate::{Checkpoint, json};
+
+/// The tensors of one graph.
+#[derive(Clone, Debug, Default)]
+pub struct PartWeights {
+    /// By the graph's weights.
+    pub linears: Vec<Arc<QuantizedLinear>>,
+    /// By the graph's vectors.
+    pub vectors: Vec<Vec<f32>>,
+}
+
+/// A checkpoint as a model: its graph, and each weight of the graph where the container has it.
+///
+/// Opening checks that every tensor is there with the shape that the graph gives it, and reads none.
+#[derive(Debug)]
+pub struct ModelFile {
+    checkpoint: Checkpoint,
+    architecture: &'static dyn Architecture,
+    model: Arc<Model>,
+    quantization: Quantization,
+    names: Names,
+    notes: Vec<String>,
+}
+
+/// How this checkpoint deviates from its family's names.
+#[derive(Debug, Default)]
+struct Names {
+    /// What stands in front of all names beside the head, where the family has `model.`.
+    prefix: Option<&'static str>,
+    /// The module that holds the embedding, and the one that holds the head.
+    embedding: String,
+    head: String,
+}
+
+impl ModelFile {
+    /// Opens a model.
+    ///
+    /// # Errors
+    /// If the architecture is unknown, a figure is absurd, or a tensor is missing or has another shape.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::of(Checkpoint::open(path)?)
+    }
+
+    /// Takes an open checkpoint.
+    ///
+    /// # Errors
+    /// As [`ModelFile::open`].
+    pub fn of(checkpoint: Checkpoint) -> Result<Self> {
+        let place = |e: Error| e.file(checkpoint.path());
+        let architecture = architecture_of(checkpoint.config()).map_err(place)?;
+        let config = Config::new(checkpoint.config());
+        check_layers(&checkpoint, &config).map_err(place)?;
+        let mut model = architecture.model(&config).map_err(place)?;
+        let settings = match checkpoint.sidecar("quantize_config.json") {
+            Some(p) => Some(Value::Object(json::read_object(&p)?)),
+            None => None,
+        };
+        let quantization = Quantization::parse(&Value::Object(checkpoint.config().clone()), settings.as_ref()).map_err(place)?;
+        let mut file = Self {
+            architecture,
+            quantization,
+            names: Names::default(),
+            notes: Vec::new(),
+            model: Arc::new(model.clone()),
+            checkpoint,
+        };
+        file.find_names(&mut model).map_err(|e| e.file(file.checkpoint.path()))?;
+        file.model = Arc::new(model);
+        file.check_tensors()?;
+        file.note_unused();
+        Ok(file)
+    }
+
+    /// The checkpoint.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The graph.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// How the checkpoint says that its linears are quantized.
+    pub fn quantization(&self) -> &Quantization {
+        &self.quantization
+    }
+
+    /// What was noticed on opening: a head that the embedding stands in for, tensors that are not used.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Whether embedding and head are one matrix.
+    pub fn is_tied(&self) -> bool {
+        self.names.embedding == self.names.head
+    }
+
+    /// Whether any linear lies quantized: packed in safetensors, or in blocks in a GGUF file.
+    pub fn is_quantized(&self) -> bool {
+        self.model.parts().any(|(part, graph)| (0..graph.weights.len()).any(|w| self.is_weight_quantized(part, w)))
+    }
+
+    fn is_weight_quantized(&self, part: Part, weight: WeightId) -> bool {
+        let module = self.module(part, weight);
+        match self.checkpoint.container() {
+            Container::HuggingFace => layout::is_quantized(&self.quantization, &self.checkpoint, &module),
+            Container::Gguf => {
+                let elements = self.checkpoint.elements(&format!("{module}.weight"));
+                !elements.is_ok_and(|e| matches!(e, crate::Elements::Plain(_)))
+            }
+        }
+    }
+
+    /// The module of a weight as this checkpoint names it, such as `model.layers.0.mlp.down_proj`.
+    pub fn module(&self, part: Part, weight: WeightId) -> String {
+        self.source(part, self.model.part(part).weights[weight].name).map(|s| s.name).unwrap_or_default()
+    }
+
+    /// The module of a weight as a Hugging Face folder of this family names it, and the rows of it that are the weight's.
+    pub fn exported(&self, part: Part, name: &str) -> Result<Source> {
+        let config = Config::new(self.checkpoint.config());
+        self.architecture.source(Container::HuggingFace, &config, part, name).ok_or_else(|| no_name(name))
+    }
+
+    /// Where a GGUF file of this family has a weight or vector.
+    pub fn exported_gguf(&self, part: Part, name: &str) -> Option<Source> {
+        self.architecture.source(Container::Gguf, &Config::new(self.checkpoint.config()), part, name)
+    }
+
+    fn source(&self, part: Part, name: &str) -> Result<Source> {
+        let config = Config::new(self.checkpoint.config());
+        let mut source =
+            self.architecture.source(self.checkpoint.container(), &config, part, name).ok_or_else(|| no_name(name))?;
+        match (part, name) {
+            (Part::Embed, _) => source.name.clone_from(&self.names.embedding),
+            (Part::Head, "lm_head") => source.name.clone_from(&self.names.head),
+            _ => {
+                if let (Some(prefix), Some(rest)) = (self.names.prefix, source.name.strip_prefix("model.")) {
+                    source.name = format!("{prefix}{rest}");
+                }
+            }
+        }
+        Ok(source)
+    }
+
+    /// One matrix with its bias, as it is stored.
+    ///
+    /// # Errors
+    /// If a tensor cannot be read.
+    pub fn linear(&self, part: Part, weight: WeightId) -> Result<QuantizedLinear> {
+        let w = &self.model.part(part).weights[weight];
+        let source = self.source(part, w.name)?;
+        let stored = [source.rows.stored_count(w.shape[0]), w.shape[1]];
+        let mut bands = self.bands(&source.name, stored)?;
+        if source.rows != Rows::All {
+            let rows: Vec<usize> = (0..w.shape[0]).map(|r| source.rows.stored(r)).collect();
+            bands = vec![Band { rows: 0..w.shape[0], storage: select(&bands, &rows)? }];
+        }
+        let bias = if w.has_bias {
+            let name = format!("{}.bias", source.name);
+            let all = self.checkpoint.tensor(&name)?.to_f32().map_err(|e| self.place(e, &name))?;
+            Some((0..w.shape[0]).map(|r| all[source.rows.stored(r)]).collect())
+        } else {
+            None
+        };
+        Ok(QuantizedLinear { shape: w.shape, bands, bias })
+    }
+
+    fn bands(&self, module: &str, shape: [usize; 2]) -> Result<Vec<Band>> {
+        let name = format!("{module}.weight");
+        match self.checkpoint.container() {
+            Container::HuggingFace => layout::read_bands(&self.quantization, &self.checkpoint, module, shape)
+                .map_err(|e| e.file(self.checkpoint.file_of(&name).unwrap_or(self.checkpoint.path()))),
+            Container::Gguf => {
+                let storage = self.checkpoint.storage(&name)?;
+                if storage.shape() != shape {
+                    return Err(self.place(wrong_shape(&storage.shape(), &shape), &name));
+                }
+                Ok(vec![Band { rows: 0..shape[0], storage }])
+            }
+        }
+    }
+
+    /// One vector.
+    ///
+    /// # Errors
+    /// If the tensor cannot be read.
+    pub fn vector(&self, part: Part, vector: usize) -> Result<Vec<f32>> {
+        let source = self.source(part, self.model.part(part).vectors[vector].name)?;
+        let mut values = self.checkpoint.tensor(&source.name)?.to_f32().map_err(|e| self.place(e, &source.name))?;
+        if source.stored == Stored::MinusOne {
+            values.iter_mut().for_each(|v| *v += 1.0);
+        }
+        Ok(values)
+    }
+
+    /// All tensors of one graph.
+    ///
+    /// # Errors
+    /// If one cannot be read.
+    pub fn part(&self, part: Part) -> Result<PartWeights> {
+        let graph = self.model.part(part);
+        Ok(PartWeights {
+            linears: (0..graph.weights.len()).map(|w| self.linear(part, w).map(Arc::new)).collect::<Result<_>>()?,
+            vectors: (0..graph.vectors.len()).map(|v| self.vector(part, v)).collect::<Result<_>>()?,
+        })
+    }
+
+    /// Gives the pages of a graph's tensors back to the system.
+    pub fn drop_pages(&self, part: Part) {
+        for name in self.tensor_names(part, self.model.part(part)) {
+            self.checkpoint.drop_pages(&name);
+        }
+    }
+
+    /// Refuses a model with a NaN or an infinity in any tensor that is used, with its position.
+    ///
+    /// # Errors
+    /// Names the tensor and the position.
+    pub fn check_finite(&self) -> Result<()> {
+        let mut seen = BTreeSet::new();
+        for (part, graph) in self.model.parts() {
+            for name in self.tensor_names(part, graph) {
+                if self.checkpoint.contains(&name) && seen.insert(name.clone()) {
+                    if let Some((at, value)) = self.checkpoint.non_finite(&name)? {
+                        let e = Error::input(format!("holds {value} at {at:?}"));
+                        return Err(self.place(e.hint("download it again, or repair the checkpoint"), &name));
+                    }
+                    self.checkpoint.drop_pages(&name);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn place(&self, e: Error, tensor: &str) -> Error {
+        e.tensor(tensor).file(self.checkpoint.file_of(tensor).unwrap_or(self.checkpoint.path()))
+    }
+
+    /// The names of all tensors that may belong to a graph.
+    fn tensor_names(&self, part: Part, graph: &Graph) -> Vec<String> {
+        let mut names = Vec::new();
+        for w in &graph.weights {
+            let Ok(source) = self.source(part, w.name) else { continue };
+            names.extend(layout::tensor_names(&self.quantization, &source.name));
+            if w.has_bias {
+                names.push(format!("{}.bias", source.name));
+            }
+        }
+        names.extend(graph.vectors.iter().filter_map(|v| self.source(part, v.name).ok()).map(|s| s.name));
+        names
+    }
+
+    fn has_module(&self, module: &str) -> bool {
+        let has = |n: &String| self.checkpoint.contains(n);
+        layout::tensor_names(&self.quantization, module).iter().any(has)
+    }
+
+    /// Finds the prefix of the names, and which matrix serves as embedding and which as head.
+    fn find_names(&mut self, model: &mut Model) -> Result<()> {
+        let config = Config::new(self.checkpoint.config());
+        let container = self.checkpoint.container();
+        let of = |part, name: &str| {
+            self.architecture.source(container, &config, part, name).map(|s| s.name).ok_or_else(|| no_name(name))
+        };
+        let (mut embedding, head) = (of(Part::Embed, model.embed.weights[0].name)?, of(Part::Head, "lm_head")?);
+        if let (Container::HuggingFace, Some(rest)) = (container, embedding.strip_prefix("model."))
+            && !self.has_module(&embedding)
+        {
+            let norm = of(Part::Head, model.head.vectors[0].name)?;
+            let norm = norm.strip_prefix("model.").unwrap_or(&norm).to_owned();
+            let prefixes = ["", "model.language_model.", "language_model.model.", "transformer."];
+            let found = prefixes.into_iter().find(|p| {
+                self.has_module(&format!("{p}{rest}")) || self.checkpoint.contains(&format!("{p}{norm}"))
+            });
+            if let Some(prefix) = found {
+                embedding = format!("{prefix}{rest}");
+                self.names.prefix = Some(prefix);
+            }
+        }
+        let (has_embedding, has_head) = (self.has_module(&embedding), self.has_module(&head));
+        match (has_embedding, has_head) {
+            (true, true) if !model.is_tied => {}
+            (true, true | false) => {
+                if !has_head && !model.is_tied && self.checkpoint.config().get("tie_word_embeddings").is_none() {
+                    self.notes.push(format!("no `{head}.weight` in the checkpoint: `{embedding}.weight` serves as head"));
+                } else if !has_head && !model.is_tied && container == Container::HuggingFace {
+                    self.notes.push(format!(
+                        "config.json says that the head is a matrix of its own, but there is no `{head}.weight`: `{embedding}.weight` serves as head"
+                    ));
+                }
+                model.is_tied = true;
+                (self.names.embedding, self.names.head) = (embedding.clone(), embedding);
+                return Ok(());
+            }
+            (false, true) => {
+                if !model.is_tied {
+                    self.notes.push(format!("no `{embedding}.weight` in the checkpoint: `{head}.weight` serves as embedding"));
+                }
+                model.is_tied = true;
+                (self.names.embedding, self.names.head) = (head.clone(), head);
+                return Ok(());
+            }
+            (false, false) => {
+                let found = self.checkpoint.names().next().unwrap_or("none").to_owned();
+                return Err(Error::input(format!("there is no `{embedding}.weight`; the first tensor found is `{found}`"))
+                    .hint("the names are not those of this architecture: convert the checkpoint to Hugging Face names"));
+            }
+        }
+        (self.names.embedding, self.names.head) = (embedding, head);
+        Ok(())
+    }
+
+    /// Every tensor that is stored plain has the graph's shape; every other is there.
+    fn check_tensors(&self) -> Result<()> {
+        for (part, graph) in self.model.parts() {
+            for (i, w) in graph.weights.iter().enumerate() {
+                let source = self.source(part, w.name)?;
+                if self.checkpoint.container() == Container::Gguf || !self.is_weight_quantized(part, i) {
+                    let shape = [source.rows.stored_count(w.shape[0]), w.shape[1]];
+                    self.check_shape(&format!("{}.weight", source.name), &shape)?;
+                }
+                if w.has_bias {
+                    self.check_shape(&format!("{}.bias", source.name), &[source.rows.stored_count(w.shape[0])])?;
+                }
+            }
+            for v in &graph.vectors {
+                self.check_shape(&self.source(part, v.name)?.name, &[v.dim])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_shape(&self, name: &str, expected: &[usize]) -> Result<()> {
+        let found = self.checkpoint.shape(name)?;
+        if found == expected { Ok(()) } else { Err(self.place(wrong_shape(&found, expected), name)) }
+    }
+
+    fn note_unused(&mut self) {
+        let mut used: BTreeSet<String> = BTreeSet::new();
+        for (part, graph) in self.model.parts() {
+            used.extend(self.tensor_names(part, graph));
+        }
+        // Buffers that older exporters stored and that follow from the configuration.
+        let derived = [".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias", "rope_freqs.weight"];
+        let unused: Vec<&str> = (self.checkpoint.names())
+            .filter(|n| !used.contains(*n) && !derived.iter().any(|d| n.ends_with(d)))
+            .collect();
+        if let Some(first) = unused.first() {
+            let more = if unused.len() > 1 { format!(" and {} more", unused.len() - 1) } else { String::new() };
+            self.notes.push(format!("not used: tensor `{first}`{more}, which this architecture does not know"));
+        }
+    }
+}
+
+fn no_name(name: &str) -> Error {
+    Error::input(format!("`{name}` of this architecture has no name in this kind of file"))
+}
+
+fn wrong_shape(found: &[usize], expected: &[usize]) -> Error {
+    Error::input(format!("has shape {found:?}, where config.json implies {expected:?}"))
+        .hint("the configuration belongs to another model, or the file is damaged")
+}
+
+/// Refuses a number of layers for which there cannot be tensors, before a graph is built for each.
+fn check_layers(checkpoint: &Checkpoint, config: &Config<'_>) -> Result<()> {
+    let (layers, tensors) = (config.layers()?, checkpoint.names().count());
+    if layers > tensors {
+        return Err(Error::input(format!("config.json says {layers} layers, but there are only {tensors} tensors"))
+            .hint("the configuration belongs to another model, or a shard is missing"));
+    }
+    Ok(())
+}
+
+/// Picks rows out of bands into one storage.
+fn select(bands: &[Band], rows: &[usize]) -> Result<Storage> {
+    match bands {
+        [band] => Ok(band.storage.select_rows(rows)),
+        _ => Err(Error::input("rows of several bands cannot be reordered")),
+    }
+}
+
+impl layout::Tensors for Checkpoint {
+    fn contains(&self, name: &str) -> bool {
+        Checkpoint::contains(self, name)
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        Checkpoint::tensor(self, name)
+    }
+}
