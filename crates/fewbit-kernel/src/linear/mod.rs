@@ -2,6 +2,10 @@
 
 mod dense;
 mod int8dot;
+mod packed;
+mod rows;
+mod separate;
+mod unpacked;
 
 use std::sync::Arc;
 
@@ -40,7 +44,7 @@ pub trait Kernel: Send + Sync {
 type Candidate = fn(&[Arc<QuantizedLinear>], Arithmetic, Level) -> Option<Box<dyn Kernel>>;
 
 /// All kernels; the first that takes the linears is used, and the last takes any.
-const CANDIDATES: &[Candidate] = &[int8dot::candidate, dense::candidate];
+const CANDIDATES: &[Candidate] = &[int8dot::candidate, unpacked::candidate, separate::candidate, dense::candidate];
 
 /// The kernel for linears that share an input, on this machine ([`cpu::detect`]).
 ///

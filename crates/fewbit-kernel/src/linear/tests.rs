@@ -111,3 +111,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_dense_linear_beside_integers_leaves_them_their_kernel() {
+    let n = &mut Numbers(3);
+    let storages = [int(n, 20, 64, 4, Group::Columns(32), 1), dense(n, 10, 64, Dtype::BF16)];
+    let linears = storages.map(|s| Arc::new(QuantizedLinear::uniform(s, None)));
+    let x = n.take(5 * 64);
+    for level in levels() {
+        assert_eq!(choose_at(level, &linears, Arithmetic::Fast).name(), "separate");
+        let kernel = choose_at(level, &linears, Arithmetic::Exact);
+        check(&check_invariance(&*kernel, &linears, 5, &x), &linears, 5, &x, 1e-5);
+    }
+}

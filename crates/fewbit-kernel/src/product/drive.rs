@@ -44,6 +44,11 @@ impl<'a> Left<'a> {
 /// Writes rows `range` of a matrix `[n, k]` as f32.
 pub(crate) type Decode<'a> = &'a (dyn Fn(Range<usize>, &mut [f32]) + Sync);
 
+/// Writes rows `range` of a matrix `[n, k]` in columns `ks` as a panel `out[ks][width]`; missing rows are zeros.
+///
+/// Arguments: `range, ks, width, out`. Ranges begin at a multiple of `width` and of [`K_BLOCK`].
+pub(crate) type Panel<'a> = &'a (dyn Fn(Range<usize>, Range<usize>, usize, &mut [f32]) + Sync);
+
 /// The right operand of a job.
 #[derive(Clone, Copy)]
 pub(crate) enum Right<'a> {
@@ -51,6 +56,8 @@ pub(crate) enum Right<'a> {
     Rows { bytes: &'a [u8], stored: Stored },
     /// `[n, k]`, decoded a few rows at a time.
     Decoded(Decode<'a>),
+    /// `[n, k]`, written as panels.
+    Panels(Panel<'a>),
     /// `[k, n]` with rows `ld` apart.
     Columns { b: &'a [f32], ld: usize },
 }
@@ -135,7 +142,7 @@ impl<'a> Job<'a> {
             Right::Columns { b, ld } => {
                 assert!((k <= 1 || ld >= n) && reach(k, ld, n) <= b.len(), "[{k}, {n}] in {} elements", b.len());
             }
-            Right::Decoded(_) => {}
+            Right::Decoded(_) | Right::Panels(_) => {}
         }
     }
 }
@@ -155,7 +162,7 @@ pub(crate) fn multiply(team: &Team, level: Level, m: usize, k: usize, left: Left
         return;
     }
     let kernels = kernels::of(level);
-    let by_rows = jobs.iter().all(|j| !matches!(j.right, Right::Columns { .. }));
+    let by_rows = jobs.iter().all(|j| matches!(j.right, Right::Rows { .. } | Right::Decoded(_)));
     if m <= FEW_ROWS && by_rows && !left.transposed && left.scale == 1.0 {
         return multiply_few(team, kernels, m, k, left, jobs);
     }
@@ -279,7 +286,7 @@ impl Block<'_> {
                 decode(columns.clone(), w);
                 (w.as_ptr().cast(), 4 * self.k, Stored::F32)
             }
-            Right::Columns { .. } => (std::ptr::null(), 0, Stored::F32),
+            Right::Panels(_) | Right::Columns { .. } => (std::ptr::null(), 0, Stored::F32),
         };
         // SAFETY: rows `rows` and columns `columns` of y are this task's alone, and inside (`Job::check`).
         let y = unsafe { job.y.add((self.rows.start + rows.start) * job.ldy + columns.start) };
@@ -298,14 +305,14 @@ impl Block<'_> {
             let tile_len = ks.len() * nr;
             for (t, right) in (0..tiles).zip(right.chunks_mut(tile_len.max(1))) {
                 let here = columns.start + t * nr..(columns.start + (t + 1) * nr).min(columns.end);
-                if let Right::Columns { b, ld } = job.right {
-                    copy_columns(b, ld, ks.clone(), here, nr, right);
-                } else {
+                match job.right {
+                    Right::Columns { b, ld } => copy_columns(b, ld, ks.clone(), here, nr, right),
+                    Right::Panels(panel) => panel(here, ks.clone(), nr, &mut right[..tile_len]),
                     // SAFETY: `Job::check` or `decode` vouches for the rows; `right` holds `nr` places for each k.
-                    unsafe {
+                    Right::Rows { .. } | Right::Decoded(_) => unsafe {
                         let bytes = bytes.add(t * nr * row_bytes);
                         self.pack_rows(bytes, row_bytes, stored, ks.clone(), here.len(), right);
-                    }
+                    },
                 }
             }
             let add = from > 0 || job.accumulate;
@@ -399,7 +406,7 @@ fn multiply_few(team: &Team, kernels: &Kernels, m: usize, k: usize, left: Left<'
                 // SAFETY: the rows were decoded just now.
                 unsafe { few_stripe(kernels, m, k, left, job, columns, w.as_ptr().cast(), 4 * k, Stored::F32) };
             }
-            Right::Columns { .. } => unreachable!("`multiply` sends rows here"),
+            Right::Panels(_) | Right::Columns { .. } => unreachable!("`multiply` sends rows here"),
         });
     });
 }

@@ -1,6 +1,6 @@
 //! Activations rounded to 8 bits: per token and span of columns, symmetric, to nearest even, codes in `−127..=127`.
 
-use super::packed::BLOCK;
+use super::super::packed::BLOCK;
 
 /// Below this magnitude a span counts as zero: its scale's inverse would not be finite.
 const LEAST: f32 = 1e-30;

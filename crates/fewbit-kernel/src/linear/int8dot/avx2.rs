@@ -5,8 +5,8 @@
 
 use std::arch::x86_64::*;
 
+use super::super::packed::{CELL, Form, Numbers, Packed, TILE, Zeros, cells};
 use super::activations::Token;
-use super::packed::{CELL, Form, Numbers, Packed, TILE, Zeros, cells};
 
 const HALF: u8 = Form::Half as u8;
 const BYTE: u8 = Form::Byte as u8;

@@ -2,8 +2,8 @@
 
 use std::arch::x86_64::*;
 
+use super::super::packed::{CELL, Form, Numbers, Packed, TILE, Zeros, cells};
 use super::activations::Token;
-use super::packed::{CELL, Form, Numbers, Packed, TILE, Zeros, cells};
 
 const MIDDLE: u8 = 0;
 const CODES: u8 = 1;

@@ -9,17 +9,16 @@ mod activations;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-mod packed;
-mod rows;
 mod scalar;
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::sync::Arc;
 
 use fewbit_format::QuantizedLinear;
 
 use self::activations::{Activations, Token, TokenMut};
-use self::packed::{Packed, TILE};
+use super::packed::{Packed, TILE};
 use super::{Arithmetic, Kernel};
 use crate::team::Disjoint;
 use crate::{Level, Team};
@@ -77,6 +76,8 @@ struct Input {
 
 /// Tiles of one task: some ten microseconds of work.
 const TASK_TILES: usize = 2;
+/// Tokens whose activations stay in the L2 cache while all tiles pass.
+const NEAR_TOKENS: usize = 64;
 /// Tokens that are rounded in one task.
 const TASK_TOKENS: usize = 8;
 /// Most tokens that a tile kernel takes at once; also bounds the results on the stack.
@@ -102,10 +103,12 @@ impl Kernel for Int8Dot {
         }
         let outs: Vec<Disjoint<'_, f32>> = outs.iter_mut().map(|o| Disjoint::new(o)).collect();
         let tasks: usize = self.parts.iter().map(|p| p.packed.tiles().div_ceil(TASK_TILES)).sum();
-        team.run(tasks, &|task| {
-            let (part, tiles) = self.locate(task);
+        team.run(tokens.div_ceil(NEAR_TOKENS) * tasks, &|i| {
+            let (part, tiles) = self.locate(i % tasks);
+            let from = i / tasks * NEAR_TOKENS;
             for tile in tiles {
-                self.tile(part, tile, tokens, &kept[part.input], &outs[part.linear]);
+                let near = from..(from + NEAR_TOKENS).min(tokens);
+                self.tile(part, tile, near, &kept[part.input], &outs[part.linear]);
             }
         });
         KEPT.set(kept);
@@ -141,7 +144,7 @@ impl Int8Dot {
     }
 
     /// The band and tiles of a task.
-    fn locate(&self, mut task: usize) -> (&Part, std::ops::Range<usize>) {
+    fn locate(&self, mut task: usize) -> (&Part, Range<usize>) {
         for part in &self.parts {
             let tiles = part.packed.tiles();
             if task < tiles.div_ceil(TASK_TILES) {
@@ -152,11 +155,11 @@ impl Int8Dot {
         unreachable!("the caller counts the tasks")
     }
 
-    fn tile(&self, part: &Part, tile: usize, tokens: usize, rounded: &Activations, out: &Disjoint<'_, f32>) {
+    fn tile(&self, part: &Part, tile: usize, tokens: Range<usize>, rounded: &Activations, out: &Disjoint<'_, f32>) {
         let rows = TILE.min(part.packed.rows - tile * TILE);
         let stride = self.outs[part.linear];
-        for from in (0..tokens).step_by(TOKENS) {
-            let count = TOKENS.min(tokens - from);
+        for from in tokens.clone().step_by(TOKENS) {
+            let count = TOKENS.min(tokens.end - from);
             let mut some = [rounded.token(from); TOKENS];
             some[..count].iter_mut().enumerate().for_each(|(i, t)| *t = rounded.token(from + i));
             let mut y = [[0.0; TILE]; TOKENS];

@@ -1,7 +1,7 @@
 //! The scalar twin: the same integers, and the same order of the float sums.
 
+use super::super::packed::{BLOCK, CELL, Form, Packed, TILE, Zeros, cells};
 use super::activations::Token;
-use super::packed::{BLOCK, CELL, Form, Packed, TILE, Zeros, cells};
 
 /// `y[t][r] = Σ_g s_g (Σ_span a · (Σ q x − z Σ x)) + m_g Σ_span a Σ x` for the rows of a tile and the tokens.
 ///

@@ -1,8 +1,10 @@
-//! Codes interleaved for the integer kernels, so that no sum crosses the lanes of a register.
+//! Integer codes interleaved at load, so that no sum crosses the lanes of a register.
 //!
 //! A *tile* is 16 rows. A *block* is 32 columns. A *cell* is 64 bytes, `[16 rows][4 columns]`: one register of AVX-512.
 //! Codes of up to four bits take four cells a block: the low halves of cell `c` hold columns `4c..4c + 4`, the high
 //! halves columns `16 + 4c..`. Wider codes take eight cells of whole bytes. Rows and columns are filled up with zeros.
+
+use std::ops::Range;
 
 use fewbit_format::Storage;
 use half::{bf16, f16};
@@ -158,6 +160,51 @@ impl Packed {
     #[inline]
     pub(super) fn cells(&self, tile: usize) -> *const u8 {
         self.cells[tile * self.blocks * cells(self.form)..].as_ptr().cast()
+    }
+
+    /// The weights of a tile in columns `ks` (which begin at a block), as stored in the format's meaning:
+    /// `out[(k − ks.start) · stride + r]` for the tile's row `r`.
+    ///
+    /// # Panics
+    /// If `out` has no place for them.
+    #[inline(always)]
+    pub(super) fn decode(&self, tile: usize, ks: Range<usize>, stride: usize, out: &mut [f32]) {
+        debug_assert!(ks.start % BLOCK == 0 && stride >= TILE);
+        let cells = &self.cells[tile * self.blocks * cells(self.form)..];
+        for from in ks.clone().step_by(self.span) {
+            let index = tile * self.groups + from / self.span / self.group_spans;
+            let scales = self.scales.sixteen(index);
+            let (mut zeros, mut offsets) = ([0; TILE], None);
+            match &self.zeros {
+                Zeros::Middle(z) => zeros = [i32::from(*z); TILE],
+                Zeros::Codes(z) => {
+                    let z = &z[index * TILE..][..TILE];
+                    zeros.iter_mut().zip(z).for_each(|(o, z)| *o = i32::from(*z));
+                }
+                Zeros::Offsets(m) => offsets = Some(m.sixteen(index)),
+            }
+            for (c, four) in (from..(from + self.span).min(ks.end)).step_by(4).enumerate() {
+                let (block, column) = (from / BLOCK, from % BLOCK + 4 * c);
+                let (cell, shift, mask) = match self.form {
+                    Form::Half => (block * 4 + column % 16 / 4, column / 16 * 4, 15),
+                    _ => (block * 8 + column / 4, 0, 255),
+                };
+                // Lane r holds row r; byte j of a lane column j.
+                let words = cells[cell].0.as_chunks::<4>().0;
+                for (j, out) in
+                    out[(four - ks.start) * stride..].chunks_mut(stride).take((ks.end - four).min(4)).enumerate()
+                {
+                    let out: &mut [f32; TILE] = out.first_chunk_mut().expect("a place for each row of the tile");
+                    for r in 0..TILE {
+                        let code = (u32::from_le_bytes(words[r]) >> (8 * j + shift) & mask) as i32;
+                        out[r] = scales[r] * (code - zeros[r]) as f32;
+                    }
+                    if let Some(offsets) = &offsets {
+                        out.iter_mut().zip(offsets).for_each(|(o, m)| *o += m);
+                    }
+                }
+            }
+        }
     }
 
     /// Everything that is read for one token.
