@@ -189,23 +189,57 @@ fn solve_lanes<S: Simd>(s: S, left: &[f32], inverse: &[f32], strip: &mut [f32]) 
 pub fn mirror_upper(team: &Team, n: usize, a: &mut [f32]) {
     assert!(a.len() >= n * n, "{} elements for [{n}, {n}]", a.len());
     let all = Disjoint::new(a);
-    team.run(n.div_ceil(2).div_ceil(MIRROR_TILE), &|band| {
-        let rows = band * MIRROR_TILE..((band + 1) * MIRROR_TILE).min(n.div_ceil(2));
-        for left in (rows.start..n).step_by(MIRROR_TILE) {
-            for i in rows.clone() {
-                // Nearer to the corner than its partner, so that each pair is exchanged once.
-                for j in left.max(i)..(left + MIRROR_TILE).min(n - 1 - i) {
-                    let (here, there) = (i * n + j, (n - 1 - j) * n + (n - 1 - i));
-                    // SAFETY: both lie in `a`, and a pair is exchanged by the task of row i alone.
-                    unsafe { std::ptr::swap(all.as_ptr().add(here), all.as_ptr().add(there)) };
+    team.run(n.div_ceil(2).div_ceil(MIRROR), &|band| {
+        let rows = band * MIRROR..((band + 1) * MIRROR).min(n.div_ceil(2));
+        // Nearer to the corner than their partners, so that each pair is exchanged once.
+        for left in (rows.start..n - rows.start).step_by(MIRROR) {
+            let columns = left..left + MIRROR;
+            // SAFETY: all partners lie in `a`, and a pair is exchanged by the task of its nearer row alone.
+            unsafe {
+                if rows.len() == MIRROR && rows.end <= left && rows.end + columns.end <= n {
+                    exchange_squares(all.as_ptr(), n, rows.start, left);
+                } else {
+                    for i in rows.clone() {
+                        for j in left.max(i)..columns.end.min(n - 1 - i) {
+                            let (here, there) = (i * n + j, (n - 1 - j) * n + (n - 1 - i));
+                            std::ptr::swap(all.as_ptr().add(here), all.as_ptr().add(there));
+                        }
+                    }
                 }
             }
         }
     });
 }
 
-/// Side of the squares in which elements are exchanged, so that the partners' columns stay in cache.
-const MIRROR_TILE: usize = 32;
+/// Side of the squares that are exchanged at once.
+const MIRROR: usize = 32;
+
+/// Exchanges the square at row `i` and column `j` with its partner, each row read and written once: the rows of a large
+/// matrix compete for the same places of a cache.
+///
+/// # Safety
+/// `a` holds `n · n` values, and both squares lie inside and apart.
+unsafe fn exchange_squares(a: *mut f32, n: usize, i: usize, j: usize) {
+    type Square = [[f32; MIRROR]; MIRROR];
+    let (mut here, mut there): (Square, Square) = ([[0.0; MIRROR]; MIRROR], [[0.0; MIRROR]; MIRROR]);
+    let partner = (n - j - MIRROR) * n + (n - i - MIRROR);
+    for r in 0..MIRROR {
+        // SAFETY: the caller's promise.
+        unsafe {
+            here[r] = a.add((i + r) * n + j).cast::<[f32; MIRROR]>().read();
+            there[r] = a.add(partner + r * n).cast::<[f32; MIRROR]>().read();
+        }
+    }
+    let turned =
+        |from: &Square, r: usize| -> [f32; MIRROR] { std::array::from_fn(|c| from[MIRROR - 1 - c][MIRROR - 1 - r]) };
+    for r in 0..MIRROR {
+        // SAFETY: as above.
+        unsafe {
+            a.add((i + r) * n + j).cast::<[f32; MIRROR]>().write(turned(&there, r));
+            a.add(partner + r * n).cast::<[f32; MIRROR]>().write(turned(&here, r));
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {
