@@ -19,22 +19,38 @@ fn main() {
     }
     let teams = [Team::new(1), Team::new(2)];
     println!("level {}", cpu::detect().name());
+    let big = vec![1u64; 64 << 20];
     let peaks = teams.each_ref().map(fma_peak);
-    let reads = teams.each_ref().map(read_bandwidth);
+    let reads = teams.each_ref().map(|team| read_bandwidth(team, &big));
     for (i, team) in teams.iter().enumerate() {
-        println!("{} threads: peak {:.1} GFLOP/s, reads {:.1} GB/s", team.threads(), peaks[i], reads[i]);
+        println!(
+            "{} threads: peak {:.1} GFLOP/s, by the wall {:.1}; reads {:.1} GB/s, by the wall {:.1}",
+            team.threads(),
+            peaks[i][0],
+            peaks[i][1],
+            reads[i][0],
+            reads[i][1]
+        );
     }
+    println!("each: one thread | two threads, by processor time | two threads, by the wall; share of the limit\n");
     let only = std::env::args().skip(1).find(|a| !a.starts_with('-') && Level::named(a).is_none());
-    let report = |what: &str, unit: &str, limits: &[f64; 2], work: f64, run: &mut dyn FnMut(&Team)| {
-        if only.as_ref().is_some_and(|o| !what.contains(&**o)) {
-            return;
-        }
-        print!("{what:<44}");
-        for (team, limit) in teams.iter().zip(limits) {
-            let speed = work / best_seconds(team, || run(team)) / 1e9;
-            print!("{speed:8.1} {unit} {:4.0} %", 100.0 * speed / limit);
-        }
-        println!();
+    let report =
+        |what: &str, unit: &str, limits: &[Speeds; 2], work: f64, between: &dyn Fn(), run: &mut dyn FnMut(&Team)| {
+            if only.as_ref().is_some_and(|o| !what.contains(&**o)) {
+                return;
+            }
+            print!("{what:<42}");
+            let [one, two] =
+                [0, 1].map(|i| best_seconds(&teams[i], between, || run(&teams[i])).map(|s| work / s / 1e9));
+            // The processors' limit is what one thread reaches, twice.
+            for (speed, limit) in [(one[0], limits[0][0]), (two[0], 2.0 * limits[0][0]), (two[1], limits[1][1])] {
+                print!(" {speed:7.1} {unit} {:4.0} %", 100.0 * speed / limit);
+            }
+            println!();
+        };
+    let nothing: &dyn Fn() = &|| ();
+    let evict: &dyn Fn() = &|| {
+        black_box(big.iter().step_by(8).sum::<u64>());
     };
 
     for (m, n, k) in [
@@ -51,56 +67,66 @@ fn main() {
         let mut y = vec![0.0; m * n];
         let flop = 2.0 * (m * n * k) as f64;
         for (name, weights) in [("f32", Weights::F32(&w)), ("bf16", Weights::Bf16(&bf16))] {
-            report(&format!("nt {name} {m}x{n}x{k}"), "GFLOP/s", &peaks, flop, &mut |team| {
+            report(&format!("nt {name} {m}x{n}x{k}"), "GFLOP/s", &peaks, flop, nothing, &mut |team| {
                 product_nt(team, m, n, k, &x, k, weights, &mut y, n, false);
             });
         }
     }
     for (m, n, k) in [(2048, 1920, 128), (1024, 1024, 1024)] {
         let (a, b, mut c) = (values(m * k), values(k * n), vec![0.0; m * n]);
-        report(&format!("nn {m}x{n}x{k}"), "GFLOP/s", &peaks, 2.0 * (m * n * k) as f64, &mut |team| {
+        report(&format!("nn {m}x{n}x{k}"), "GFLOP/s", &peaks, 2.0 * (m * n * k) as f64, nothing, &mut |team| {
             product_nn(team, m, n, k, -1.0, &a, k, &b, n, &mut c, n);
         });
     }
     for (n, tokens) in [(2048, 512), (2048, 4096), (5632, 512), (5632, 2048)] {
         let (x, mut h) = (values(tokens * n), vec![0.0; n * n]);
         // Half of the square is computed.
-        report(&format!("gram n={n} tokens={tokens}"), "GFLOP/s", &peaks, (n * (n + 1) * tokens) as f64, &mut |team| {
-            gram_add(team, n, tokens, &x, n, &mut h);
-        });
+        report(
+            &format!("gram n={n} tokens={tokens}"),
+            "GFLOP/s",
+            &peaks,
+            (n * (n + 1) * tokens) as f64,
+            nothing,
+            &mut |team| {
+                gram_add(team, n, tokens, &x, n, &mut h);
+            },
+        );
     }
     let (n, k) = (2048, 5632);
     let w = values(n * k);
     for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
-        // Copies in turn, so that none is found in a cache.
+        // Several in turn, and the caches emptied in between.
         let kernels: Vec<_> = (0..4)
             .filter_map(|_| Tensor::from_f32(dtype, &[n, k], &w).ok())
             .map(|t| choose(vec![Arc::new(QuantizedLinear::uniform(Storage::Dense(t), None))], Arithmetic::Exact))
             .collect();
-        linear(&report, &reads, &format!("linear {}", dtype.name()), n, k, &kernels);
+        linear(&report, &reads, evict, &format!("linear {}", dtype.name()), n, k, &kernels);
     }
     for (bits, group) in [(4, Group::Columns(32)), (4, Group::Columns(128)), (8, Group::Columns(128)), (8, Group::Row)]
     {
         for arithmetic in [Arithmetic::Fast, Arithmetic::Exact] {
             let kernels: Vec<_> = (0..8).map(|_| choose(vec![Arc::new(int(n, k, bits, group))], arithmetic)).collect();
-            linear(&report, &reads, &format!("linear int{bits} group {group} {arithmetic:?}"), n, k, &kernels);
+            linear(&report, &reads, evict, &format!("linear int{bits} group {group} {arithmetic:?}"), n, k, &kernels);
         }
     }
     let kernel = choose(vec![Arc::new(int(n, k, 4, Group::Columns(128)))], Arithmetic::Fast);
     for tokens in [4, 8, 32, 512] {
         let (x, mut y) = (values(tokens * k), vec![0.0; tokens * n]);
         let work = 2.0 * (tokens * n * k) as f64;
-        report(&format!("linear int4 group 128 Fast, {tokens} tokens"), "Gop/s", &peaks, work, &mut |team| {
+        report(&format!("linear int4 group 128 Fast, {tokens} tokens"), "Gop/s", &peaks, work, nothing, &mut |team| {
             kernel.run(team, tokens, &x, &mut [&mut y]);
         });
     }
 }
 
-type Report<'a> = dyn Fn(&str, &str, &[f64; 2], f64, &mut dyn FnMut(&Team)) + 'a;
+/// By processor time, and by the wall, in 10⁹ a second.
+type Speeds = [f64; 2];
+type Report<'a> = dyn Fn(&str, &str, &[Speeds; 2], f64, &dyn Fn(), &mut dyn FnMut(&Team)) + 'a;
 
 fn linear(
     report: &Report<'_>,
-    reads: &[f64; 2],
+    reads: &[Speeds; 2],
+    evict: &dyn Fn(),
     name: &str,
     n: usize,
     k: usize,
@@ -109,7 +135,7 @@ fn linear(
     let (x, mut y) = (values(k), vec![0.0; n]);
     let bytes: usize = kernels.iter().map(|k| k.bytes()).sum();
     let name = format!("{name} ({})", kernels[0].name());
-    report(&name, "GB/s", reads, bytes as f64, &mut |team| {
+    report(&name, "GB/s", reads, bytes as f64, evict, &mut |team| {
         for kernel in kernels {
             kernel.run(team, 1, &x, &mut [&mut y]);
         }
@@ -118,7 +144,7 @@ fn linear(
 
 fn int(rows: usize, cols: usize, bits: u8, group: Group) -> QuantizedLinear {
     let grid = IntGrid { bits, group, symmetric: false, scale: ScaleType::F16 };
-    let codes: Vec<u8> = (0..rows * cols).map(|i| (i * 7 % 251 & ((1 << bits) - 1)) as u8).collect();
+    let codes: Vec<u8> = (0..rows * cols).map(|i| ((i * 7 % 251) & ((1 << bits) - 1)) as u8).collect();
     let groups = rows * (cols / group.width(cols));
     let made = IntCodes::new(rows, cols, grid, &codes, vec![0.5; groups], Zeros::Codes(vec![7; groups]));
     QuantizedLinear::uniform(Storage::Int(made.expect("sizes fit")), None)
@@ -128,13 +154,18 @@ fn values(count: usize) -> Vec<f32> {
     (0..count).map(|i| (i * 37 % 101) as f32 / 64.0 - 0.75).collect()
 }
 
-/// The best of several runs: others use the machine too. One thread is timed by the time that it was on the processor.
-fn best_seconds(team: &Team, mut run: impl FnMut()) -> f64 {
-    let (begun, mut best) = (Instant::now(), f64::INFINITY);
+/// Best seconds of several runs: on the processors (others use the machine too), divided by the threads; and by the wall.
+type Seconds = [f64; 2];
+
+fn best_seconds(team: &Team, mut between: impl FnMut(), mut run: impl FnMut()) -> Seconds {
+    let (begun, mut best) = (Instant::now(), [f64::INFINITY; 2]);
     for i in 0.. {
-        let at = seconds(team.threads() == 1);
+        between();
+        let at = clocks();
         run();
-        best = best.min(seconds(team.threads() == 1) - at);
+        let now = clocks();
+        best[0] = best[0].min((now[0] - at[0]) / team.threads() as f64);
+        best[1] = best[1].min(now[1] - at[1]);
         if i >= 4 && begun.elapsed().as_millis() > 400 {
             break;
         }
@@ -142,47 +173,57 @@ fn best_seconds(team: &Team, mut run: impl FnMut()) -> f64 {
     best
 }
 
+/// Processor time of this process, and the wall's.
 #[cfg(target_os = "linux")]
-fn seconds(of_this_thread: bool) -> f64 {
+fn clocks() -> Seconds {
     unsafe extern "C" {
         fn clock_gettime(clock: i32, time: *mut [i64; 2]) -> i32;
     }
+    const PROCESS_CPUTIME: i32 = 2;
     const MONOTONIC: i32 = 1;
-    const THREAD_CPUTIME: i32 = 3;
-    let mut time = [0; 2];
-    // SAFETY: the C library's function; on 64-bit Linux its struct is two 64-bit numbers.
-    unsafe { clock_gettime(if of_this_thread { THREAD_CPUTIME } else { MONOTONIC }, &mut time) };
-    time[0] as f64 + time[1] as f64 * 1e-9
+    [PROCESS_CPUTIME, MONOTONIC].map(|clock| {
+        let mut time = [0; 2];
+        // SAFETY: the C library's function; on 64-bit Linux its struct is two 64-bit numbers.
+        unsafe { clock_gettime(clock, &raw mut time) };
+        time[0] as f64 + time[1] as f64 * 1e-9
+    })
 }
 
 #[cfg(not(target_os = "linux"))]
-fn seconds(_: bool) -> f64 {
+fn clocks() -> Seconds {
     static BEGUN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-    BEGUN.get_or_init(Instant::now).elapsed().as_secs_f64()
+    [BEGUN.get_or_init(Instant::now).elapsed().as_secs_f64(); 2]
 }
 
 /// Multiply-adds on registers.
-fn fma_peak(team: &Team) -> f64 {
+fn fma_peak(team: &Team) -> Speeds {
     const STEPS: usize = 20_000;
     let flop = std::sync::atomic::AtomicUsize::new(0);
-    let seconds = best_seconds(team, || {
-        flop.store(0, std::sync::atomic::Ordering::Relaxed);
-        team.run(8 * team.threads(), &|_| {
-            flop.fetch_add(fma(STEPS), std::sync::atomic::Ordering::Relaxed);
-        });
-    });
-    flop.into_inner() as f64 / seconds / 1e9
+    let seconds = best_seconds(
+        team,
+        || (),
+        || {
+            flop.store(0, std::sync::atomic::Ordering::Relaxed);
+            team.run(8 * team.threads(), &|_| {
+                flop.fetch_add(fma(STEPS), std::sync::atomic::Ordering::Relaxed);
+            });
+        },
+    );
+    let flop = flop.into_inner() as f64;
+    seconds.map(|s| flop / s / 1e9)
 }
 
 #[cfg(target_arch = "x86_64")]
 fn fma(steps: usize) -> usize {
-    use std::arch::x86_64::*;
+    use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_set1_ps, _mm512_fmadd_ps, _mm512_set1_ps};
     #[target_feature(enable = "avx512f")]
     fn wide(steps: usize) -> usize {
         let mut sums = [_mm512_set1_ps(1.0); 16];
         let (a, b) = (_mm512_set1_ps(black_box(1.0)), _mm512_set1_ps(black_box(1e-9)));
         for _ in 0..steps {
-            sums.iter_mut().for_each(|s| *s = _mm512_fmadd_ps(*s, a, b));
+            for s in &mut sums {
+                *s = _mm512_fmadd_ps(*s, a, b);
+            }
         }
         black_box(sums);
         16 * 16 * 2 * steps
@@ -192,7 +233,9 @@ fn fma(steps: usize) -> usize {
         let mut sums = [_mm256_set1_ps(1.0); 12];
         let (a, b) = (_mm256_set1_ps(black_box(1.0)), _mm256_set1_ps(black_box(1e-9)));
         for _ in 0..steps {
-            sums.iter_mut().for_each(|s| *s = _mm256_fmadd_ps(*s, a, b));
+            for s in &mut sums {
+                *s = _mm256_fmadd_ps(*s, a, b);
+            }
         }
         black_box(sums);
         12 * 8 * 2 * steps
@@ -214,28 +257,56 @@ fn fma(steps: usize) -> usize {
 fn plain(steps: usize) -> usize {
     let (mut sums, a, b) = ([1.0f32; 32], black_box(1.0f32), black_box(1e-9f32));
     for _ in 0..steps {
-        sums.iter_mut().for_each(|s| *s = *s * a + b);
+        for s in &mut sums {
+            *s = *s * a + b;
+        }
     }
     black_box(sums);
     32 * 2 * steps
 }
 
-/// Sums over 512 MiB, 64 MiB in turn, so that none is found in a cache.
-fn read_bandwidth(team: &Team) -> f64 {
+/// Sums 64 MiB of `data` in turn, so that none is found in a cache.
+fn read_bandwidth(team: &Team, data: &[u64]) -> Speeds {
     const PIECE: usize = 1 << 13;
     const PART: usize = 8 << 20;
-    let data = vec![1u64; 64 << 20];
     let mut part = 0;
-    let seconds = best_seconds(team, || {
-        part = (part + PART) % data.len();
-        team.run(PART / PIECE, &|i| {
-            let piece = &data[part + i * PIECE..part + (i + 1) * PIECE];
-            let mut sums = [0u64; 32];
-            for line in piece.as_chunks::<32>().0 {
-                sums.iter_mut().zip(line).for_each(|(s, v)| *s += v);
-            }
-            black_box(sums);
-        });
-    });
-    (PART * 8) as f64 / seconds / 1e9
+    let seconds = best_seconds(
+        team,
+        || (),
+        || {
+            part = (part + PART) % data.len();
+            team.run(PART / PIECE, &|i| {
+                black_box(sum(&data[part + i * PIECE..part + (i + 1) * PIECE]));
+            });
+        },
+    );
+    seconds.map(|s| (PART * 8) as f64 / s / 1e9)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn sum(data: &[u64]) -> u64 {
+    #[target_feature(enable = "avx2")]
+    fn wide(data: &[u64]) -> u64 {
+        plain_sum(data)
+    }
+    if cpu::machine() >= Level::Avx2 {
+        // SAFETY: the machine has it.
+        unsafe { wide(data) }
+    } else {
+        plain_sum(data)
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn sum(data: &[u64]) -> u64 {
+    plain_sum(data)
+}
+
+#[inline(always)]
+fn plain_sum(data: &[u64]) -> u64 {
+    let mut sums = [0u64; 32];
+    for line in data.as_chunks::<32>().0 {
+        sums.iter_mut().zip(line).for_each(|(s, v)| *s += v);
+    }
+    sums.iter().sum()
 }

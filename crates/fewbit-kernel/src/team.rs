@@ -5,7 +5,9 @@ use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
+
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
@@ -94,6 +96,7 @@ impl Team {
             (0..tasks).for_each(task);
             return;
         }
+        #[expect(clippy::transmute_ptr_to_ptr, reason = "a cast cannot lengthen the lifetime in a trait object")]
         // SAFETY: only the lifetime is erased; the region is closed and empty before this function returns.
         let task = unsafe {
             std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(task)
@@ -198,7 +201,7 @@ impl Shared {
                 continue;
             }
             looks += 1;
-            if looks % 16 != 0 || idle_since.elapsed() < SPIN {
+            if !looks.is_multiple_of(16) || idle_since.elapsed() < SPIN {
                 std::hint::spin_loop();
                 continue;
             }
@@ -215,10 +218,9 @@ impl Shared {
 
     fn leave(&self) {
         let before = self.state.fetch_sub(1, SeqCst);
-        if before & INSIDE == 1 && before & OPEN == 0 {
-            if let Some(caller) = &*self.waiting.lock().unwrap_or_else(PoisonError::into_inner) {
-                caller.unpark();
-            }
+        let last_to_leave = before & INSIDE == 1 && before & OPEN == 0;
+        if last_to_leave && let Some(caller) = &*self.waiting.lock().unwrap_or_else(PoisonError::into_inner) {
+            caller.unpark();
         }
     }
 }

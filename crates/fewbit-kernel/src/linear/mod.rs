@@ -50,6 +50,7 @@ const CANDIDATES: &[Candidate] = &[int8dot::candidate, unpacked::candidate, sepa
 ///
 /// # Panics
 /// If the linears differ in their input's width, or there is none.
+#[expect(clippy::needless_pass_by_value, reason = "takes over: kernels that repack let go of the stored weights")]
 pub fn choose(linears: Vec<Arc<QuantizedLinear>>, arithmetic: Arithmetic) -> Box<dyn Kernel> {
     choose_at(cpu::detect(), &linears, arithmetic)
 }

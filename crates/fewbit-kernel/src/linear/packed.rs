@@ -169,7 +169,7 @@ impl Packed {
     /// If `out` has no place for them.
     #[inline(always)]
     pub(super) fn decode(&self, tile: usize, ks: Range<usize>, stride: usize, out: &mut [f32]) {
-        debug_assert!(ks.start % BLOCK == 0 && stride >= TILE);
+        debug_assert!(ks.start.is_multiple_of(BLOCK) && stride >= TILE);
         let cells = &self.cells[tile * self.blocks * cells(self.form)..];
         for from in ks.clone().step_by(self.span) {
             let index = tile * self.groups + from / self.span / self.group_spans;

@@ -1,4 +1,5 @@
 //! AVX2 with FMA: tiles of 6 × 16 (twelve accumulators, two loads and six broadcasts per twelve multiply-adds).
+#![cfg_attr(not(test), expect(clippy::wildcard_imports, reason = "intrinsics bear their own prefix"))]
 
 use std::arch::x86_64::*;
 

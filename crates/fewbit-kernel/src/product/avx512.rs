@@ -1,4 +1,5 @@
 //! AVX-512: tiles of 12 × 32 (24 accumulators, two loads and twelve broadcasts per 24 multiply-adds).
+#![cfg_attr(not(test), expect(clippy::wildcard_imports, reason = "intrinsics bear their own prefix"))]
 
 use std::arch::x86_64::*;
 

@@ -157,7 +157,9 @@ pub(crate) fn multiply(team: &Team, level: Level, m: usize, k: usize, left: Left
     let (rows, cols) = if left.transposed { (k, m) } else { (m, k) };
     assert!(rows <= 1 || left.ld >= cols, "rows of {cols} do not fit {} apart", left.ld);
     assert!(reach(rows, left.ld, cols) <= left.x.len(), "[{rows}, {cols}] in {} elements", left.x.len());
-    jobs.iter().for_each(|job| job.check(m, k));
+    for job in jobs {
+        job.check(m, k);
+    }
     if m == 0 {
         return;
     }
@@ -225,7 +227,9 @@ fn pack_left(team: &Team, kernels: &Kernels, left: &Left<'_>, rows: Range<usize>
                 unsafe { kernels.interleave[0](count, mr, ks.len(), src, 4 * left.ld, out.as_mut_ptr(), mr) };
             }
             if left.scale != 1.0 {
-                out.iter_mut().for_each(|v| *v *= left.scale);
+                for v in out {
+                    *v *= left.scale;
+                }
             }
         }
     });

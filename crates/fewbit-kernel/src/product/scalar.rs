@@ -28,6 +28,7 @@ static DOT_F16: [Dot; 2] = [dot::<F16, 1>, dot::<F16, 2>];
 /// # Safety
 /// The element can be read.
 #[inline]
+#[expect(clippy::cast_ptr_alignment, reason = "read unaligned")]
 unsafe fn element<const S: u8>(row: *const u8, i: usize) -> f32 {
     // SAFETY: promised by the caller; mapped bytes may be unaligned.
     unsafe {

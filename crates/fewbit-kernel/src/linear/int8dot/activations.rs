@@ -5,6 +5,9 @@ use super::super::packed::BLOCK;
 /// Below this magnitude a span counts as zero: its scale's inverse would not be finite.
 const LEAST: f32 = 1e-30;
 
+/// 1.5 · 2²³: adding it leaves the nearest integer, ties to even, in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
 /// Rounded activations of some tokens, kept for the next call.
 #[derive(Debug, Default)]
 pub(super) struct Activations {
@@ -85,15 +88,14 @@ fn round_spans<const S: usize>(x: &[f32], to: &mut TokenMut<'_>) {
     let (whole, rest) = x.as_chunks::<S>();
     let (codes, _) = to.codes.as_chunks_mut::<S>();
     for (i, codes) in codes.iter_mut().enumerate() {
-        let (scale, sum) = match whole.get(i) {
-            Some(x) => round_span(x, codes),
-            None => {
-                let mut padded = [0.0; S];
-                if i == whole.len() {
-                    padded[..rest.len()].copy_from_slice(rest);
-                }
-                round_span(&padded, codes)
+        let (scale, sum) = if let Some(x) = whole.get(i) {
+            round_span(x, codes)
+        } else {
+            let mut padded = [0.0; S];
+            if i == whole.len() {
+                padded[..rest.len()].copy_from_slice(rest);
             }
+            round_span(&padded, codes)
         };
         to.scales[i] = scale;
         to.minus_sums[i] = -sum & 0xffff;
@@ -111,8 +113,6 @@ fn round_span<const S: usize>(x: &[f32; S], codes: &mut [i8; S]) -> (f32, i32) {
         codes.fill(0);
         return (if most < LEAST { 0.0 } else { f32::NAN }, 0);
     }
-    // Adding 1.5 · 2²³ leaves the nearest integer, ties to even, in the low bits.
-    const ROUND: f32 = 12_582_912.0;
     let inverse = 127.0 / most;
     let mut sum = 0;
     for (code, v) in codes.iter_mut().zip(x) {

@@ -2,6 +2,7 @@
 //!
 //! Codes of up to four bits: eight products of a block add up to at most 30480. Up to seven bits: one fits. Eight bits:
 //! 128 is taken off, and the activations take the sign, so that the unsigned factor is at most 128.
+#![cfg_attr(not(test), expect(clippy::wildcard_imports, reason = "intrinsics bear their own prefix"))]
 
 use std::arch::x86_64::*;
 

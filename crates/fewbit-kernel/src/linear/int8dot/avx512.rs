@@ -1,4 +1,5 @@
 //! AVX-512 with VNNI: one register is a cell, one `vpdpbusd` multiplies it with four activations of a token.
+#![cfg_attr(not(test), expect(clippy::wildcard_imports, reason = "intrinsics bear their own prefix"))]
 
 use std::arch::x86_64::*;
 

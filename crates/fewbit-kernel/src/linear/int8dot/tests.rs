@@ -150,8 +150,8 @@ proptest! {
         let linears = [Arc::new(QuantizedLinear::uniform(storage, None))];
         let value = |n: &mut Numbers, i: usize| match sign {
             0 => 127.0,
-            1 => if i % 2 == 0 { 127.0 } else { -127.0 },
-            _ => if i % 16 == 0 { -127.0 } else { (n.bits() % 255) as f32 - 127.0 },
+            1 => if i.is_multiple_of(2) { 127.0 } else { -127.0 },
+            _ => if i.is_multiple_of(16) { -127.0 } else { (n.bits() % 255) as f32 - 127.0 },
         };
         let x: Vec<f32> = (0..tokens * cols).map(|i| value(n, i)).collect();
         let w = linears[0].decode();
@@ -186,7 +186,7 @@ fn bands_and_bias() {
     let x: Vec<f32> = (0..3 * 64).map(|i| if i % 16 == 3 { 127.0 } else { (n.bits() % 200) as f32 - 100.0 }).collect();
     let w = linear.decode();
     for level in levels() {
-        let outs = run(level, &Team::new(2), &[linear.clone()], 3, &x);
+        let outs = run(level, &Team::new(2), std::slice::from_ref(&linear), 3, &x);
         for (i, y) in outs[0].iter().enumerate() {
             let sum: f64 =
                 w.row(i % 40).iter().zip(&x[i / 40 * 64..]).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
