@@ -9,6 +9,7 @@ pub mod elementwise;
 mod lanes;
 pub mod linear;
 pub mod product;
+pub mod strip;
 pub mod team;
 mod tile;
 pub mod triangular;
