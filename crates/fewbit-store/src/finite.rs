@@ -15,16 +15,25 @@ pub(crate) fn first_in_plain(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f32)>
         // The upper byte of f16.
         Dtype::F8E5M2 => first(bytes, |[b]: [u8; 1]| b & 0x7c == 0x7c, |[b]| f16::from_le_bytes([0, b]).to_f32()),
         Dtype::F8E8M0 => first(bytes, |[b]: [u8; 1]| b == 0xff, |_| f32::NAN),
-        Dtype::I64 | Dtype::I32 | Dtype::I16 | Dtype::I8 => None,
-        Dtype::U64 | Dtype::U32 | Dtype::U16 | Dtype::U8 | Dtype::Bool => None,
+        Dtype::I64
+        | Dtype::I32
+        | Dtype::I16
+        | Dtype::I8
+        | Dtype::U64
+        | Dtype::U32
+        | Dtype::U16
+        | Dtype::U8
+        | Dtype::Bool => None,
     }
 }
 
 /// The first block with a NaN or infinity among its scales: the index of its first weight, and the scale.
 pub(crate) fn first_in_blocks(kind: GgmlType, bytes: &[u8]) -> Option<(usize, f32)> {
+    let fields = kind.f16_fields();
     bytes.chunks_exact(kind.block_bytes()).enumerate().find_map(|(i, block)| {
-        let scales = kind.f16_fields().iter().map(|at| f16::from_le_bytes([block[*at], block[at + 1]]).to_f32());
-        scales.into_iter().find(|s| !s.is_finite()).map(|s| (i * kind.block_len(), s))
+        let mut scales = fields.iter().map(|at| u16::from_le_bytes([block[*at], block[at + 1]]));
+        let bad = scales.find(|bits| bits & 0x7c00 == 0x7c00)?;
+        Some((i * kind.block_len(), f16::from_bits(bad).to_f32()))
     })
 }
 

@@ -25,12 +25,12 @@ impl AsRef<[u8]> for Owner {
 
 impl Mapped {
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let opened = File::open(path).and_then(|f| f.metadata().map(|m| (f, m)));
-        let (file, metadata) = opened.map_err(|e| Error::io("opening", path, &e))?;
-        // A pipe or device has no length to check, and opening it may never end.
-        if !metadata.is_file() {
+        let failed = |e| Error::io("opening", path, &e);
+        // Asked before it is opened: opening a pipe may never end.
+        if !std::fs::metadata(path).map_err(failed)?.is_file() {
             return Err(Error::input("is no regular file").file(path));
         }
+        let file = File::open(path).map_err(failed)?;
         // SAFETY: the map is only read. A file that another process shortens meanwhile ends this one with SIGBUS, as
         // for every reader through maps; its length is checked against its header when it is opened.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("mapping", path, &e))?;

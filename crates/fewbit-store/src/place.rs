@@ -1,3 +1,4 @@
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use fewbit_format::{Error, Result};
@@ -51,6 +52,8 @@ pub(crate) fn find(path: &Path) -> Result<Place> {
         }
         Some("json") => in_folder(parent),
         Some(e) if PICKLES.contains(&e) => Err(pickle().file(path)),
+        // Caches of some programs name files by their hashes.
+        _ if metadata.is_file() && begins_as_gguf(path) => Ok(Place::Gguf(path.to_owned())),
         _ => Err(Error::input("is no model that can be read")
             .hint("give a folder with `config.json` and safetensors files, or a `.gguf` file")
             .file(path)),
@@ -72,6 +75,12 @@ fn in_folder(dir: &Path) -> Result<Place> {
             .hint("a folder with `config.json` and `model.safetensors`, or with a `.gguf` file, is needed")
             .file(dir)),
     }
+}
+
+fn begins_as_gguf(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    let read = std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut magic));
+    read.is_ok() && &magic == b"GGUF"
 }
 
 fn pickle() -> Error {
@@ -239,6 +248,8 @@ mod tests {
         let Place::Folder { weights: Weights::Files(files), .. } = at("other.safetensors").unwrap() else { panic!() };
         assert_eq!(files, [dir.path().join("other.safetensors")]);
         assert!(at("x.pt").unwrap_err().to_string().contains("pickle"));
+        std::fs::write(dir.path().join("sha256-0123"), b"GGUF\x03").unwrap();
+        assert_eq!(at("sha256-0123").unwrap(), Place::Gguf(dir.path().join("sha256-0123")));
         assert!(at("notes.txt").unwrap_err().to_string().contains("is no model"));
     }
 }

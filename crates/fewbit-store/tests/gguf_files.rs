@@ -1,4 +1,9 @@
 //! GGUF files of ggml's own tools: metadata, block types, split models, whole checkpoints.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "the helpers of tests fail as tests do, and say what they skip"
+)]
 
 use std::path::{Path, PathBuf};
 
@@ -174,6 +179,23 @@ fn small_models_have_the_types_of_their_index() {
             _ => assert_eq!(q.unwrap().shape()[1] as u64, config["hidden_size"].as_u64().unwrap(), "{name}"),
         }
     }
+}
+
+/// From the same source the same bytes as `llama-quantize`.
+#[test]
+fn a_whole_model_encodes_to_the_same_bytes() {
+    let Some(path) = conformance("tiny/tiny-f16-00001-of-00002.gguf") else { return };
+    let source = Checkpoint::open(&path).unwrap();
+    let quantized = Checkpoint::open(&path.with_file_name("tiny-q4_0.gguf")).unwrap();
+    let mut compared = 0;
+    for name in quantized.names().filter(|n| quantized.elements(n).unwrap() == Elements::Blocks(GgmlType::Q4_0)) {
+        let values = source.tensor(name).unwrap();
+        let encoded = GgmlBlocks::encode(GgmlType::Q4_0, values.shape[0], values.shape[1], &values.to_f32().unwrap());
+        let Storage::Ggml(expected) = quantized.storage(name).unwrap() else { panic!("{name}") };
+        assert!(encoded.unwrap().bytes == expected.bytes, "{name}");
+        compared += 1;
+    }
+    assert_eq!(compared, 15);
 }
 
 #[test]

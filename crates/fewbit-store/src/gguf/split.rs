@@ -88,6 +88,45 @@ fn check_part(part: &Gguf, number: u32, count: u64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Elements, GgufWriter, TensorPlan, Value};
+
+    fn write(path: &Path, number: u16, count: u16, total: i32, tensors: &[&str]) {
+        let keys = [
+            ("split.no".to_owned(), Value::U16(number)),
+            ("split.count".to_owned(), Value::U16(count)),
+            ("split.tensors.count".to_owned(), Value::I32(total)),
+        ];
+        let elements = Elements::Plain(fewbit_format::Dtype::I8);
+        let plans = tensors.iter().map(|t| TensorPlan { name: (*t).into(), elements, shape: vec![3] });
+        let mut writer = GgufWriter::create(path, &keys, &plans.collect::<Vec<_>>()).unwrap();
+        for _ in tensors {
+            writer.tensor(&[1, 2, 3]).unwrap();
+        }
+        writer.finish().unwrap();
+    }
+
+    #[test]
+    fn any_part_opens_all_and_faults_name_the_part() {
+        let dir = tempfile::tempdir().unwrap();
+        let [one, two] = [1, 2].map(|n| dir.path().join(format!("m-0000{n}-of-00002.gguf")));
+        write(&one, 0, 2, 3, &["a"]);
+        let refusal = |path: &Path| open_all(path).unwrap_err().to_string();
+        assert!(refusal(&one).contains("m-00002-of-00002.gguf`: part 2 of 2 is missing"), "{}", refusal(&one));
+        write(&two, 1, 2, 3, &["b", "c"]);
+        for path in [&one, &two] {
+            let parts = open_all(path).unwrap();
+            assert_eq!(parts.iter().map(Gguf::path).collect::<Vec<_>>(), [&one, &two]);
+        }
+        std::fs::remove_file(&two).unwrap();
+        write(&two, 1, 2, 3, &["b"]);
+        assert!(refusal(&one).contains("says that the model has 3 tensors, but its 2 parts hold 2"));
+        std::fs::remove_file(&two).unwrap();
+        write(&two, 4, 9, 3, &["b", "c"]);
+        assert!(refusal(&one).contains("is part 2 of 2 by its name, but `split.no` is 4 and `split.count` is 9"));
+        let lone = dir.path().join("lone.gguf");
+        write(&lone, 1, 2, 3, &["b"]);
+        assert!(refusal(&lone).contains("name the parts `NAME-00001-of-00002.gguf`"));
+    }
 
     #[test]
     fn names_of_parts() {

@@ -188,7 +188,9 @@ fn put_value(header: &mut Vec<u8>, value: &Value) {
             header.extend(ARRAY.to_le_bytes());
             header.extend(STRING.to_le_bytes());
             header.extend((texts.len() as u64).to_le_bytes());
-            texts.iter().for_each(|t| put_text(header, t));
+            for text in texts {
+                put_text(header, text);
+            }
         }
     }
 }
@@ -198,4 +200,47 @@ fn put_numbers(header: &mut Vec<u8>, numbers: &Numbers) {
     header.extend(numbers.kind().code().to_le_bytes());
     header.extend((numbers.len() as u64).to_le_bytes());
     header.extend(numbers.bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fewbit_format::{Dtype, GgmlType};
+
+    fn plan(name: &str, elements: Elements, shape: &[usize]) -> TensorPlan {
+        TensorPlan { name: name.into(), elements, shape: shape.into() }
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_file_that_was_not_finished() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.gguf");
+        let plans = [plan("a", Elements::Plain(Dtype::F16), &[2, 3])];
+        let mut writer = GgufWriter::create(&path, &[], &plans).unwrap();
+        assert!(dir.path().join("m.gguf.partial").exists());
+        let e = writer.tensor(&[0; 11]).unwrap_err().to_string();
+        assert!(e.contains("tensor 0 of 1 has 11 bytes, where the plan says Some(12)"), "{e}");
+        let e = writer.finish().unwrap_err().to_string();
+        assert!(e.contains("0 of 1 tensors were written"), "{e}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_cannot_be_held_is_refused_before_writing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.gguf");
+        let refused = |plan| GgufWriter::create(&path, &[], &[plan]).err().unwrap().to_string();
+        assert!(
+            refused(plan("a", Elements::Plain(Dtype::F8E4M3), &[1]))
+                .ends_with("tensor `a`: a GGUF file cannot hold the type F8_E4M3")
+        );
+        assert!(
+            refused(plan("a", Elements::Blocks(GgmlType::Q4_0), &[2, 31]))
+                .contains("blocks of Q4_0 do not tile shape [2, 31]")
+        );
+        assert!(refused(plan("a", Elements::Plain(Dtype::F32), &[1; 5])).contains("has 5 dimensions"));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        GgufWriter::create(&path, &[], &[]).unwrap().finish().unwrap();
+        assert!(GgufWriter::create(&path, &[], &[]).err().unwrap().to_string().contains("exists already"));
+    }
 }

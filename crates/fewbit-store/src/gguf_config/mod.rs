@@ -1,5 +1,9 @@
 //! `config.json` and `generation_config.json`, made from the metadata of a GGUF file.
 
+mod rotation;
+#[cfg(test)]
+mod tests;
+
 use fewbit_format::{Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -29,7 +33,7 @@ pub(crate) fn config(checkpoint: &Checkpoint) -> Result<Map<String, Value>> {
     config.insert("architectures".into(), json!([class]));
     config.insert("model_type".into(), json!(model_type));
     sizes(&keys, checkpoint, &mut config)?;
-    rotation(&keys, checkpoint, &mut config)?;
+    rotation::rotation(&keys, checkpoint, &mut config)?;
     tokens(gguf, &mut config)?;
     if name == "gemma3" {
         gemma3(&keys, &mut config)?;
@@ -52,11 +56,12 @@ pub(crate) fn generation_config(checkpoint: &Checkpoint) -> Result<Option<Map<St
             ends.push(id);
         }
     }
-    match ends[..] {
-        [] => {}
-        [only] => drop(config.insert("eos_token_id".into(), json!(only))),
-        _ => drop(config.insert("eos_token_id".into(), json!(ends))),
-    }
+    let ends = match ends[..] {
+        [] => None,
+        [only] => Some(json!(only)),
+        _ => Some(json!(ends)),
+    };
+    config.extend(ends.map(|ends| ("eos_token_id".to_owned(), ends)));
     Ok((!config.is_empty()).then_some(config))
 }
 
@@ -138,46 +143,6 @@ fn sizes(keys: &Keys<'_>, checkpoint: &Checkpoint, config: &mut Map<String, Valu
     if let Some(window) = window {
         config.insert("sliding_window".into(), json!(window));
     }
-    Ok(())
-}
-
-/// The base of the rotation, and how it is stretched beyond the length of training.
-fn rotation(keys: &Keys<'_>, checkpoint: &Checkpoint, config: &mut Map<String, Value>) -> Result<()> {
-    let default_base = if keys.family == "gemma3" { 1e6 } else { 1e4 };
-    config.insert("rope_theta".into(), json!(keys.number("rope.freq_base")?.unwrap_or(default_base)));
-    if checkpoint.contains("rope_freqs.weight") {
-        let tensor = checkpoint.tensor("rope_freqs.weight")?;
-        config.insert("rope_freq_factors".into(), json!(tensor.to_f32()?.into_iter().map(decimal).collect::<Vec<_>>()));
-    }
-    let name = format!("{}.rope.scaling.type", keys.family);
-    let old_factor = keys.number("rope.scale_linear")?.filter(|f| *f != 1.0);
-    let kind = keys.gguf.string(&name)?.unwrap_or(if old_factor.is_some() { "linear" } else { "none" });
-    let factor = keys.number("rope.scaling.factor")?.or(old_factor).unwrap_or(1.0);
-    let mut scaling = Map::new();
-    scaling.insert("rope_type".into(), json!(kind));
-    scaling.insert("factor".into(), json!(factor));
-    match kind {
-        "none" => return Ok(()),
-        "linear" => {}
-        "yarn" => {
-            let renamed = [
-                ("rope.scaling.original_context_length", "original_max_position_embeddings"),
-                ("rope.scaling.attn_factor", "attention_factor"),
-                ("rope.scaling.yarn_beta_fast", "beta_fast"),
-                ("rope.scaling.yarn_beta_slow", "beta_slow"),
-            ];
-            for (from, to) in renamed {
-                if let Some(v) = keys.number(from)? {
-                    scaling.insert(to.into(), if v.fract() == 0.0 { json!(v as i64) } else { json!(v) });
-                }
-            }
-        }
-        other => {
-            return Err(Error::input(format!("key `{name}` is `{other}`, where none, linear and yarn are known"))
-                .file(keys.gguf.path()));
-        }
-    }
-    config.insert("rope_scaling".into(), Value::Object(scaling));
     Ok(())
 }
 
