@@ -119,7 +119,9 @@ impl Packed {
             5..=7 => Form::Byte,
             _ => Form::Wide,
         };
-        let cells_per_tile = blocks * cells(form);
+        let cells_per_block = cells(form);
+        let cells_per_tile = blocks * cells_per_block;
+        let mut placed = vec![0; blocks * BLOCK];
         let mut all = vec![Cell([0; CELL]); tiles * cells_per_tile];
         let params = tiles * groups * TILE;
         let (mut scales, mut zeros, mut offsets) = (vec![0.0; params], vec![0; params], vec![0.0; params]);
@@ -132,13 +134,18 @@ impl Packed {
                 (scales[at], zeros[at], offsets[at]) = (row.scales[k], row.zeros[k], row.offsets[k]);
             }
             let cells = &mut all[tile * cells_per_tile..(tile + 1) * cells_per_tile];
-            for place in 0..cols {
-                let code = row.codes[order.as_ref().map_or(place, |o| o[place] as usize)];
-                let (block, c, byte) = (place / BLOCK, place % BLOCK, place % 4);
-                if form == Form::Half {
-                    cells[block * 4 + c % 16 / 4].0[4 * lane + byte] |= code << (c / 16 * 4);
-                } else {
-                    cells[block * 8 + c / 4].0[4 * lane + byte] = code;
+            match &order {
+                Some(order) => placed.iter_mut().zip(order).for_each(|(p, c)| *p = row.codes[*c as usize]),
+                None => placed[..cols].copy_from_slice(&row.codes),
+            }
+            for (block, codes) in placed.as_chunks::<4>().0.chunks_exact(BLOCK / 4).enumerate() {
+                let cells = &mut cells[block * cells_per_block..][..cells_per_block];
+                for (c, cell) in cells.iter_mut().enumerate() {
+                    let mut word = u32::from_le_bytes(codes[c]);
+                    if form == Form::Half {
+                        word |= u32::from_le_bytes(codes[c + 4]) << 4;
+                    }
+                    cell.0[4 * lane..4 * lane + 4].copy_from_slice(&word.to_le_bytes());
                 }
             }
         }

@@ -6,6 +6,9 @@ use std::arch::x86_64::*;
 use super::super::packed::{CELL, Form, Numbers, Packed, TILE, Zeros, cells};
 use super::activations::Token;
 
+/// Bytes from the codes in use to those that are fetched: the hardware's own prefetchers stop at each page.
+const AHEAD: usize = 4096;
+
 const MIDDLE: u8 = 0;
 const CODES: u8 = 1;
 const OFFSETS: u8 = 2;
@@ -107,11 +110,13 @@ unsafe fn kernel<const T: usize, const HALF: bool, const SPAN: usize, const ZERO
             };
             let (mut group, mut offset_sums) = ([_mm512_setzero_ps(); T], [_mm512_setzero_ps(); T]);
             for s in span..span + packed.group_spans {
-                let mut dots = [_mm512_setzero_si512(); T];
+                // For one token the sums of the two halves are apart: half as long a chain.
+                let (mut dots, mut more) = ([_mm512_setzero_si512(); T], [_mm512_setzero_si512(); T]);
                 if HALF {
                     let second = SPAN == 16 && s % 2 == 1;
                     for c in 0..4 {
                         let cell = _mm512_load_si512(at.add(c * CELL).cast());
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(c * CELL + AHEAD).cast());
                         if SPAN == 32 || !second {
                             let codes = _mm512_and_si512(cell, low);
                             for (t, dot) in dots.iter_mut().enumerate() {
@@ -120,8 +125,10 @@ unsafe fn kernel<const T: usize, const HALF: bool, const SPAN: usize, const ZERO
                         }
                         if SPAN == 32 || second {
                             let codes = _mm512_and_si512(_mm512_srli_epi16::<4>(cell), low);
-                            for (t, dot) in dots.iter_mut().enumerate() {
-                                *dot = _mm512_dpbusd_epi32(*dot, codes, four(t, s * SPAN + SPAN - 16 + 4 * c));
+                            for t in 0..T {
+                                let x = four(t, s * SPAN + SPAN - 16 + 4 * c);
+                                let dot = if T <= 2 { &mut more[t] } else { &mut dots[t] };
+                                *dot = _mm512_dpbusd_epi32(*dot, codes, x);
                             }
                         }
                     }
@@ -131,13 +138,18 @@ unsafe fn kernel<const T: usize, const HALF: bool, const SPAN: usize, const ZERO
                 } else {
                     for c in 0..SPAN / 4 {
                         let cell = _mm512_load_si512(at.add(c * CELL).cast());
-                        for (t, dot) in dots.iter_mut().enumerate() {
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(c * CELL + AHEAD).cast());
+                        for t in 0..T {
+                            let dot = if T <= 2 && c % 2 == 1 { &mut more[t] } else { &mut dots[t] };
                             *dot = _mm512_dpbusd_epi32(*dot, cell, four(t, s * SPAN + 4 * c));
                         }
                     }
                     at = at.add(SPAN / 4 * CELL);
                 }
                 for t in 0..T {
+                    if T <= 2 {
+                        dots[t] = _mm512_add_epi32(dots[t], more[t]);
+                    }
                     if ZERO == OFFSETS {
                         offset_sums[t] = _mm512_add_ps(offset_sums[t], _mm512_set1_ps(*sums[t].add(s)));
                     } else {
