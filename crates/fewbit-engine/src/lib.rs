@@ -1,1 +1,24 @@
-//! To be written.
+//! From recipe to plan to sweeps: statistics, folding, journal, shards. Knows kinds of passes, no paper.
+
+mod calibration;
+mod finish;
+mod fold;
+mod journal;
+pub mod kinds;
+mod outputs;
+mod own_text;
+mod patterns;
+mod plan;
+mod quantize;
+mod recipe;
+mod stats;
+mod stream;
+
+pub use calibration::{Calibration, CalibrationSource};
+pub use fold::{BlockTensors, fold};
+pub use outputs::Format;
+pub use patterns::{Override, Pattern};
+pub use plan::{Plan, Sweep};
+pub use quantize::{BlockReport, LinearReport, Progress, Report, Request, plan, quantize};
+pub use recipe::{Pass, Recipe, Settings};
+pub use stats::InputStats;

@@ -1,7 +1,7 @@
 use fewbit_format::Mat;
 use fewbit_graph::ValueId;
 use fewbit_kernel::Team;
-use fewbit_kernel::product::gram_add;
+use fewbit_kernel::product::{gram_add, gram_mirror};
 use fewbit_runtime::Hooks;
 
 use crate::kinds::Needs;
@@ -40,17 +40,21 @@ pub(crate) struct Collector<'a> {
     needs: Needs,
     /// Per watched value: the value, `XᵀX`, `Σ|x|`, tokens.
     watched: Vec<(ValueId, Option<Mat>, Vec<f64>, usize)>,
+    pub(crate) gram_seconds: f64,
 }
 
 impl<'a> Collector<'a> {
     pub(crate) fn new(team: &'a Team, needs: Needs, values: impl Iterator<Item = (ValueId, usize)>) -> Self {
         let watched = values.map(|(v, dim)| (v, needs.gram.then(|| Mat::zeros(dim, dim)), vec![0.0; dim], 0));
-        Self { team, needs, watched: watched.collect() }
+        Self { team, needs, watched: watched.collect(), gram_seconds: 0.0 }
     }
 
     pub(crate) fn finish(self) -> Vec<(ValueId, InputStats)> {
         (self.watched.into_iter())
-            .map(|(value, gram, sums, tokens)| {
+            .map(|(value, mut gram, sums, tokens)| {
+                if let Some(h) = &mut gram {
+                    gram_mirror(self.team, h.cols(), h.data_mut());
+                }
                 let mean_abs = self.needs.mean_abs.then(|| sums.iter().map(|s| (s / tokens.max(1) as f64) as f32).collect());
                 (value, InputStats { gram, mean_abs, tokens })
             })
@@ -67,7 +71,9 @@ impl Hooks for Collector<'_> {
         let tokens = rows.len() / dim;
         for (_, gram, sums, seen) in self.watched.iter_mut().filter(|w| w.0 == value) {
             if let Some(h) = gram {
+                let clock = std::time::Instant::now();
                 gram_add(self.team, dim, tokens, rows, dim, h.data_mut());
+                self.gram_seconds += clock.elapsed().as_secs_f64();
             }
             if self.needs.mean_abs {
                 for row in rows.chunks_exact(dim) {

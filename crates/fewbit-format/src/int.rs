@@ -226,6 +226,28 @@ impl IntCodes {
         &self.zeros
     }
 
+    /// The rows of several matrices of one grid in one; `None` where grids or widths differ, or one scale serves all rows.
+    pub fn stack(parts: &[&Self]) -> Option<Self> {
+        let (first, rest) = parts.split_first()?;
+        let mut all = (*first).clone();
+        for part in rest {
+            let is_alike = part.grid == all.grid && part.cols == all.cols && part.group_index == all.group_index;
+            if !is_alike || all.grid.group == Group::Tensor {
+                return None;
+            }
+            all.rows += part.rows;
+            all.packed.extend_from_slice(&part.packed);
+            all.scales.extend_from_slice(&part.scales);
+            match (&mut all.zeros, &part.zeros) {
+                (Zeros::Middle, Zeros::Middle) => {}
+                (Zeros::Codes(a), Zeros::Codes(b)) => a.extend_from_slice(b),
+                (Zeros::Offsets(a), Zeros::Offsets(b)) => a.extend_from_slice(b),
+                _ => return None,
+            }
+        }
+        Some(all)
+    }
+
     /// The same codes with these rows, in this order.
     pub fn select_rows(&self, rows: &[usize]) -> Self {
         let row_bytes = packed_len(self.cols, self.grid.bits);

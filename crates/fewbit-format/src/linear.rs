@@ -54,6 +54,42 @@ impl Storage {
         }
     }
 
+    /// The rows of several storages in one; `None` where they are not of one kind and grid.
+    pub fn stack(parts: &[&Self]) -> Option<Self> {
+        match parts {
+            [] => None,
+            [Self::Dense(first), ..] => {
+                let (mut rows, mut bytes) = (0, Vec::new());
+                for part in parts {
+                    let Self::Dense(t) = part else { return None };
+                    if t.dtype != first.dtype || t.shape[1] != first.shape[1] {
+                        return None;
+                    }
+                    rows += t.shape[0];
+                    bytes.extend_from_slice(&t.bytes);
+                }
+                Some(Self::Dense(Tensor { dtype: first.dtype, shape: vec![rows, first.shape[1]], bytes: bytes.into() }))
+            }
+            [Self::Int(_), ..] => {
+                let codes: Option<Vec<&IntCodes>> =
+                    parts.iter().map(|p| if let Self::Int(c) = p { Some(c) } else { None }).collect();
+                IntCodes::stack(&codes?).map(Self::Int)
+            }
+            [Self::Ggml(first), ..] => {
+                let (mut rows, mut bytes) = (0, Vec::new());
+                for part in parts {
+                    let Self::Ggml(b) = part else { return None };
+                    if b.kind != first.kind || b.cols != first.cols {
+                        return None;
+                    }
+                    rows += b.rows;
+                    bytes.extend_from_slice(&b.bytes);
+                }
+                Some(Self::Ggml(GgmlBlocks { rows, bytes: bytes.into(), ..first.clone() }))
+            }
+        }
+    }
+
     /// Everything stored, in bits: codes, scales, zero points, padding.
     pub fn stored_bits(&self) -> u64 {
         match self {

@@ -215,6 +215,14 @@ impl Checkpoint {
         .map_err(|e| e.tensor(name).file(self.files.get(entry.file).path()))
     }
 
+    /// The bytes of a tensor as they lie in the file, mapped.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn raw_bytes(&self, name: &str) -> Result<Bytes> {
+        Ok(self.bytes(self.entry(name)?))
+    }
+
     /// The file that holds a tensor.
     pub fn file_of(&self, name: &str) -> Option<&Path> {
         self.tensors.get(name).map(|entry| self.files.get(entry.file).path())

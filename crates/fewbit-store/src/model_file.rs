@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use fewbit_format::{Band, Error, QuantizedLinear, Result, Storage, Tensor};
+use fewbit_format::{Band, Dtype, Error, QuantizedLinear, Result, Storage, Tensor};
 use fewbit_graph::{Architecture, Config, Container, Graph, Model, Part, Rows, Source, Stored, WeightId, architecture_of};
 use serde_json::Value;
 
@@ -202,6 +202,41 @@ impl ModelFile {
             values.iter_mut().for_each(|v| *v += 1.0);
         }
         Ok(values)
+    }
+
+    /// The type in which vector `name` is stored.
+    ///
+    /// # Errors
+    /// If it has no tensor.
+    pub fn vector_dtype(&self, part: Part, name: &str) -> Result<Dtype> {
+        Ok(self.checkpoint.tensor(&self.source(part, name)?.name)?.dtype)
+    }
+
+    /// The type in which biases of a part are stored; that of its first vector for one that the checkpoint lacks.
+    ///
+    /// # Errors
+    /// If the part has no tensor.
+    pub fn bias_dtype(&self, part: Part, module: &str) -> Result<Dtype> {
+        let name = format!("{module}.bias");
+        if self.checkpoint.contains(&name) {
+            return Ok(self.checkpoint.tensor(&name)?.dtype);
+        }
+        let first = self.model.part(part).vectors.first();
+        self.vector_dtype(part, first.ok_or_else(|| Error::internal("a part without vectors"))?.name)
+    }
+
+    /// The plain type that most of the weights have: what "as the source" means for new tensors.
+    pub fn dtype(&self) -> Dtype {
+        let mut most = (Dtype::F16, 0);
+        for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
+            let of_type = |n: &&str| matches!(self.checkpoint.elements(n), Ok(crate::Elements::Plain(d)) if d == dtype);
+            let matrices = |n: &&str| self.checkpoint.shape(n).is_ok_and(|s| s.len() == 2);
+            let count = self.checkpoint.names().filter(of_type).filter(matrices).count();
+            if count > most.1 {
+                most = (dtype, count);
+            }
+        }
+        most.0
     }
 
     /// All tensors of one graph.

@@ -6,6 +6,7 @@ mod solver;
 mod transform;
 
 pub use grid::{BoundGrid, Grid, LANES, Params, Strip, Weighting};
+pub(crate) use registry::near;
 pub use registry::{Entry, Registry, parse};
 pub use solver::{LinearJob, Solved, Solver};
 pub use transform::{Element, SiteJob, Transform};

@@ -5,7 +5,6 @@ use super::{Grid, Needs};
 use crate::stats::InputStats;
 
 /// One linear to compress.
-#[derive(Debug)]
 pub struct LinearJob<'a> {
     /// Module path, for messages.
     pub name: &'a str,

@@ -24,7 +24,6 @@ pub enum Element {
 }
 
 /// One site of a block, with what a transform may look at.
-#[derive(Debug)]
 pub struct SiteJob<'a> {
     /// Name of the value, for messages.
     pub name: &'a str,

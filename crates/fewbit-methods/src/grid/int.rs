@@ -1,5 +1,5 @@
-use fewbit_engine::kinds::{BoundGrid, Entry, Grid, LANES, Needs, Params, Strip, Weighting, parse};
-use fewbit_format::{Error, Group, IntCodes, IntGrid, Mat, Result, ScaleType, Storage, Zero, Zeros};
+use fewbit_engine::kinds::{BoundGrid, Entry, Grid, LANES, Needs, Params, Weighting, parse};
+use fewbit_format::{Error, Group, IntCodes, IntGrid, Mat, Result, ScaleType, Storage, Zeros};
 use serde::Deserialize;
 
 pub(crate) const ENTRY: Entry<dyn Grid> = Entry {
@@ -216,15 +216,12 @@ impl Bound {
         if stored > 0.0 { stored } else { 1.0 }
     }
 
-    fn zero(&self, z: f32) -> Zero {
-        if self.has_offsets { Zero::Offset(z) } else { Zero::Code(z as u8) }
-    }
-
     fn code(&self, w: f32, s: f32, z: f32) -> f32 {
         let most = self.most();
         if self.has_offsets { round((w - z) / s).clamp(0.0, most) } else { (round(w / s) + z).clamp(0.0, most) }
     }
 
+    /// [`fewbit_format::Zero::value`] in vector form; a test holds the two together.
     fn value(&self, q: f32, s: f32, z: f32) -> f32 {
         if self.has_offsets { s * q + z } else { s * (q - z) }
     }
@@ -349,8 +346,10 @@ impl BoundGrid for Bound {
 /// What a bound grid decodes to must be what the storage decodes to.
 #[cfg(test)]
 mod tests {
+    use fewbit_engine::kinds::Strip;
+    use rand::{RngExt, SeedableRng};
+
     use super::*;
-    use rand::{Rng, RngExt, SeedableRng};
 
     fn random(rows: usize, cols: usize, seed: u64) -> Mat {
         let mut r = rand_chacha::ChaCha8Rng::seed_from_u64(seed);

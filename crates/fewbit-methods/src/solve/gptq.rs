@@ -210,7 +210,7 @@ impl Pass<'_> {
                     e[lane] = (data[at + t][lane] - decoded[t][lane]) / u[i];
                     sum += f64::from(e[lane] * e[lane]);
                 }
-                feedback(&mut data[at + t + 1..], &e, &u[i + 1..i + 1 + (len - at - t - 1)]);
+                feedback(data[at + t + 1..].as_flattened_mut(), &e, &u[i + 1..cols.end]);
                 for lane in 0..rows {
                     errors[lane * len + at + t] = e[lane];
                 }

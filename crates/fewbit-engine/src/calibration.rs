@@ -1,0 +1,111 @@
+use std::path::PathBuf;
+
+use fewbit_format::{Error, Result};
+use fewbit_runtime::language;
+use fewbit_store::Checkpoint;
+use fewbit_text::{Special, Tokenizer};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+/// Where calibration text comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CalibrationSource {
+    /// Files: plain text, or `.jsonl` with `text` or `messages` in each line.
+    Files(Vec<PathBuf>),
+    /// The text that comes with the program.
+    Bundled(&'static str),
+    /// Sampled from the model itself.
+    Own,
+}
+
+/// Token sequences, all of one length.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Calibration {
+    /// `samples` sequences of `length` ids, one after the other.
+    pub ids: Vec<u32>,
+    /// Sequences.
+    pub samples: usize,
+    /// Ids of a sequence, BOS included.
+    pub length: usize,
+    /// SHA-256 of the ids.
+    pub hash: String,
+}
+
+impl Calibration {
+    /// Takes sequences of `length` ids.
+    pub fn new(ids: Vec<u32>, length: usize) -> Self {
+        let mut hash = Sha256::new();
+        ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+        let hash = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+        Self { samples: ids.len() / length, ids, length, hash }
+    }
+
+    /// The first `samples` consecutive blocks of a text: `length − 1` ids each behind BOS, or `length` ids where the
+    /// model's own rule adds no BOS.
+    ///
+    /// # Errors
+    /// If a file cannot be read, is empty or not UTF-8, or there is not one whole sequence.
+    pub fn of_text(source: &CalibrationSource, checkpoint: &Checkpoint, tokenizer: &Tokenizer, samples: usize, length: usize) -> Result<Self> {
+        let text = match source {
+            CalibrationSource::Bundled(text) => tokenizer.encode(text, Special::Plain)?,
+            CalibrationSource::Files(files) => {
+                let mut ids = Vec::new();
+                for file in files {
+                    ids.extend(file_ids(file, checkpoint, tokenizer).map_err(|e| e.file(file))?);
+                }
+                ids
+            }
+            CalibrationSource::Own => return Err(Error::internal("text of the model's own is sampled, not read")),
+        };
+        let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+        let per_sample = length - usize::from(bos.is_some());
+        if per_sample == 0 || text.len() < per_sample {
+            let fits = text.len() + usize::from(bos.is_some());
+            return Err(Error::input(format!(
+                "the calibration text has {} tokens, fewer than one sequence of {length} needs",
+                text.len()
+            ))
+            .hint(if text.is_empty() { "give a longer text".to_owned() } else { format!("give a longer text, or `--length {fits}`") }));
+        }
+        let mut ids = Vec::new();
+        for block in text.chunks_exact(per_sample).take(samples) {
+            ids.extend(bos);
+            ids.extend_from_slice(block);
+        }
+        Ok(Self::new(ids, length))
+    }
+}
+
+fn file_ids(file: &std::path::Path, checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let bytes = std::fs::read(file).map_err(|e| Error::io("reading", file, &e))?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Error::input(format!("is not UTF-8: byte 0x{:02x} at offset {at}", e.as_bytes()[at])).hint("convert it to UTF-8")
+    })?;
+    if text.trim().is_empty() {
+        return Err(Error::input("holds no text"));
+    }
+    if file.extension().is_none_or(|e| e != "jsonl") {
+        return tokenizer.encode(&text, Special::Plain);
+    }
+    let mut ids = Vec::new();
+    let mut template = None;
+    for (n, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+        let place = |e: Error| e.place(format!("line {}", n + 1));
+        let v: Value = serde_json::from_str(line).map_err(|e| place(Error::input(format!("is not JSON ({e})"))))?;
+        if let Some(text) = v.get("text").and_then(Value::as_str) {
+            ids.extend(tokenizer.encode(text, Special::Plain)?);
+        } else if let Some(messages) = v.get("messages").and_then(Value::as_array) {
+            if template.is_none() {
+                template = Some(language::chat_template_of(checkpoint, tokenizer)?);
+            }
+            if let Some(t) = &template {
+                let text = t.render_messages(messages.clone().into(), false, serde_json::Map::new()).map_err(place)?;
+                ids.extend(tokenizer.encode(&text, Special::Parsed)?);
+            }
+        } else {
+            return Err(place(Error::input("has neither `text` nor `messages`")));
+        }
+    }
+    Ok(ids)
+}

@@ -1,0 +1,180 @@
+//! The finished folder: index, configuration, the files beside the weights, card, manifest; then the rename.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use fewbit_export::{CardInfo, card, config, sidecars, write_gguf};
+use fewbit_format::{Error, Result};
+use fewbit_graph::Part;
+use fewbit_store::ModelFile;
+use fewbit_store::layout::Scheme;
+use serde_json::{Value, json};
+
+use crate::calibration::{Calibration, CalibrationSource};
+use crate::journal::{Identity, crash_point};
+use crate::outputs::{Format, Shard, rename, write_file, write_shard};
+use crate::plan::Bound;
+use crate::quantize::{BlockReport, Request, shard_name};
+
+/// What finishing needs to know of a run.
+pub(crate) struct Finished<'a> {
+    pub(crate) file: &'a ModelFile,
+    pub(crate) bound: &'a Bound,
+    pub(crate) request: &'a Request<'a>,
+    pub(crate) calibration: Option<&'a Calibration>,
+    pub(crate) identity: &'a Identity,
+    pub(crate) partial: &'a Path,
+    pub(crate) reports: &'a [BlockReport],
+}
+
+impl Finished<'_> {
+    /// Completes `OUT.partial/parts` and renames it to `OUT`.
+    pub(crate) fn write(&self) -> Result<()> {
+        let parts = self.partial.join("parts");
+        self.rest(&parts)?;
+        let schemes = self.index(&parts)?;
+        self.files(&parts, &schemes)?;
+        let out = &self.request.out;
+        let made = if self.bound.format == Format::Gguf { self.gguf(&parts)? } else { parts };
+        if out.exists() {
+            let remove = if out.is_dir() { std::fs::remove_dir_all(out) } else { std::fs::remove_file(out) };
+            remove.map_err(|e| Error::io("replacing", out, &e))?;
+        }
+        rename(&made, out)?;
+        std::fs::remove_dir_all(self.partial).map_err(|e| Error::io("removing", self.partial, &e))
+    }
+
+    /// Embedding, final norm and head: the last shard.
+    fn rest(&self, parts: &Path) -> Result<()> {
+        let mut shard = Shard::new(self.file, self.bound.format.layout());
+        for part in [Part::Embed, Part::Head] {
+            let weights = self.file.part(part)?;
+            let mut linears: Vec<_> = weights.linears.iter().map(|l| l.as_ref().clone()).collect();
+            if part == Part::Head && self.file.is_tied() {
+                linears.clear();
+            }
+            shard.add(part, &linears, &weights.vectors)?;
+        }
+        write_shard(&parts.join(shard_name(self.reports.len())), &shard.tensors)
+    }
+
+    /// Gives the shards their final names and writes the index; returns the scheme of every linear.
+    fn index(&self, parts: &Path) -> Result<Vec<(String, Option<Scheme>)>> {
+        let count = self.reports.len() + 1;
+        let (mut map, mut total) = (BTreeMap::new(), 0u64);
+        for i in 0..count {
+            let (working, name) = (parts.join(shard_name(i)), format!("model-{:05}-of-{count:05}.safetensors", i + 1));
+            let path = parts.join(&name);
+            if working.exists() {
+                rename(&working, &path)?;
+            }
+            let shard = fewbit_store::Safetensors::open(&path)?;
+            for tensor in shard.names() {
+                total += shard.tensor(tensor)?.bytes.len() as u64;
+                map.insert(tensor.to_owned(), name.clone());
+            }
+        }
+        let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
+        write_file(&parts.join("model.safetensors.index.json"), &pretty(&index)?)?;
+        self.schemes()
+    }
+
+    /// What every linear of the model is stored as, by module.
+    fn schemes(&self) -> Result<Vec<(String, Option<Scheme>)>> {
+        let mut schemes: BTreeMap<String, Option<Scheme>> = BTreeMap::new();
+        for (i, graph) in self.file.model().blocks.iter().enumerate() {
+            for (w, grid) in graph.weights.iter().zip(&self.bound.grids[i]) {
+                let scheme = match grid {
+                    Some(g) => Scheme::of(&crate::plan::probe(&**g, w.shape[1])?),
+                    None => None,
+                };
+                schemes.insert(self.file.exported(Part::Block(i), w.name)?.name, scheme);
+            }
+        }
+        schemes.insert(self.file.exported(Part::Head, "lm_head")?.name, None);
+        Ok(schemes.into_iter().collect())
+    }
+
+    fn files(&self, parts: &Path, schemes: &[(String, Option<Scheme>)]) -> Result<()> {
+        let is_quantized = schemes.iter().any(|(_, s)| s.is_some());
+        let quantization = is_quantized.then(|| self.bound.format.layout().quantization_config(schemes));
+        let config = config(self.file, quantization, self.file.is_tied())?;
+        write_file(&parts.join("config.json"), &pretty(&Value::Object(config))?)?;
+        for (name, bytes) in sidecars(self.file)? {
+            write_file(&parts.join(name), &bytes)?;
+        }
+        write_file(&parts.join("fewbit.json"), &pretty(&self.manifest()?)?)?;
+        write_file(&parts.join("README.md"), self.card(parts)?.as_bytes())
+    }
+
+    fn gguf(&self, parts: &Path) -> Result<std::path::PathBuf> {
+        let folder = self.partial.join("gguf");
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder).map_err(|e| Error::io("removing", &folder, &e))?;
+        }
+        std::fs::create_dir(&folder).map_err(|e| Error::io("creating", &folder, &e))?;
+        let path = folder.join("model.gguf");
+        write_gguf(&ModelFile::open(parts)?, &path)?;
+        crash_point();
+        if self.request.out.extension().is_some_and(|e| e == "gguf") {
+            return Ok(path);
+        }
+        for name in ["fewbit.json", "README.md"] {
+            rename(&parts.join(name), &folder.join(name))?;
+        }
+        Ok(folder)
+    }
+
+    /// Everything that the result depends on, and nothing that it does not (no time, no host, no path).
+    fn manifest(&self) -> Result<Value> {
+        let r = self.request;
+        let settings: Vec<String> = r.settings.0.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let calibration = self.calibration.map(|c| {
+            let source = match &r.calibration {
+                CalibrationSource::Bundled(_) => "bundled".to_owned(),
+                CalibrationSource::Own => "self".to_owned(),
+                CalibrationSource::Files(files) => {
+                    let names = files.iter().filter_map(|f| f.file_name()).map(|n| n.to_string_lossy().into_owned());
+                    names.collect::<Vec<_>>().join(", ")
+                }
+            };
+            json!({ "source": source, "samples": c.samples, "length": c.length, "sha256": c.hash })
+        });
+        let blocks = serde_json::to_value(self.reports).map_err(|e| Error::internal(e.to_string()))?;
+        Ok(json!({
+            "fewbit": self.identity.version,
+            "base_model": r.model_name,
+            "source_sha256": self.identity.source,
+            "arithmetic_profile": self.identity.profile,
+            "recipe": { "name": r.recipe.name, "cite": r.recipe.cite, "passes": serde_json::to_value(&r.recipe.passes).unwrap_or_default(), "set": settings },
+            "keep": r.keep.iter().map(crate::Pattern::as_str).collect::<Vec<_>>(),
+            "override": r.overrides.iter().map(|o| format!("{}:{}", o.pattern.as_str(), o.changes.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(","))).collect::<Vec<_>>(),
+            "dequantized_first": self.file.is_quantized(),
+            "seed": r.seed,
+            "calibration": calibration,
+            "format": self.bound.format.name(),
+            "blocks": blocks,
+        }))
+    }
+
+    fn card(&self, parts: &Path) -> Result<String> {
+        let file = ModelFile::open(parts)?;
+        let r = self.request;
+        Ok(card(&CardInfo {
+            file: &file,
+            source: self.file,
+            base_model: &r.model_name,
+            recipe: &r.recipe.name,
+            cite: &r.recipe.cite,
+            settings: r.settings.0.iter().map(|(k, v)| format!("{k}={v}")).collect(),
+            calibration: self.calibration.map(|c| format!("{} sequences of {} tokens", c.samples, c.length)),
+            format: self.bound.format.name(),
+        }))
+    }
+}
+
+fn pretty(value: &Value) -> Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec_pretty(value).map_err(|e| Error::internal(e.to_string()))?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}

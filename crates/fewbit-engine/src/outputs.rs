@@ -1,0 +1,221 @@
+//! One block, or the rest of a model, as tensors of a shard.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use fewbit_format::{Band, Dtype, Error, QuantizedLinear, Result, Storage, Tensor};
+use fewbit_graph::{Part, Rows, Stored};
+use fewbit_store::ModelFile;
+use fewbit_store::layout::{CompressedTensors, Fewbit, Layout, Scheme};
+
+/// What is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Format {
+    /// compressed-tensors where it can hold the result, else `fewbit`.
+    #[default]
+    Auto,
+    /// A Hugging Face folder that vLLM and transformers load.
+    CompressedTensors,
+    /// A file for llama.cpp.
+    Gguf,
+    /// Our own safetensors layout.
+    Fewbit,
+}
+
+impl Format {
+    /// The name that `--format` takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::CompressedTensors => "compressed-tensors",
+            Self::Gguf => "gguf",
+            Self::Fewbit => "fewbit",
+        }
+    }
+
+    /// The layout of the shards; a GGUF file is put together from shards of our own.
+    pub(crate) fn layout(self) -> &'static dyn Layout {
+        if self == Self::CompressedTensors { &CompressedTensors } else { &Fewbit }
+    }
+}
+
+/// A module of the written model, with its weight's bands.
+struct Module {
+    name: String,
+    bands: Vec<Band>,
+    bias: Option<Vec<f32>>,
+}
+
+/// Gathers the tensors of one part.
+pub(crate) struct Shard<'a> {
+    file: &'a ModelFile,
+    layout: &'a dyn Layout,
+    pub(crate) tensors: Vec<(String, Tensor)>,
+    pub(crate) schemes: Vec<(String, Option<Scheme>)>,
+}
+
+impl<'a> Shard<'a> {
+    pub(crate) fn new(file: &'a ModelFile, layout: &'a dyn Layout) -> Self {
+        Self { file, layout, tensors: Vec::new(), schemes: Vec::new() }
+    }
+
+    /// All tensors of a part, its linears given by the graph's weights.
+    pub(crate) fn add(&mut self, part: Part, linears: &[QuantizedLinear], vectors: &[Vec<f32>]) -> Result<()> {
+        for module in self.modules(part, linears)? {
+            self.module(part, module)?;
+        }
+        let graph = self.file.model().part(part);
+        for (v, values) in graph.vectors.iter().zip(vectors) {
+            let source = self.file.exported(part, v.name)?;
+            let offset = if source.stored == Stored::MinusOne { -1.0 } else { 0.0 };
+            let values: Vec<f32> = values.iter().map(|x| x + offset).collect();
+            let dtype = self.file.vector_dtype(part, v.name)?;
+            self.tensors.push((source.name, Tensor::from_f32(dtype, &[v.dim], &values)?));
+        }
+        Ok(())
+    }
+
+    fn module(&mut self, part: Part, module: Module) -> Result<()> {
+        let name = format!("{}.weight", module.name);
+        if let [Band { storage: Storage::Dense(t), .. }] = &module.bands[..] {
+            self.tensors.push((name, t.clone()));
+            if part != Part::Embed {
+                self.schemes.push((module.name.clone(), None));
+            }
+        } else if module.bands.iter().any(|b| matches!(b.storage, Storage::Ggml(_))) {
+            // Blocks of ggml have no place in safetensors: the values are kept, not the blocks.
+            self.tensors.push((name, exact(&module.bands)?));
+            if part != Part::Embed {
+                self.schemes.push((module.name.clone(), None));
+            }
+        } else {
+            self.tensors.extend(self.layout.band_tensors(&module.name, &module.bands)?);
+            self.schemes.push((module.name.clone(), Scheme::of_bands(&module.bands)));
+        }
+        if let Some(bias) = module.bias {
+            let dtype = self.file.bias_dtype(part, &module.name)?;
+            self.tensors.push((format!("{}.bias", module.name), Tensor::from_f32(dtype, &[bias.len()], &bias)?));
+        }
+        Ok(())
+    }
+
+    /// The modules of the written model: linears that lie in one tensor are put together again.
+    fn modules(&self, part: Part, linears: &[QuantizedLinear]) -> Result<Vec<Module>> {
+        let graph = self.file.model().part(part);
+        let mut fused: BTreeMap<String, Vec<(Rows, &QuantizedLinear)>> = BTreeMap::new();
+        let mut modules = Vec::new();
+        for (w, linear) in graph.weights.iter().zip(linears) {
+            let source = self.file.exported(part, w.name)?;
+            if source.rows == Rows::All {
+                modules.push(Module { name: source.name, bands: linear.bands.clone(), bias: linear.bias.clone() });
+            } else {
+                fused.entry(source.name).or_default().push((source.rows, linear));
+            }
+        }
+        for (name, parts) in fused {
+            modules.push(fuse(name, &parts)?);
+        }
+        Ok(modules)
+    }
+}
+
+/// Puts the rows of several linears where they lie in the tensor that they share.
+fn fuse(name: String, parts: &[(Rows, &QuantizedLinear)]) -> Result<Module> {
+    let total: usize = parts.iter().map(|(_, l)| l.shape[0]).sum();
+    let (mut order, mut offset, mut bias) = (vec![usize::MAX; total], 0, Vec::new());
+    let mut storages = Vec::new();
+    for (rows, linear) in parts {
+        for r in 0..linear.shape[0] {
+            *order.get_mut(rows.stored(r)).ok_or_else(|| Error::internal("rows beyond the fused tensor"))? = offset + r;
+        }
+        offset += linear.shape[0];
+        bias.extend(linear.bias.iter().flatten());
+        let [band] = &linear.bands[..] else {
+            return Err(Error::input("linears that share a tensor cannot be in bands").tensor(&name));
+        };
+        storages.push(&band.storage);
+    }
+    let stacked = Storage::stack(&storages)
+        .ok_or_else(|| Error::input("the linears that share it need one storage").tensor(&name).hint("give them the same settings"))?;
+    let bias = (bias.len() == total).then(|| order.iter().map(|r| bias[*r]).collect());
+    Ok(Module { name, bands: vec![Band { rows: 0..total, storage: stacked.select_rows(&order) }], bias })
+}
+
+/// The values of bands in the smallest plain type that holds them all exactly.
+fn exact(bands: &[Band]) -> Result<Tensor> {
+    let linear = QuantizedLinear {
+        shape: [bands.iter().map(|b| b.rows.len()).sum(), bands[0].storage.shape()[1]],
+        bands: bands.to_vec(),
+        bias: None,
+    };
+    let values = linear.decode();
+    let holds = |dtype: Dtype| {
+        let mut back = vec![0.0; values.data().len()];
+        let bytes = dtype.narrow(values.data());
+        bytes.and_then(|b| dtype.widen(&b, &mut back)).is_some() && back == values.data()
+    };
+    let dtype = [Dtype::BF16, Dtype::F16].into_iter().find(|d| holds(*d)).unwrap_or(Dtype::F32);
+    Tensor::from_f32(dtype, &linear.shape, values.data())
+}
+
+/// Writes a shard: aside, then renamed.
+pub(crate) fn write_shard(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    let views = tensors.iter().map(|(name, t)| Ok((name.clone(), View(t, dtype(t.dtype)?)))).collect::<Result<Vec<_>>>()?;
+    let metadata = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let aside = path.with_extension("writing");
+    safetensors::serialize_to_file(views, Some(metadata), &aside).map_err(|e| match e {
+        safetensors::SafeTensorError::IoError(e) => Error::io("writing", path, &e),
+        other => Error::internal(format!("a shard that cannot be written: {other}")),
+    })?;
+    rename(&aside, path)
+}
+
+/// Writes a small file: aside, then renamed.
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let aside = path.with_extension("writing");
+    std::fs::write(&aside, bytes).map_err(|e| Error::io("writing", path, &e))?;
+    rename(&aside, path)
+}
+
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
+    let file = std::fs::File::open(from).map_err(|e| Error::io("opening", from, &e))?;
+    file.sync_all().map_err(|e| Error::io("writing", from, &e))?;
+    std::fs::rename(from, to).map_err(|e| Error::io("renaming to", to, &e))?;
+    crate::journal::crash_point();
+    Ok(())
+}
+
+struct View<'a>(&'a Tensor, safetensors::Dtype);
+
+impl safetensors::View for View<'_> {
+    fn dtype(&self) -> safetensors::Dtype {
+        self.1
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.0.shape
+    }
+
+    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
+        std::borrow::Cow::Borrowed(&self.0.bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.0.bytes.len()
+    }
+}
+
+fn dtype(d: Dtype) -> Result<safetensors::Dtype> {
+    use safetensors::Dtype as S;
+    Ok(match d {
+        Dtype::F64 => S::F64,
+        Dtype::F32 => S::F32,
+        Dtype::F16 => S::F16,
+        Dtype::BF16 => S::BF16,
+        Dtype::I64 => S::I64,
+        Dtype::I32 => S::I32,
+        Dtype::I8 => S::I8,
+        Dtype::U8 => S::U8,
+        other => return Err(Error::internal(format!("no shard is written with {}", other.name()))),
+    })
+}

@@ -1,0 +1,305 @@
+//! What a recipe means for one model, before any work.
+
+use fewbit_format::{Error, Mat, Result, Storage};
+use fewbit_graph::{Graph, Part, Rows, Site, WeightId, sites};
+use fewbit_store::ModelFile;
+use serde::Serialize;
+use toml::Value;
+
+use crate::kinds::{BoundGrid, Grid, LANES, Needs, Params, Registry, Solver, Transform, Weighting};
+use crate::outputs::Format;
+use crate::recipe::{GridSettings, Pass};
+use crate::{Override, Pattern};
+
+/// A sweep over the model, for people and for `--dry-run`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Sweep {
+    /// What kind.
+    pub kind: &'static str,
+    /// Blocks that it visits.
+    pub blocks: usize,
+    /// What it does there.
+    pub work: String,
+}
+
+/// What will happen, and what it needs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    /// In order.
+    pub sweeps: Vec<Sweep>,
+    /// Most anonymous memory at any time, in bytes.
+    pub peak_bytes: u64,
+    /// Size of what is written.
+    pub out_bytes: u64,
+    /// Size of the working files beside it.
+    pub work_bytes: u64,
+    /// A guess from the machine's measured arithmetic.
+    pub seconds_estimate: f64,
+    /// Bits per weight of the quantized linears, everything stored.
+    pub bits_per_weight: f64,
+    /// What the user should know before.
+    pub notes: Vec<String>,
+}
+
+/// The passes of a recipe, bound to a model.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    pub(crate) transforms: Vec<Box<dyn Transform>>,
+    pub(crate) solver: Option<Box<dyn Solver>>,
+    /// Per block, per weight of its graph; `None` stays as it is.
+    pub(crate) grids: Vec<Vec<Option<Box<dyn Grid>>>>,
+    pub(crate) format: Format,
+    pub(crate) needs: Needs,
+    pub(crate) notes: Vec<String>,
+}
+
+/// What the user chose beside the recipe.
+pub(crate) struct Choices<'a> {
+    pub(crate) registry: &'a Registry,
+    pub(crate) keep: &'a [Pattern],
+    pub(crate) overrides: &'a [Override],
+    pub(crate) format: Format,
+}
+
+impl Bound {
+    /// Binds passes to a model, or refuses with one sentence.
+    pub(crate) fn new(file: &ModelFile, passes: Vec<Pass>, choices: &Choices<'_>) -> Result<Self> {
+        let (mut transforms, mut grid, mut solver) = (Vec::new(), None, None);
+        for pass in passes {
+            match pass {
+                Pass::Transform(t) => transforms.push(t),
+                Pass::Grid(g) => grid = Some(g),
+                Pass::Solve(s) => {
+                    if solver.replace(s).is_some() {
+                        return Err(Error::input("the recipe rounds twice").hint("one `solve` pass per recipe is possible"));
+                    }
+                }
+            }
+        }
+        if solver.is_some() && grid.is_none() {
+            return Err(Error::input("the recipe rounds, but says not to which numbers").hint("put a `grid` pass before `solve`"));
+        }
+        let mut grids = Vec::new();
+        for (i, graph) in file.model().blocks.iter().enumerate() {
+            grids.push(block_grids(file, Part::Block(i), graph, grid.as_ref().filter(|_| solver.is_some()), choices)?);
+        }
+        check_patterns(file, choices)?;
+        let all = || grids.iter().flatten().flatten();
+        let mut needs = all().fold(Needs::default(), |n, g| n.and(g.needs()));
+        needs = transforms.iter().fold(needs, |n, t| n.and(t.needs()));
+        needs = solver.iter().fold(needs, |n, s| n.and(s.needs()));
+        let mut bound = Self { transforms, solver, grids, format: choices.format, needs, notes: Vec::new() };
+        bound.format = bound.fitting_format(file)?;
+        Ok(bound)
+    }
+
+    /// The format asked for, if it can hold every linear.
+    fn fitting_format(&mut self, file: &ModelFile) -> Result<Format> {
+        let wanted = if self.format == Format::Auto { Format::CompressedTensors } else { self.format };
+        let mut why_not = None;
+        for (i, grids) in self.grids.iter().enumerate() {
+            let graph = &file.model().blocks[i];
+            for (w, grid) in grids.iter().enumerate() {
+                let Some(grid) = grid else { continue };
+                let storage = probe(&**grid, graph.weights[w].shape[1])?;
+                let held = match wanted {
+                    Format::Gguf => fewbit_export::can_hold_gguf(&storage).map(|_| ()),
+                    _ => wanted.layout().can_hold(&storage),
+                };
+                if let (Err(reason), None) = (held, &why_not) {
+                    let module = file.exported(Part::Block(i), graph.weights[w].name)?.name;
+                    why_not = Some(Error::input(format!("{} cannot hold it: {reason}", wanted.name())).tensor(&module));
+                }
+            }
+        }
+        match (why_not, self.format) {
+            (None, _) => Ok(wanted),
+            (Some(e), Format::Auto) => {
+                self.notes.push(format!("written in fewbit's own layout, since {e}"));
+                Ok(Format::Fewbit)
+            }
+            (Some(e), _) => Err(e.hint("choose a grid that it holds, or `--format fewbit`")),
+        }
+    }
+
+    /// The sites of a block that transforms may act on, with the transform's index.
+    pub(crate) fn sites(&self, graph: &Graph) -> Vec<(usize, Site)> {
+        let all = sites(graph);
+        (0..self.transforms.len())
+            .flat_map(|t| {
+                let symmetry = self.transforms[t].symmetry();
+                let fits = move |s: &&Site| !s.consumers.is_empty() && s.folds.keys().any(|(y, _)| *y == symmetry);
+                all.iter().filter(fits).map(move |s| (t, s.clone())).collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// The plan for people.
+    pub(crate) fn plan(&self, file: &ModelFile, samples: usize, length: usize, flops_per_second: f64) -> Plan {
+        let model = file.model();
+        let blocks = model.blocks.len();
+        let tokens = if self.needs.any() { samples * length } else { 0 };
+        let mut sweeps = Vec::new();
+        let mut work: Vec<String> = Vec::new();
+        if self.needs.any() {
+            work.push(format!("statistics over {samples} × {length} tokens"));
+        }
+        work.extend(self.transforms.iter().map(|t| format!("{t:?}").split([' ', '{']).next().unwrap_or("").to_lowercase()));
+        let labels: std::collections::BTreeSet<String> = self.grids.iter().flatten().flatten().map(|g| g.label()).collect();
+        if let Some(s) = &self.solver {
+            let name = format!("{s:?}").split([' ', '{']).next().unwrap_or("").to_lowercase();
+            work.push(format!("{name} to {}", labels.into_iter().collect::<Vec<_>>().join(", ")));
+        }
+        sweeps.push(Sweep { kind: "compress", blocks, work: work.join("; ") });
+        let mut stored = 0u64;
+        let (mut quantized_bits, mut quantized_weights, mut flops, mut peak) = (0u64, 0u64, 0f64, 0u64);
+        for (i, graph) in model.blocks.iter().enumerate() {
+            let mut plain = 0u64;
+            for (w, grid) in graph.weights.iter().zip(&self.grids[i]) {
+                let count = (w.shape[0] * w.shape[1]) as u64;
+                match grid {
+                    Some(g) => {
+                        let bits = g.stored_bits(w.shape[0], w.shape[1]);
+                        quantized_bits += bits;
+                        quantized_weights += count;
+                        flops += self.solver.as_ref().map_or(0.0, |s| s.flops(w.shape[0], w.shape[1]));
+                    }
+                    None => plain += count,
+                }
+                flops += 2.0 * 2.0 * count as f64 * tokens as f64;
+            }
+            if self.needs.gram {
+                flops += graph.linears_by_input().iter().map(|(v, _)| (graph.values[*v].dim as f64).powi(2)).sum::<f64>() * tokens as f64;
+            }
+            for (t, site) in self.sites(graph) {
+                let rows: usize = site.consumers.iter().map(|w| graph.weights[*w].shape[0]).sum();
+                flops += self.transforms[t].flops(rows, site.dim);
+            }
+            let vectors: u64 = graph.vectors.iter().map(|v| v.dim as u64).sum();
+            stored += 2 * (plain + vectors);
+            peak = peak.max(self.block_peak(graph, &self.grids[i], tokens));
+        }
+        let rest: u64 = [&model.embed, &model.head].iter().map(|g| g.parameters()).sum();
+        let rest = if model.is_tied { rest / 2 } else { rest };
+        let element = file.dtype().size_bytes() as u64;
+        Plan {
+            sweeps,
+            peak_bytes: peak + BASE_BYTES,
+            out_bytes: stored + quantized_bits / 8 + rest * element,
+            work_bytes: 2 * 4 * (tokens * model.hidden) as u64,
+            seconds_estimate: flops / flops_per_second + file.checkpoint().size_bytes() as f64 / 1e9,
+            bits_per_weight: if quantized_weights == 0 { 8.0 * element as f64 } else { quantized_bits as f64 / quantized_weights as f64 },
+            notes: self.notes.clone(),
+        }
+    }
+
+    /// Anonymous memory of the largest moment in one block.
+    fn block_peak(&self, graph: &Graph, grids: &[Option<Box<dyn Grid>>], tokens: usize) -> u64 {
+        let f32s = |n: usize| 4 * n as u64;
+        let size = |w: &WeightId| f32s(graph.weights[*w].shape[0] * graph.weights[*w].shape[1]);
+        let all: Vec<WeightId> = (0..graph.weights.len()).collect();
+        let stats: u64 = if self.needs.gram {
+            graph.linears_by_input().iter().map(|(v, _)| f32s(graph.values[*v].dim.pow(2))).sum()
+        } else {
+            0
+        };
+        let folded: u64 = if self.transforms.is_empty() { 0 } else { all.iter().map(size).sum() };
+        let stored: u64 = (graph.weights.iter().zip(grids))
+            .filter_map(|(w, g)| g.as_ref().map(|g| g.stored_bits(w.shape[0], w.shape[1]) / 8))
+            .sum();
+        let chunk = crate::quantize::CHUNK_TOKENS.min(tokens);
+        let widest: usize = graph.values.iter().map(|v| v.dim).max().unwrap_or(0);
+        let forward = f32s(chunk * (3 * widest + 5 * graph.values[0].dim));
+        let solve = (graph.weights.iter().zip(grids))
+            .filter(|(_, g)| g.is_some())
+            .map(|(w, _)| {
+                let [rows, cols] = w.shape;
+                let scratch = self.solver.as_ref().map_or(0, |s| s.scratch_bytes(rows, cols));
+                let search = if self.transforms.is_empty() { 0 } else { 2 * f32s(rows * cols) };
+                f32s(rows * cols) + scratch.max(search)
+            })
+            .max()
+            .unwrap_or(0);
+        // Writing holds the packed tensors beside the storages.
+        stats + folded + 2 * stored + forward.max(solve)
+    }
+}
+
+/// Code, tokenizer, tables: what a run has before any block.
+const BASE_BYTES: u64 = 24 << 20;
+
+fn block_grids(
+    file: &ModelFile,
+    part: Part,
+    graph: &Graph,
+    settings: Option<&GridSettings>,
+    choices: &Choices<'_>,
+) -> Result<Vec<Option<Box<dyn Grid>>>> {
+    let mut grids = Vec::new();
+    let mut fused: Vec<(String, Option<Vec<(String, Value)>>)> = Vec::new();
+    for w in &graph.weights {
+        let source = file.exported(part, w.name)?;
+        let is_kept = settings.is_none() || choices.keep.iter().any(|k| k.matches(&source.name));
+        let changes: Vec<(String, Value)> = (choices.overrides.iter())
+            .filter(|o| o.pattern.matches(&source.name))
+            .flat_map(|o| o.changes.iter().cloned())
+            .collect();
+        if source.rows != Rows::All {
+            fused.push((source.name.clone(), (!is_kept).then(|| changes.clone())));
+        }
+        let place = |e: Error| e.tensor(&format!("{}.weight", source.name)).file(file.checkpoint().path());
+        grids.push(match settings.filter(|_| !is_kept) {
+            None => None,
+            Some(s) => {
+                let grid = s.build(choices.registry, &changes).map_err(place)?;
+                grid.check(w.shape[0], w.shape[1]).map_err(place)?;
+                Some(grid)
+            }
+        });
+    }
+    for (name, choice) in &fused {
+        if fused.iter().any(|(n, c)| n == name && c != choice) {
+            return Err(Error::input("holds several linears that are to be stored differently")
+                .hint("give them the same settings")
+                .tensor(name));
+        }
+    }
+    Ok(grids)
+}
+
+/// A pattern that chooses nothing is a mistake.
+fn check_patterns(file: &ModelFile, choices: &Choices<'_>) -> Result<()> {
+    let mut names = Vec::new();
+    for (part, graph) in file.model().parts() {
+        for w in &graph.weights {
+            names.push(file.exported(part, w.name)?.name);
+        }
+    }
+    let patterns = choices.keep.iter().map(|k| ("--keep", k)).chain(choices.overrides.iter().map(|o| ("--override", &o.pattern)));
+    for (option, pattern) in patterns {
+        if !names.iter().any(|n| pattern.matches(n)) {
+            let example = names.get(1).cloned().unwrap_or_default();
+            return Err(Error::input(format!("`{option} {}` matches no linear of the model", pattern.as_str()))
+                .hint(format!("a linear is called, for example, `{example}`")));
+        }
+    }
+    Ok(())
+}
+
+/// The storage of one row of zeros: what a layout is asked about.
+pub(crate) fn probe(grid: &dyn Grid, cols: usize) -> Result<Storage> {
+    let row = Mat::zeros(1, cols);
+    let bound: Box<dyn BoundGrid> = grid.begin(&row)?;
+    let (group, width) = (bound.group(), bound.width());
+    let zeros = vec![[0.0; LANES]; cols];
+    let (mut codes, mut decoded) = (vec![[0; LANES]; cols], vec![[0.0; LANES]; width]);
+    let mut params: Vec<Params> = Vec::new();
+    for k in 0..cols / group {
+        let p = bound.fit(k, &zeros[k * group..(k + 1) * group], Weighting::None);
+        for c in (k * group..(k + 1) * group).step_by(width) {
+            bound.round(&p, &zeros[c..c + width], &mut codes[c..c + width], &mut decoded);
+        }
+        params.push(p);
+    }
+    bound.store(vec![codes], vec![params])
+}

@@ -1,0 +1,557 @@
+//! The run: calibration, block after block, shards, the finished folder.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use fewbit_format::{Dtype, Error, Mat, QuantizedLinear, Result, Storage, Tensor};
+use fewbit_graph::{Graph, Part, Producer, Site, Stored, ValueId};
+use fewbit_kernel::Team;
+use fewbit_runtime::{Arithmetic, Batch, Hooks, Layer, NoHooks, Rotations, Workspace, embed, language};
+use fewbit_store::{ModelFile, PartWeights};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::calibration::{Calibration, CalibrationSource};
+use crate::finish::Finished;
+use crate::fold::{BlockTensors, fold};
+use crate::journal::{Done, Identity, Journal, crash_point};
+use crate::kinds::{Element, LinearJob, Registry, SiteJob};
+use crate::outputs::{Format, Shard, write_shard};
+use crate::plan::{Bound, Choices};
+use crate::stats::{Collector, InputStats};
+use crate::stream::Stream;
+use crate::{Override, Pattern, Plan, Recipe, Settings};
+
+/// Tokens that go through a block at a time: a constant, since sums over tokens are made in its order.
+pub(crate) const CHUNK_TOKENS: usize = 2048;
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// The model.
+    pub model: PathBuf,
+    /// How the model is called in cards and manifests.
+    pub model_name: String,
+    /// The method.
+    pub recipe: Recipe,
+    /// Changes of its settings.
+    pub settings: Settings,
+    /// All primitives.
+    pub registry: &'a Registry,
+    /// The folder (or `.gguf` file) that is made.
+    pub out: PathBuf,
+    /// What is written.
+    pub format: Format,
+    /// Linears that stay as they are, beside embedding and head.
+    pub keep: Vec<Pattern>,
+    /// Other grids for some linears.
+    pub overrides: Vec<Override>,
+    /// Whether a quantized source is taken, dequantized.
+    pub requantize: bool,
+    /// Calibration text.
+    pub calibration: CalibrationSource,
+    /// Sequences, where the recipe's number is not wanted.
+    pub samples: Option<usize>,
+    /// Tokens of a sequence, where the recipe's number is not wanted.
+    pub length: Option<usize>,
+    /// Of everything random.
+    pub seed: u64,
+    /// Whether to go on with `OUT.partial`.
+    pub resume: bool,
+    /// Whether to replace `OUT` and `OUT.partial`.
+    pub force: bool,
+}
+
+/// Who hears how far the work is.
+pub trait Progress {
+    /// A stage of `total` steps begins.
+    fn begin(&mut self, stage: &str, total: u64);
+    /// So many of them are done.
+    fn at(&mut self, done: u64);
+    /// Something that the user should know.
+    fn note(&mut self, text: &str);
+}
+
+/// One block of the report.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct BlockReport {
+    /// Its linears.
+    pub linears: Vec<LinearReport>,
+    /// Warnings.
+    pub warnings: Vec<String>,
+    /// Seconds in forwards (statistics and step), without the Gram products.
+    #[serde(skip)]
+    pub forward_seconds: f64,
+    /// Seconds in Gram products.
+    #[serde(skip)]
+    pub gram_seconds: f64,
+    /// Seconds in transforms.
+    #[serde(skip)]
+    pub transform_seconds: f64,
+    /// Seconds in solves.
+    #[serde(skip)]
+    pub solve_seconds: f64,
+    /// Seconds in packing and writing.
+    #[serde(skip)]
+    pub write_seconds: f64,
+}
+
+/// One linear of the report.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LinearReport {
+    /// Module path.
+    pub name: String,
+    /// The grid, such as `w4 g128`.
+    pub grid: String,
+    /// Everything stored ÷ weights.
+    pub bits_per_weight: f64,
+    /// Mean squared error of the outputs over the calibration tokens, where it is known.
+    pub output_mse: Option<f64>,
+}
+
+/// What was done.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Of the quantized linears, everything stored.
+    pub bits_per_weight: f64,
+    /// Per block.
+    pub blocks: Vec<BlockReport>,
+    /// The written format.
+    pub format: Format,
+}
+
+/// Everything that a run knows.
+struct Run<'a> {
+    request: &'a Request<'a>,
+    file: ModelFile,
+    bound: Bound,
+    team: &'a Arc<Team>,
+    calibration: Option<Calibration>,
+    partial: PathBuf,
+    stop: &'a AtomicBool,
+}
+
+/// Says what a request means, without doing it.
+///
+/// # Errors
+/// If it is refused.
+pub fn plan(request: &Request<'_>, flops_per_second: f64) -> Result<Plan> {
+    let (file, bound) = bind(request)?;
+    let (samples, length) = sizes(request);
+    Ok(bound.plan(&file, samples, length, flops_per_second))
+}
+
+/// Compresses a model.
+///
+/// # Errors
+/// If the request is refused, the disk is full, or `stop` was set; what is finished stays in `OUT.partial`.
+pub fn quantize(request: &Request<'_>, team: &Arc<Team>, progress: &mut dyn Progress, stop: &AtomicBool) -> Result<Report> {
+    let (file, bound) = bind(request)?;
+    file.notes().iter().chain(&bound.notes).for_each(|n| progress.note(n));
+    let partial = with_suffix(&request.out, ".partial");
+    if request.resume && request.out.exists() && partial.exists() && !partial.join("parts").exists() {
+        std::fs::remove_dir_all(&partial).map_err(|e| Error::io("removing", &partial, &e))?;
+        return Err(Error::input("is finished already; nothing was left to do").file(&request.out));
+    }
+    check_places(request, &partial)?;
+    check_space(request, &bound.plan(&file, sizes(request).0, sizes(request).1, 1.0))?;
+    let source = source_hash(&file, team, progress)?;
+    let calibration = if bound.needs.any() { Some(calibrate(request, &file, team, progress)?) } else { None };
+    let run = Run { request, file, bound, team, calibration, partial, stop };
+    run.all(&source, progress)
+}
+
+fn bind(request: &Request<'_>) -> Result<(ModelFile, Bound)> {
+    let file = ModelFile::open(&request.model)?;
+    if file.is_quantized() && !request.requantize {
+        let what = file.quantization().describe().unwrap_or_else(|| "in blocks of ggml".to_owned());
+        return Err(Error::input(format!("is already quantized ({what})"))
+            .hint("take the original, or dequantize it first with `--requantize`")
+            .file(&request.model));
+    }
+    let scale = if file.dtype() == Dtype::BF16 { "bf16" } else { "f16" };
+    let scale = if request.format == Format::Gguf { "f16" } else { scale };
+    let passes = request.recipe.compile(&request.settings, request.registry, scale)?;
+    let choices = Choices { registry: request.registry, keep: &request.keep, overrides: &request.overrides, format: request.format };
+    let bound = Bound::new(&file, passes, &choices)?;
+    Ok((file, bound))
+}
+
+fn sizes(request: &Request<'_>) -> (usize, usize) {
+    let c = &request.recipe.calibration;
+    (request.samples.unwrap_or(c.samples), request.length.unwrap_or(c.length))
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+fn check_places(request: &Request<'_>, partial: &Path) -> Result<()> {
+    if request.out.exists() && !request.force {
+        return Err(Error::input("exists already").hint("choose another `--out`, or replace it with `--force`").file(&request.out));
+    }
+    if partial.exists() && !request.resume && !request.force {
+        return Err(Error::input("holds an unfinished run")
+            .hint("go on with `--resume`, or start anew with `--force`")
+            .file(partial));
+    }
+    if request.resume && !partial.exists() {
+        return Err(Error::input("there is nothing to resume").hint("leave `--resume` out").file(partial));
+    }
+    if request.force && !request.resume && partial.exists() {
+        std::fs::remove_dir_all(partial).map_err(|e| Error::io("removing", partial, &e))?;
+    }
+    std::fs::create_dir_all(partial.join("parts")).map_err(|e| Error::io("creating", partial, &e))
+}
+
+/// Refuses a run for which the disk has no room.
+fn check_space(request: &Request<'_>, plan: &Plan) -> Result<()> {
+    let folder = request.out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let needed = plan.out_bytes + plan.work_bytes;
+    if let Ok(s) = rustix::fs::statvfs(folder) {
+        let free = s.f_bavail * s.f_frsize;
+        if free < needed {
+            let mib = |b: u64| b.div_ceil(1 << 20);
+            let e = Error::input(format!("no space: {} MiB are free, {} MiB are needed", mib(free), mib(needed)));
+            let _ = std::fs::remove_dir_all(with_suffix(&request.out, ".partial"));
+            return Err(e.hint("free space, or choose another disk").file(&request.out));
+        }
+    }
+    Ok(())
+}
+
+/// SHA-256 over configuration and tensors, each tensor looked through for NaN and infinity on the way.
+fn source_hash(file: &ModelFile, team: &Team, progress: &mut dyn Progress) -> Result<String> {
+    let names: Vec<&str> = file.checkpoint().names().collect();
+    progress.begin("reading the model", 1);
+    let slots: Vec<std::sync::Mutex<Result<Vec<u8>>>> = names.iter().map(|_| std::sync::Mutex::new(Ok(Vec::new()))).collect();
+    team.run(names.len(), &|i| {
+        let digest = || -> Result<Vec<u8>> {
+            let bytes = file.checkpoint().raw_bytes(names[i])?;
+            Ok(Sha256::digest(&bytes).to_vec())
+        };
+        let result = digest();
+        if let Ok(mut slot) = slots[i].lock() {
+            *slot = result;
+        }
+    });
+    file.check_finite()?;
+    let mut all = Sha256::new();
+    all.update(serde_json::to_vec(file.checkpoint().config()).map_err(|e| Error::internal(e.to_string()))?);
+    for (name, slot) in names.iter().zip(slots) {
+        all.update(name.as_bytes());
+        all.update(slot.into_inner().map_err(|_| Error::internal("a task that panicked"))??);
+        file.checkpoint().drop_pages(name);
+    }
+    progress.at(1);
+    Ok(hex(&all.finalize()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn calibrate(request: &Request<'_>, file: &ModelFile, team: &Arc<Team>, progress: &mut dyn Progress) -> Result<Calibration> {
+    let (samples, length) = sizes(request);
+    if samples == 0 || length < 2 {
+        return Err(Error::input(format!("{samples} calibration samples of {length} tokens")).hint("at least 1 sample of 2 tokens is needed"));
+    }
+    if length > file.model().context {
+        return Err(Error::input(format!("`--length {length}` is beyond the model's context of {}", file.model().context)));
+    }
+    let tokenizer = language::tokenizer_of(file.checkpoint())?;
+    let calibration = match &request.calibration {
+        CalibrationSource::Own => Calibration::of_model(file, &tokenizer, team, samples, length, request.seed, progress)?,
+        source => Calibration::of_text(source, file.checkpoint(), &tokenizer, samples, length)?,
+    };
+    if calibration.samples < samples {
+        progress.note(&format!(
+            "the calibration text gives {} sequences of {length} tokens, where {samples} were asked for",
+            calibration.samples
+        ));
+    }
+    Ok(calibration)
+}
+
+impl Run<'_> {
+    fn all(&self, source: &str, progress: &mut dyn Progress) -> Result<Report> {
+        let identity = self.identity(source)?;
+        let mut journal = if self.request.resume {
+            Journal::open(&self.partial, &identity)?
+        } else {
+            Journal::create(&self.partial, &identity)?
+        };
+        crash_point();
+        let blocks = self.file.model().blocks.len();
+        let mut streams = self.streams(journal.done.len())?;
+        progress.begin("blocks", blocks as u64);
+        for i in journal.done.len()..blocks {
+            progress.at(i as u64);
+            let report = self.block(i, streams.as_mut())?;
+            report.warnings.iter().for_each(|w| progress.note(w));
+            if let Some((a, b)) = &mut streams {
+                b.flush()?;
+                std::mem::swap(a, b);
+            }
+            journal.add(Done { block: i, report })?;
+            crash_point();
+        }
+        progress.at(blocks as u64);
+        drop(streams);
+        let reports: Vec<BlockReport> = journal.done.into_iter().map(|d| d.report).collect();
+        Finished {
+            file: &self.file,
+            bound: &self.bound,
+            request: self.request,
+            calibration: self.calibration.as_ref(),
+            identity: &identity,
+            partial: &self.partial,
+            reports: &reports,
+        }
+        .write()?;
+        let (mut bits, mut weights) = (0.0, 0.0);
+        for (i, graph) in self.file.model().blocks.iter().enumerate() {
+            for (w, grid) in graph.weights.iter().zip(&self.bound.grids[i]) {
+                if let Some(g) = grid {
+                    bits += g.stored_bits(w.shape[0], w.shape[1]) as f64;
+                    weights += (w.shape[0] * w.shape[1]) as f64;
+                }
+            }
+        }
+        let bits_per_weight = if weights > 0.0 { bits / weights } else { 8.0 * self.file.dtype().size_bytes() as f64 };
+        Ok(Report { bits_per_weight, blocks: reports, format: self.bound.format })
+    }
+
+    fn identity(&self, source: &str) -> Result<Identity> {
+        let r = self.request;
+        let overrides: Vec<String> = r.overrides.iter().map(|o| format!("{o:?}")).collect();
+        let keep: Vec<&str> = r.keep.iter().map(Pattern::as_str).collect();
+        let recipe = format!("{:?} {:?} keep {keep:?} override {overrides:?}", r.recipe.passes, r.settings.0);
+        Ok(Identity {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            profile: fewbit_kernel::cpu::detect().name().to_owned(),
+            source: source.to_owned(),
+            recipe: hex(&Sha256::digest(recipe.as_bytes())),
+            calibration: self.calibration.as_ref().map(|c| c.hash.clone()).unwrap_or_default(),
+            seed: r.seed,
+            format: self.bound.format.name().to_owned(),
+        })
+    }
+
+    fn check_stop(&self) -> Result<()> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Error::interrupted("stopped; `--resume` goes on where it was").file(&self.partial));
+        }
+        Ok(())
+    }
+
+    /// The stream that the next block reads, and the one that it writes.
+    fn streams(&self, done: usize) -> Result<Option<(Stream, Stream)>> {
+        let Some(calibration) = &self.calibration else { return Ok(None) };
+        let floats = calibration.ids.len() * self.file.model().hidden;
+        let path = |i: usize| self.partial.join(format!("stream-{}.f32", i % 2));
+        if done > 0 {
+            return Ok(Some((Stream::open(&path(done), floats)?, Stream::open(&path(done + 1), floats)?)));
+        }
+        let (mut first, second) = (Stream::create(&path(0), floats)?, Stream::create(&path(1), floats)?);
+        let weights = self.file.part(Part::Embed)?;
+        let matrix = weights.linears.first().ok_or_else(|| Error::internal("a model without embedding"))?;
+        let hidden = self.file.model().hidden;
+        for (at, ids) in calibration.ids.chunks(CHUNK_TOKENS).enumerate() {
+            let x = embed(&self.file.model().embed, matrix, ids)?;
+            first.write(at * CHUNK_TOKENS * hidden, &x);
+        }
+        self.file.drop_pages(Part::Embed);
+        first.flush()?;
+        Ok(Some((first, second)))
+    }
+
+    /// Compresses one block and writes its shard; the second stream becomes the block's output.
+    fn block(&self, i: usize, streams: Option<&mut (Stream, Stream)>) -> Result<BlockReport> {
+        self.check_stop()?;
+        let (part, graph) = (Part::Block(i), Arc::new(self.file.model().blocks[i].clone()));
+        let mut report = BlockReport::default();
+        let weights = self.file.part(part)?;
+        let mut stats = Vec::new();
+        if let Some((input, _)) = &streams {
+            let layer = Layer::new(graph.clone(), weights.clone(), Arithmetic::Exact)?;
+            let mut collector = Collector::new(self.team, self.bound.needs, watched(&graph));
+            let clock = Instant::now();
+            self.forward(&layer, input, None, &mut collector)?;
+            report.gram_seconds = collector.gram_seconds;
+            report.forward_seconds = clock.elapsed().as_secs_f64() - collector.gram_seconds;
+            stats = collector.finish();
+        }
+        let clock = Instant::now();
+        let mut tensors = self.transformed(i, &graph, &weights, &mut stats)?;
+        report.transform_seconds = clock.elapsed().as_secs_f64();
+        let vectors = tensors.as_ref().map_or_else(|| weights.vectors.clone(), |t| t.vectors.clone());
+        let mut linears = Vec::with_capacity(graph.weights.len());
+        for w in 0..graph.weights.len() {
+            self.check_stop()?;
+            let changed = tensors.as_mut().map(|t| (std::mem::replace(&mut t.weights[w], Mat::zeros(0, 0)), t.biases[w].take()));
+            linears.push(self.linear(i, &graph, w, &weights, changed, &stats, &mut report)?);
+        }
+        drop((weights, stats, tensors));
+        let clock = Instant::now();
+        let layout = self.bound.format.layout();
+        let mut shard = Shard::new(&self.file, layout);
+        shard.add(part, &linears, &vectors)?;
+        write_shard(&self.partial.join("parts").join(shard_name(i)), &shard.tensors)?;
+        drop(shard);
+        report.write_seconds = clock.elapsed().as_secs_f64();
+        if let Some((input, output)) = streams {
+            let clock = Instant::now();
+            let linears = linears.into_iter().map(Arc::new).collect();
+            let layer = Layer::new(graph, PartWeights { linears, vectors }, Arithmetic::Exact)?;
+            self.forward(&layer, input, Some(output), &mut NoHooks)?;
+            report.forward_seconds += clock.elapsed().as_secs_f64();
+        }
+        self.file.drop_pages(part);
+        Ok(report)
+    }
+
+    /// Runs a block over a stream in chunks of whole sequences.
+    fn forward(&self, layer: &Layer, input: &Stream, mut output: Option<&mut Stream>, hooks: &mut dyn Hooks) -> Result<()> {
+        let Some(calibration) = &self.calibration else { return Ok(()) };
+        let (length, hidden) = (calibration.length, self.file.model().hidden);
+        let at_once = (CHUNK_TOKENS / length).clamp(1, calibration.samples);
+        let mut workspace = Workspace::default();
+        let mut rotations: Option<(usize, Rotations)> = None;
+        for first in (0..calibration.samples).step_by(at_once) {
+            self.check_stop()?;
+            let count = at_once.min(calibration.samples - first);
+            let batch = Batch::sequences(count, length);
+            if rotations.as_ref().is_none_or(|(n, _)| *n != count) {
+                rotations = Some((count, Rotations::new(&self.file.model().ropes, &batch)));
+            }
+            let Some((_, turn)) = &rotations else { continue };
+            let (from, to) = (first * length * hidden, (first + count) * length * hidden);
+            let mut x = input.read(from, to);
+            layer.run(self.team, &batch, turn, None, hooks, &mut workspace, &mut x);
+            if let Some(out) = &mut output {
+                out.write(from, &x);
+            }
+        }
+        Ok(())
+    }
+
+    /// The block's tensors after all transforms, or `None` where the recipe has none.
+    fn transformed(
+        &self,
+        i: usize,
+        graph: &Graph,
+        weights: &PartWeights,
+        stats: &mut [(ValueId, InputStats)],
+    ) -> Result<Option<BlockTensors>> {
+        if self.bound.transforms.is_empty() {
+            return Ok(None);
+        }
+        let mut tensors = BlockTensors {
+            weights: weights.linears.iter().map(|l| l.decode()).collect(),
+            biases: weights.linears.iter().map(|l| l.bias.clone()).collect(),
+            vectors: weights.vectors.clone(),
+        };
+        for (t, site) in self.bound.sites(graph) {
+            self.check_stop()?;
+            let transform = &self.bound.transforms[t];
+            let grids: Option<Vec<_>> = site.consumers.iter().map(|w| self.bound.grids[i][*w].as_deref()).collect();
+            let (Some(grids), Some(known)) = (grids, stats.iter().position(|(v, _)| *v == site.value)) else { continue };
+            let Some(((_, tied), to)) = site.folds.iter().find(|((y, _), _)| *y == transform.symmetry()) else { continue };
+            let job = SiteJob {
+                name: graph.values[site.value].name,
+                weights: site.consumers.iter().map(|w| &tensors.weights[*w]).collect(),
+                grids,
+                stats: &stats[known].1,
+                tied: *tied,
+                team: self.team,
+            };
+            let Some(mut element) = transform.choose(&job)? else { continue };
+            if let Element::Diagonal(factors) = &mut element {
+                self.snap(Part::Block(i), graph, &tensors, &site, &to.producers, factors)?;
+                stats[known].1.scale(factors);
+            }
+            fold(graph, &mut tensors, &site, *tied, to, &element)?;
+        }
+        Ok(Some(tensors))
+    }
+
+    /// Moves factors to where the gain that takes them can be stored exactly, so that the saved model is the one that was rounded.
+    fn snap(
+        &self,
+        part: Part,
+        graph: &Graph,
+        tensors: &BlockTensors,
+        site: &Site,
+        producers: &std::collections::BTreeSet<Producer>,
+        factors: &mut [f32],
+    ) -> Result<()> {
+        let mut gains = producers.iter().filter_map(|p| if let Producer::Gain(v) = p { Some(*v) } else { None });
+        let Some(v) = gains.next() else { return Ok(()) };
+        let name = graph.vectors[v].name;
+        let dtype = self.file.vector_dtype(part, name)?;
+        let offset = if self.file.exported(part, name)?.stored == Stored::MinusOne { 1.0 } else { 0.0 };
+        let wanted: Vec<f32> = tensors.vectors[v].iter().zip(factors.iter()).map(|(g, f)| g * f - offset).collect();
+        let mut stored = vec![0.0; site.dim];
+        let bytes = dtype.narrow(&wanted).ok_or_else(|| Error::internal("a gain that is no float"))?;
+        dtype.widen(&bytes, &mut stored);
+        for ((f, s), g) in factors.iter_mut().zip(&stored).zip(&tensors.vectors[v]) {
+            let exact = (s + offset) / g;
+            if exact.is_finite() && exact > 0.0 {
+                *f = exact;
+            }
+        }
+        Ok(())
+    }
+
+    fn linear(
+        &self,
+        i: usize,
+        graph: &Graph,
+        w: usize,
+        weights: &PartWeights,
+        changed: Option<(Mat, Option<Vec<f32>>)>,
+        stats: &[(ValueId, InputStats)],
+        report: &mut BlockReport,
+    ) -> Result<QuantizedLinear> {
+        let original = &weights.linears[w];
+        let (Some(grid), Some(solver)) = (&self.bound.grids[i][w], &self.bound.solver) else {
+            return match changed {
+                // Written in the source's type; the run goes on with what will be read.
+                Some((m, bias)) => {
+                    let t = Tensor::from_f32(self.file.dtype(), &[m.rows(), m.cols()], m.data())?;
+                    Ok(QuantizedLinear::uniform(Storage::Dense(t), bias))
+                }
+                None => Ok(QuantizedLinear::clone(original)),
+            };
+        };
+        let name = self.file.exported(Part::Block(i), graph.weights[w].name)?.name;
+        let (weight, bias) = changed.unwrap_or_else(|| (original.decode(), original.bias.clone()));
+        let empty = InputStats::default();
+        let input = graph.input_of(w);
+        let stats = stats.iter().find(|(v, _)| Some(*v) == input).map_or(&empty, |(_, s)| s);
+        let clock = Instant::now();
+        let job = LinearJob { name: &name, weight: &weight, stats, grid: &**grid, team: self.team };
+        let solved = solver.solve(&job)?;
+        report.solve_seconds += clock.elapsed().as_secs_f64();
+        report.warnings.extend(solved.warning);
+        let bits = solved.storage.stored_bits() as f64 / (weight.rows() * weight.cols()) as f64;
+        let (grid, output_mse) = (grid.label(), solved.output_mse);
+        report.linears.push(LinearReport { name, grid, bits_per_weight: bits, output_mse });
+        Ok(QuantizedLinear::uniform(solved.storage, bias))
+    }
+}
+
+/// The values that linears read, with their widths.
+fn watched(graph: &Graph) -> impl Iterator<Item = (ValueId, usize)> {
+    graph.linears_by_input().into_iter().map(|(v, _)| (v, graph.values[v].dim))
+}
+
+/// The working name of a block's shard; the final one counts all shards.
+pub(crate) fn shard_name(block: usize) -> String {
+    format!("block-{block:05}.safetensors")
+}

@@ -1,0 +1,193 @@
+use fewbit_format::{Error, Result};
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use crate::kinds::{Grid, Registry, Solver, Transform, near, parse};
+
+/// A method as it is written down: a citation, and passes in the order in which they happen.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Short name.
+    pub name: String,
+    /// The source.
+    pub cite: String,
+    /// One sentence: when to use it.
+    pub summary: String,
+    /// What it costs, in words.
+    pub cost: String,
+    /// The passes: `use = "KIND.NAME"` and settings.
+    #[serde(default, rename = "pass")]
+    pub passes: Vec<Table>,
+    /// Calibration text, where the passes need one.
+    #[serde(default)]
+    pub calibration: CalibrationSettings,
+}
+
+/// How much calibration text, and which.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CalibrationSettings {
+    /// Sequences.
+    pub samples: usize,
+    /// Tokens of a sequence.
+    pub length: usize,
+}
+
+impl Default for CalibrationSettings {
+    fn default() -> Self {
+        Self { samples: 128, length: 512 }
+    }
+}
+
+/// What the command line changes.
+#[derive(Clone, Debug, Default)]
+pub struct Settings(pub Vec<(String, Value)>);
+
+/// A pass that is ready to work.
+#[derive(Debug)]
+pub enum Pass {
+    /// Easier to round.
+    Transform(Box<dyn Transform>),
+    /// The numbers that can be stored from here on, as settings: an override makes another grid of them.
+    Grid(GridSettings),
+    /// Rounds.
+    Solve(Box<dyn Solver>),
+}
+
+/// A grid that is not yet bound to a linear's overrides.
+#[derive(Clone, Debug)]
+pub struct GridSettings {
+    name: String,
+    table: Table,
+}
+
+impl GridSettings {
+    /// The grid under these changes of its keys.
+    ///
+    /// # Errors
+    /// If a key is unknown or a value out of range.
+    pub fn build(&self, registry: &Registry, changes: &[(String, Value)]) -> Result<Box<dyn Grid>> {
+        let mut table = self.table.clone();
+        for (key, value) in changes {
+            table.insert(key.clone(), value.clone());
+        }
+        let entry = registry.grids.iter().find(|e| e.name == self.name);
+        (entry.ok_or_else(|| Error::internal("a grid that was found is gone"))?.build)(table)
+    }
+
+    /// Whether a key is set.
+    pub fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+}
+
+impl Recipe {
+    /// Reads a recipe.
+    ///
+    /// # Errors
+    /// Says where the text is not TOML, or which key is unknown.
+    pub fn parse(text: &str) -> Result<Self> {
+        let table: Table = text.parse().map_err(|e: toml::de::Error| {
+            let line = e.span().map_or(0, |s| text[..s.start.min(text.len())].lines().count().max(1));
+            Error::input(format!("line {line}: {}", e.message().replace('\n', " ")))
+        })?;
+        parse("recipe", table)
+    }
+
+    /// Finds a recipe among `builtin` (name, text), or reads the file of that path.
+    ///
+    /// # Errors
+    /// Names what is known where neither is there.
+    pub fn find(name: &str, builtin: &[(&str, &str)]) -> Result<Self> {
+        if let Some((_, text)) = builtin.iter().find(|(n, _)| *n == name) {
+            return Self::parse(text).map_err(|e| e.place(format!("recipe `{name}`")));
+        }
+        let path = std::path::Path::new(name);
+        if path.extension().is_some_and(|e| e == "toml") || path.exists() {
+            let text = std::fs::read_to_string(path).map_err(|e| Error::io("reading", path, &e))?;
+            return Self::parse(&text).map_err(|e| e.file(path));
+        }
+        let known: Vec<&str> = builtin.iter().map(|(n, _)| *n).collect();
+        let error = Error::input(format!("recipe `{name}` is unknown"));
+        Err(match near(name, known.iter().copied()) {
+            Some(n) => error.hint(format!("did you mean `{n}`?")),
+            None => error.hint(format!("known are {}; or give the path of a .toml file", known.join(", "))),
+        })
+    }
+
+    /// The passes under the command line's settings; `scale` is the type of scales that `source` stands for.
+    ///
+    /// # Errors
+    /// If a pass or key is unknown, or a value is out of range.
+    pub fn compile(&self, settings: &Settings, registry: &Registry, scale: &str) -> Result<Vec<Pass>> {
+        let mut tables = self.passes.clone();
+        for (key, value) in &settings.0 {
+            set(&mut tables, key, value.clone())?;
+        }
+        tables.into_iter().map(|t| pass(t, registry, scale)).collect()
+    }
+}
+
+/// Sets `KIND.KEY` or `KIND.NAME.KEY` in the passes of that kind.
+fn set(passes: &mut [Table], key: &str, value: Value) -> Result<()> {
+    let names: Vec<String> = passes.iter().filter_map(|t| t.get("use")?.as_str().map(str::to_owned)).collect();
+    let unknown = || {
+        let kinds: Vec<&str> = names.iter().filter_map(|n| n.split('.').next()).collect();
+        let error = Error::input(format!("`--set {key}`: no pass of the recipe has that key"));
+        match key.split('.').next().and_then(|k| near(k, kinds.iter().copied())) {
+            Some(k) => error.hint(format!("did you mean `{k}.…`? its passes are {}", names.join(", "))),
+            None => error.hint(format!("its passes are {}", names.join(", "))),
+        }
+    };
+    let (stage, field) = key.rsplit_once('.').ok_or_else(unknown)?;
+    let mut found = false;
+    for (table, name) in passes.iter_mut().zip(&names) {
+        if name == stage || name.split('.').next() == Some(stage) {
+            table.insert(field.to_owned(), value.clone());
+            found = true;
+        }
+    }
+    if found { Ok(()) } else { Err(unknown()) }
+}
+
+fn pass(mut table: Table, registry: &Registry, scale: &str) -> Result<Pass> {
+    let Some(Value::String(name)) = table.remove("use") else {
+        return Err(Error::input("a pass of the recipe has no `use = \"KIND.NAME\"`"));
+    };
+    let (kind, member) = name.split_once('.').unwrap_or((&name, ""));
+    let members: Vec<&str> = match kind {
+        "transform" => registry.transforms.iter().map(|e| e.name).collect(),
+        "grid" => registry.grids.iter().map(|e| e.name).collect(),
+        "solve" => registry.solvers.iter().map(|e| e.name).collect(),
+        _ => {
+            return Err(Error::input(format!("pass `{name}` is of no known kind")).hint("kinds are transform, grid, solve"));
+        }
+    };
+    let unknown = || {
+        let error = Error::input(format!("pass `{name}` is unknown"));
+        match near(member, members.iter().copied()) {
+            Some(n) => error.hint(format!("did you mean `{kind}.{n}`?")),
+            None => error.hint(format!("known are {kind}.{}", members.join(&format!(", {kind}.")))),
+        }
+    };
+    match kind {
+        "transform" => {
+            let entry = registry.transforms.iter().find(|e| e.name == member).ok_or_else(unknown)?;
+            (entry.build)(table).map(Pass::Transform)
+        }
+        "solve" => {
+            let entry = registry.solvers.iter().find(|e| e.name == member).ok_or_else(unknown)?;
+            (entry.build)(table).map(Pass::Solve)
+        }
+        _ => {
+            let entry = registry.grids.iter().find(|e| e.name == member).ok_or_else(unknown)?;
+            if table.get("scale").is_none_or(|v| v.as_str() == Some("source")) {
+                table.insert("scale".to_owned(), Value::String(scale.to_owned()));
+            }
+            let grid = GridSettings { name: member.to_owned(), table };
+            (entry.build)(grid.table.clone())?;
+            Ok(Pass::Grid(grid))
+        }
+    }
+}

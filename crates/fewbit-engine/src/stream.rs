@@ -1,0 +1,78 @@
+//! The residual stream of all calibration sequences between two blocks, in a mapped file.
+
+use std::path::{Path, PathBuf};
+
+use fewbit_format::{Error, Result};
+use memmap2::MmapMut;
+
+/// `[sequences · length, hidden]` f32 in a file: pages that are not used leave memory by themselves.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    path: PathBuf,
+    map: MmapMut,
+    floats: usize,
+}
+
+impl Stream {
+    /// A new file of zeros.
+    pub(crate) fn create(path: &Path, floats: usize) -> Result<Self> {
+        Self::open_with(path, floats, true)
+    }
+
+    /// A file that an earlier run left.
+    pub(crate) fn open(path: &Path, floats: usize) -> Result<Self> {
+        Self::open_with(path, floats, false)
+    }
+
+    fn open_with(path: &Path, floats: usize, is_new: bool) -> Result<Self> {
+        let fail = |doing: &'static str| move |e: std::io::Error| Error::io(doing, path, &e);
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(is_new)
+            .truncate(is_new)
+            .open(path)
+            .map_err(fail("opening"))?;
+        let bytes = 4 * floats as u64;
+        if is_new {
+            reserve(&file, bytes).map_err(fail("reserving space in"))?;
+        } else if file.metadata().map_err(fail("reading"))?.len() != bytes {
+            return Err(Error::input("has another length than this run needs").hint("start anew with `--force`").file(path));
+        }
+        // SAFETY: the file lies in the run's own working folder; nobody else writes it while we do.
+        let map = unsafe { MmapMut::map_mut(&file) }.map_err(fail("mapping"))?;
+        Ok(Self { path: path.to_owned(), map, floats })
+    }
+
+    /// Floats `from..to`, copied.
+    pub(crate) fn read(&self, from: usize, to: usize) -> Vec<f32> {
+        self.map[4 * from..4 * to].as_chunks::<4>().0.iter().map(|c| f32::from_le_bytes(*c)).collect()
+    }
+
+    /// Replaces the floats from `from` on.
+    pub(crate) fn write(&mut self, from: usize, values: &[f32]) {
+        let out = self.map[4 * from..4 * (from + values.len())].as_chunks_mut::<4>().0;
+        out.iter_mut().zip(values).for_each(|(o, v)| *o = v.to_le_bytes());
+    }
+
+    /// Puts everything on the disk.
+    pub(crate) fn flush(&self) -> Result<()> {
+        self.map.flush().map_err(|e| Error::io("writing", &self.path, &e))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.floats
+    }
+}
+
+/// Takes the blocks from the disk now: a full disk is an error here, not a signal in the middle of the work.
+fn reserve(file: &std::fs::File, bytes: u64) -> std::io::Result<()> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    use rustix::io::Errno;
+    file.set_len(bytes)?;
+    match fallocate(file, FallocateFlags::empty(), 0, bytes.max(1)) {
+        Ok(()) => file.set_len(bytes),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
