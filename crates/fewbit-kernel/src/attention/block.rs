@@ -83,11 +83,14 @@ fn attend_lanes<S: Simd>(
     for block in first / KEYS..end.div_ceil(KEYS) {
         let block = block * KEYS..((block + 1) * KEYS).min(end);
         pack_transposed(s, cache.keys, cache.stride, column, &block, dim, work.keys);
-        // One group of rows reads the values where they lie; more are worth a copy at a stride that suits the cache.
-        let in_place = rows <= ROWS && dim == padded;
+        // A few rows read the values where they lie; more are worth a copy at a stride that suits the cache.
+        let in_place = rows <= 2 * ROWS && dim == padded;
         if !in_place {
             for (j, to) in block.clone().zip(work.values.chunks_exact_mut(padded)) {
-                to[..dim].copy_from_slice(&cache.values[j * cache.stride + column..][..dim]);
+                let from = &cache.values[j * cache.stride + column..][..dim];
+                for d in (0..dim).step_by(S::LANES) {
+                    s.store(&mut to[d..], s.load_partial(&from[d..(d + S::LANES).min(dim)]));
+                }
             }
         }
         for from in (0..rows).step_by(ROWS) {
@@ -101,12 +104,25 @@ fn attend_lanes<S: Simd>(
             scores.fill(0.0);
             let shape = [strip.len(), dim, KEYS];
             add_product(s, shape, &work.queries[from * dim..], dim, work.keys, KEYS, scores, KEYS);
-            for (r, scores) in strip.clone().zip(scores.chunks_exact_mut(KEYS)) {
+            let within = |r: usize| {
                 let visible = queries.visible(r);
-                let part = visible.start.clamp(block.start, block.end) - block.start
-                    ..visible.end.clamp(block.start, block.end) - block.start;
-                let sums = &mut work.sums[r * padded..(r + 1) * padded];
-                weigh(s, scores, part, queries.shape.softcap, &mut work.tops[r], &mut work.totals[r], sums);
+                visible.start.clamp(block.start, block.end) - block.start
+                    ..visible.end.clamp(block.start, block.end) - block.start
+            };
+            let mut shrink = [0.0; 16];
+            for (r, (scores, shrink)) in strip.clone().zip(scores.chunks_exact_mut(KEYS).zip(&mut shrink)) {
+                let top = greatest(s, scores, within(r), queries.shape.softcap, work.tops[r]);
+                // A row that has seen nothing yet has nothing to shrink.
+                *shrink = if top == f32::NEG_INFINITY { 0.0 } else { work.tops[r] - top };
+                work.tops[r] = top;
+            }
+            exp_few(s, &mut shrink);
+            for (r, (scores, shrink)) in strip.clone().zip(scores.chunks_exact_mut(KEYS).zip(shrink)) {
+                if shrink != 1.0 {
+                    work.totals[r] *= shrink;
+                    multiply(s, &mut work.sums[r * padded..(r + 1) * padded], shrink);
+                }
+                work.totals[r] += weigh(s, scores, within(r), work.tops[r]);
             }
             let (values, stride) = if in_place {
                 (&cache.values[seen.start * cache.stride + column..], cache.stride)
@@ -158,8 +174,6 @@ impl<'a> Work<'a> {
             rest = others;
             part
         });
-        // The columns between `dim` and `padded` are multiplied too, and must be numbers.
-        values.fill(0.0);
         sums.fill(0.0);
         tops.fill(f32::NEG_INFINITY);
         totals.fill(0.0);
@@ -178,19 +192,21 @@ fn pack_transposed<S: Simd>(
     dim: usize,
     packed: &mut [f32],
 ) {
+    let mut square = [0.0; 16 * 16];
     for j in (0..KEYS).step_by(S::LANES) {
         for d in (0..dim).step_by(S::LANES) {
             let to = &mut packed[d * KEYS + j..][..(S::LANES - 1) * KEYS + S::LANES];
             let whole = block.start + j + S::LANES <= block.end && d + S::LANES <= dim;
-            let mut square = [0.0; 16 * 16];
             let (from, stride) = if whole {
                 let at = (block.start + j) * stride + column + d;
                 (&keys[at..][..(S::LANES - 1) * stride + S::LANES], stride)
             } else {
-                let there = (block.start + j).min(block.end)..(block.start + j + S::LANES).min(block.end);
-                for (i, to) in there.zip(square.chunks_exact_mut(S::LANES)) {
-                    let width = S::LANES.min(dim - d);
-                    to[..width].copy_from_slice(&keys[i * stride + column + d..][..width]);
+                for (i, to) in square.chunks_exact_mut(S::LANES).take(S::LANES).enumerate() {
+                    let key = block.start + j + i;
+                    let width = if key < block.end { S::LANES.min(dim - d) } else { 0 };
+                    // A key that is not there has no place either.
+                    let at = if width > 0 { key * stride + column + d } else { 0 };
+                    s.store(to, s.load_partial(&keys[at..at + width]));
                 }
                 (&square[..S::LANES * S::LANES], S::LANES)
             };
@@ -200,22 +216,9 @@ fn pack_transposed<S: Simd>(
     }
 }
 
-/// Turns one row's scores into weights `e^(score − top)`, zero outside `seen`, after moving what was summed to the new
-/// top.
+/// The new top of a row: the greatest of `top` and its scores within `seen`; the others become −∞.
 #[inline(always)]
-fn weigh<S: Simd>(
-    s: S,
-    scores: &mut [f32],
-    seen: Range<usize>,
-    softcap: Option<f32>,
-    top: &mut f32,
-    total: &mut f32,
-    sums: &mut [f32],
-) {
-    if seen.is_empty() {
-        scores.fill(0.0);
-        return;
-    }
+fn greatest<S: Simd>(s: S, scores: &mut [f32], seen: Range<usize>, softcap: Option<f32>, top: f32) -> f32 {
     if let Some(cap) = softcap {
         let cap = s.splat(cap);
         for chunk in scores.chunks_exact_mut(S::LANES) {
@@ -224,27 +227,41 @@ fn weigh<S: Simd>(
     }
     scores[..seen.start].fill(f32::NEG_INFINITY);
     scores[seen.end..].fill(f32::NEG_INFINITY);
-    let mut greatest = s.splat(*top);
+    let mut greatest = s.splat(top);
     for chunk in scores.chunks_exact(S::LANES) {
         greatest = s.max(s.load(chunk), greatest);
     }
-    let greatest = s.greatest(greatest);
-    if greatest > *top {
-        let mut shrink = [0.0; 16];
-        s.store(&mut shrink, exp_lanes(s, s.splat(*top - greatest)));
-        *total *= shrink[0];
-        let shrink = s.splat(shrink[0]);
-        for chunk in sums.chunks_exact_mut(S::LANES) {
-            s.store(chunk, s.mul(s.load(chunk), shrink));
-        }
-        *top = greatest;
+    s.greatest(greatest)
+}
+
+/// Turns the scores of a row into weights `e^(score − top)`, and returns their sum.
+#[inline(always)]
+fn weigh<S: Simd>(s: S, scores: &mut [f32], seen: Range<usize>, top: f32) -> f32 {
+    if seen.is_empty() {
+        scores.fill(0.0);
+        return 0.0;
     }
-    let greatest = s.splat(greatest);
+    let top = s.splat(top);
     let mut sum = s.splat(0.0);
     for chunk in scores.chunks_exact_mut(S::LANES) {
-        let weight = exp_lanes(s, s.sub(s.load(chunk), greatest));
+        let weight = exp_lanes(s, s.sub(s.load(chunk), top));
         s.store(chunk, weight);
         sum = s.add(sum, weight);
     }
-    *total += s.sum(sum);
+    s.sum(sum)
+}
+
+#[inline(always)]
+fn exp_few<S: Simd>(s: S, x: &mut [f32; 16]) {
+    for chunk in x.chunks_exact_mut(S::LANES) {
+        s.store(chunk, exp_lanes(s, s.load(chunk)));
+    }
+}
+
+#[inline(always)]
+fn multiply<S: Simd>(s: S, x: &mut [f32], factor: f32) {
+    let factor = s.splat(factor);
+    for chunk in x.chunks_exact_mut(S::LANES) {
+        s.store(chunk, s.mul(s.load(chunk), factor));
+    }
 }
