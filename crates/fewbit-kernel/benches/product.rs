@@ -13,6 +13,9 @@ use fewbit_kernel::linear::{Arithmetic, choose};
 use fewbit_kernel::product::{Weights, gram_add, product_nn, product_nt};
 use fewbit_kernel::{Level, Team, cpu};
 
+/// Regions in one timing of an empty region.
+const REGIONS: usize = 1000;
+
 fn main() {
     if let Some(level) = std::env::args().find_map(|a| Level::named(&a)) {
         cpu::limit(level);
@@ -32,6 +35,8 @@ fn main() {
             reads[i][1]
         );
     }
+    let region = best_seconds(&teams[1], || (), || (0..REGIONS).for_each(|_| teams[1].run(2, &|i| _ = black_box(i))));
+    println!("a region of two threads without work: {:.2} µs by the wall", region[1] / REGIONS as f64 * 1e6);
     println!("each: one thread | two threads, by processor time | two threads, by the wall; share of the limit\n");
     let only = std::env::args().skip(1).find(|a| !a.starts_with('-') && Level::named(a).is_none());
     let report =

@@ -5,16 +5,20 @@
 //! and AVX2 gives the bits of AVX-512 (the scalar twin rounds the product before it adds).
 
 mod drive;
+mod few;
 mod kernels;
+mod operands;
 mod scalar;
-pub(crate) mod scratch;
+mod scratch;
+mod stripe;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
-pub(crate) use drive::{Job, Left, Right, multiply};
+pub(crate) use drive::multiply;
+pub(crate) use operands::{Job, Left, Right};
 
 use crate::{Level, Team, cpu};
 
