@@ -80,7 +80,8 @@ impl<'a> Generation<'a> {
     }
 
     /// Makes the text that follows `prompt` (all ids of the conversation; what is remembered of it is not run again);
-    /// `listen` gets each piece of text as it becomes certain, and answers whether to go on.
+    /// `listen` is called for every new token with the text that became certain with it (often none), and for what is
+    /// left at the end; it answers whether to go on.
     ///
     /// # Errors
     /// If the prompt is empty or does not fit the context, or the logits are not finite.
@@ -109,20 +110,20 @@ impl<'a> Generation<'a> {
             }
             made.ids.push(id);
             self.seen.push(id);
-            if let Some(chunk) = stream.push(id) {
-                match stops.push(&chunk) {
-                    Stopped::No(text) => {
-                        if !deliver(&mut made.text, &text, listen) {
-                            made.finish = Finish::Interrupted;
-                            break;
-                        }
+            // Every token is told, also one that completes no text: the listener can count, and stop, at each.
+            match stream.push(id).map_or_else(|| Stopped::No(String::new()), |chunk| stops.push(&chunk)) {
+                Stopped::No(text) => {
+                    made.text.push_str(&text);
+                    if !listen(&text) {
+                        made.finish = Finish::Interrupted;
+                        break;
                     }
-                    Stopped::Yes(text) => {
-                        deliver(&mut made.text, &text, listen);
-                        made.finish = Finish::Stop;
-                        made.seconds = clock.elapsed().as_secs_f64();
-                        return Ok(made);
-                    }
+                }
+                Stopped::Yes(text) => {
+                    deliver(&mut made.text, &text, listen);
+                    made.finish = Finish::Stop;
+                    made.seconds = clock.elapsed().as_secs_f64();
+                    return Ok(made);
                 }
             }
             if made.ids.len() < most {
@@ -178,10 +179,10 @@ impl<'a> Generation<'a> {
     }
 }
 
-fn deliver(text: &mut String, piece: &str, listen: &mut dyn FnMut(&str) -> bool) -> bool {
-    if piece.is_empty() {
-        return true;
+/// The last pieces: there is nothing to stop any more.
+fn deliver(text: &mut String, piece: &str, listen: &mut dyn FnMut(&str) -> bool) {
+    if !piece.is_empty() {
+        text.push_str(piece);
+        listen(piece);
     }
-    text.push_str(piece);
-    listen(piece)
 }
