@@ -49,10 +49,10 @@ pub fn invert_triangle(a: &mut [f32], ld: usize, n: usize) {
     narrowed(&w, a, ld, n);
 }
 
-type Wide = [[f64; TRIANGLE]; TRIANGLE];
+type Wide = [[f64; TRIANGLE]];
 
-fn widened(a: &[f32], ld: usize, n: usize) -> Box<Wide> {
-    let mut w = Box::new([[0.0; TRIANGLE]; TRIANGLE]);
+fn widened(a: &[f32], ld: usize, n: usize) -> Vec<[f64; TRIANGLE]> {
+    let mut w = vec![[0.0; TRIANGLE]; TRIANGLE];
     for i in 0..n {
         for j in i..n {
             w[i][j] = f64::from(a[i * ld + j]);

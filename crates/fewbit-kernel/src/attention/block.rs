@@ -1,3 +1,5 @@
+//! One pass of a block of queries over the keys.
+
 use std::ops::Range;
 
 use super::AttentionShape;

@@ -56,7 +56,7 @@ fn gelu_erf_all<S: Simd>(s: S, x: &mut [f32]) {
 #[inline(always)]
 fn gelu_tanh_all<S: Simd>(s: S, x: &mut [f32]) {
     let (one, cubic) = (s.splat(1.0), s.splat(0.044_715));
-    let minus_two_roots = s.splat(-1.595_769_1);
+    let minus_two_roots = s.splat(-1.595_769_2);
     each(
         s,
         x,

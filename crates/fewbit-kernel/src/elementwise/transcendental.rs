@@ -4,7 +4,7 @@ use super::arithmetic::each;
 use crate::lanes::{Simd, vectorised};
 
 vectorised! {
-    /// `x ← eˣ`, within 2 units in the last place; 0 below `e⁻⁸⁷·³³`, instead of subnormal numbers, and ∞ beyond f32.
+    /// `x ← eˣ`, within 2 units in the last place; 0 instead of subnormal results, ∞ beyond f32.
     pub fn exp(x: &mut [f32]) = exp_all
 }
 
@@ -31,8 +31,8 @@ fn polynomial<S: Simd, const N: usize>(s: S, x: S::V, coefficients: [f32; N]) ->
 /// `eˣ = 2ⁿ eʳ` with `n = round(x / ln 2)` and `r = x − n ln 2`, ln 2 in two parts of which the first times n is exact.
 #[inline(always)]
 pub(crate) fn exp_lanes<S: Simd>(s: S, x: S::V) -> S::V {
-    const LN2_HIGH: f32 = 0.693359375;
-    const LN2_LOW: f32 = -2.12194440e-4;
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
     // Adding and taking away 1.5 · 2²³ rounds to an integer.
     const ROUNDER: f32 = 12582912.0;
     // Subnormal results would be slow to make and to use.
@@ -53,7 +53,7 @@ pub(crate) fn exp_lanes<S: Simd>(s: S, x: S::V) -> S::V {
 pub(crate) fn tanh_lanes<S: Simd>(s: S, x: S::V) -> S::V {
     let t = s.abs(x);
     let z = s.mul(x, x);
-    let p = polynomial(s, z, [-5.704_988_7e-3, 2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_2e-1]);
+    let p = polynomial(s, z, [-5.704_988_7e-3, 2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1]);
     let near = s.mul_add(s.mul(p, z), x, x);
     let e = exp_lanes(s, s.add(t, t));
     let one = s.splat(1.0);
@@ -69,7 +69,7 @@ pub(crate) fn one_plus_erf_lanes<S: Simd>(s: S, a: S::V) -> S::V {
     let near = polynomial(
         s,
         z,
-        [-5.967_617e-4, 4.991_194_2e-3, -2.676_813_5e-2, 1.128_199_25e-1, -3.761_253_3e-1, 1.283_791_66e-1],
+        [-5.967_617e-4, 4.991_194_2e-3, -2.676_813_5e-2, 1.128_199_25e-1, -3.761_253_3e-1, 1.283_791_7e-1],
     );
     let near = s.mul_add(near, a, a);
     // Beyond 475 / 512, erfc t = exp of a polynomial.

@@ -1,3 +1,6 @@
+//! The tokens of x86: AVX2 and AVX-512.
+#![cfg_attr(not(test), expect(clippy::wildcard_imports, reason = "intrinsics bear their own prefix"))]
+
 use std::arch::x86_64::*;
 
 use super::Simd;
@@ -24,7 +27,7 @@ impl Avx2 {
 
     /// All ones in the first `n` lanes.
     #[inline(always)]
-    fn first(self, n: usize) -> __m256i {
+    fn first(n: usize) -> __m256i {
         const ONES_THEN_ZEROS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
         let from = &ONES_THEN_ZEROS[8 - n..16 - n];
         proven!(_mm256_loadu_si256(from.as_ptr().cast()))
@@ -49,7 +52,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn load_partial(self, x: &[f32]) -> __m256 {
-        proven!(_mm256_maskload_ps(x.as_ptr(), self.first(x.len())))
+        proven!(_mm256_maskload_ps(x.as_ptr(), Self::first(x.len())))
     }
 
     #[inline(always)]
@@ -59,7 +62,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn store_partial(self, x: &mut [f32], v: __m256) {
-        proven!(_mm256_maskstore_ps(x.as_mut_ptr(), self.first(x.len()), v));
+        proven!(_mm256_maskstore_ps(x.as_mut_ptr(), Self::first(x.len()), v));
     }
 
     #[inline(always)]
@@ -222,7 +225,7 @@ impl Avx512 {
 
     /// The first `n` lanes.
     #[inline(always)]
-    fn first(self, n: usize) -> __mmask16 {
+    fn first(n: usize) -> __mmask16 {
         assert!(n <= 16, "more values than lanes");
         ((1u32 << n) - 1) as __mmask16
     }
@@ -246,7 +249,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn load_partial(self, x: &[f32]) -> __m512 {
-        proven!(_mm512_maskz_loadu_ps(self.first(x.len()), x.as_ptr()))
+        proven!(_mm512_maskz_loadu_ps(Self::first(x.len()), x.as_ptr()))
     }
 
     #[inline(always)]
@@ -256,7 +259,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn store_partial(self, x: &mut [f32], v: __m512) {
-        proven!(_mm512_mask_storeu_ps(x.as_mut_ptr(), self.first(x.len()), v));
+        proven!(_mm512_mask_storeu_ps(x.as_mut_ptr(), Self::first(x.len()), v));
     }
 
     #[inline(always)]
