@@ -44,6 +44,29 @@ const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const BYTE: i32 = 6;
 
+/// Texts that end a turn or a text in some family: control tokens whatever type a file gives them, as in llama.cpp.
+const ENDS: [&str; 19] = [
+    "</s>",
+    "<eos>",
+    "<end_of_turn>",
+    "<end_of_utterance>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|return|>",
+    "<|call|>",
+    "<|calls|>",
+    "<|flush|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<｜end▁of▁sentence｜>",
+];
+
 impl GgufVocabulary {
     /// Builds the tokenizer.
     pub(crate) fn into_tokenizer(self) -> Result<Tokenizer> {
@@ -80,6 +103,7 @@ impl GgufVocabulary {
 
     fn kind(&self, id: u32) -> i32 {
         match self.types.get(id as usize) {
+            Some(_) if ENDS.contains(&self.tokens[id as usize].as_str()) => CONTROL,
             Some(&kind) => kind,
             None if [self.bos, self.eos, self.pad].contains(&Some(id)) => CONTROL,
             None if self.unk == Some(id) => UNKNOWN,

@@ -16,6 +16,7 @@ mod settings;
 mod stop;
 mod stream;
 mod template;
+mod to_gguf;
 mod tokenizer;
 
 pub use gguf::GgufVocabulary;

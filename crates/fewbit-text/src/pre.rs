@@ -16,7 +16,7 @@ pub(crate) struct PreTokenizer {
 /// Taken, with a warning, where the file does not say.
 pub(crate) const DEFAULT: &str = "gpt-2";
 
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub(crate) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -86,6 +86,11 @@ pub(crate) fn by_name(name: Option<&str>) -> Result<&'static PreTokenizer> {
             .place("`tokenizer.ggml.pre`")
             .hint("use the model's Hugging Face folder with its `tokenizer.json`")
     })
+}
+
+/// The name of the pre-tokenizer that cuts by these patterns.
+pub(crate) fn by_patterns(patterns: &[String], whole_words: bool) -> Option<&'static str> {
+    KNOWN.iter().find(|p| p.patterns == patterns && p.whole_words == whole_words).map(|p| p.names[0])
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ use std::fmt::Write;
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
+use crate::template::MAX_OUTPUT_BYTES;
+
 /// Nesting that a printed value may have.
 const MAX_DEPTH: usize = 100;
 
@@ -57,35 +59,37 @@ struct Json<'a> {
 
 impl Json<'_> {
     fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
-        check_depth(depth)?;
+        check(depth, out)?;
         match value.kind() {
             ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => out.push_str(&number(value, "NaN", "Infinity")),
-            ValueKind::String => self.string(value.as_str().unwrap_or_default(), out),
+            ValueKind::String => {
+                let text = value.as_str().unwrap_or_default();
+                check(depth, text)?;
+                self.string(text, out);
+            }
             ValueKind::Seq | ValueKind::Iterable => {
-                let mut items = Vec::new();
+                let mut group = Group::open('[', depth, out);
                 for item in value.try_iter()? {
-                    let mut text = String::new();
-                    self.write(&item, depth + 1, &mut text)?;
-                    items.push(text);
+                    group.next(self, out);
+                    self.write(&item, depth + 1, out)?;
                 }
-                self.group(items, '[', ']', depth, out);
+                group.close(self, ']', out);
             }
             ValueKind::Map => {
                 let mut keys: Vec<Value> = value.try_iter()?.collect();
                 if self.style.sorted {
                     keys.sort();
                 }
-                let mut items = Vec::new();
+                let mut group = Group::open('{', depth, out);
                 for key in keys {
-                    let mut text = String::new();
-                    self.string(&key.to_string(), &mut text);
-                    text.push_str(self.key);
-                    self.write(&value.get_item(&key)?, depth + 1, &mut text)?;
-                    items.push(text);
+                    group.next(self, out);
+                    self.string(&key.to_string(), out);
+                    out.push_str(self.key);
+                    self.write(&value.get_item(&key)?, depth + 1, out)?;
                 }
-                self.group(items, '{', '}', depth, out);
+                group.close(self, '}', out);
             }
             kind => {
                 return Err(Error::new(
@@ -97,21 +101,11 @@ impl Json<'_> {
         Ok(())
     }
 
-    fn group(&self, items: Vec<String>, open: char, close: char, depth: usize, out: &mut String) {
-        out.push(open);
-        let empty = items.is_empty();
-        let line = |depth: usize| self.style.indent.map(|n| format!("\n{}", " ".repeat(n * depth))).unwrap_or_default();
-        for (i, item) in items.into_iter().enumerate() {
-            if i > 0 {
-                out.push_str(self.item);
-            }
-            out.push_str(&line(depth + 1));
-            out.push_str(&item);
+    fn line(&self, depth: usize, out: &mut String) {
+        if let Some(spaces) = self.style.indent {
+            out.push('\n');
+            out.extend(std::iter::repeat_n(' ', spaces * depth));
         }
-        if !empty {
-            out.push_str(&line(depth));
-        }
-        out.push(close);
     }
 
     fn string(&self, text: &str, out: &mut String) {
@@ -137,6 +131,34 @@ impl Json<'_> {
     }
 }
 
+/// A list or an object that is being written.
+struct Group {
+    depth: usize,
+    is_empty: bool,
+}
+
+impl Group {
+    fn open(bracket: char, depth: usize, out: &mut String) -> Self {
+        out.push(bracket);
+        Self { depth, is_empty: true }
+    }
+
+    fn next(&mut self, json: &Json<'_>, out: &mut String) {
+        if !self.is_empty {
+            out.push_str(json.item);
+        }
+        self.is_empty = false;
+        json.line(self.depth + 1, out);
+    }
+
+    fn close(self, json: &Json<'_>, bracket: char, out: &mut String) {
+        if !self.is_empty {
+            json.line(self.depth, out);
+        }
+        out.push(bracket);
+    }
+}
+
 /// `str(value)`.
 pub(crate) fn text(value: &Value) -> Result<String, Error> {
     match value.kind() {
@@ -152,7 +174,7 @@ pub(crate) fn text(value: &Value) -> Result<String, Error> {
 
 /// `repr(value)`.
 fn repr(value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
-    check_depth(depth)?;
+    check(depth, out)?;
     match value.kind() {
         ValueKind::None => out.push_str("None"),
         ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
@@ -228,9 +250,10 @@ fn number(value: &Value, nan: &str, infinity: &str) -> String {
     }
 }
 
-fn check_depth(depth: usize) -> Result<(), Error> {
-    if depth > MAX_DEPTH {
-        return Err(Error::new(ErrorKind::InvalidOperation, "a value is nested too deep to be printed"));
+/// Keeps what the engine does not see in bounds: nesting, and the size of a text before it is whole.
+fn check(depth: usize, out: &str) -> Result<(), Error> {
+    if depth > MAX_DEPTH || out.len() > MAX_OUTPUT_BYTES {
+        return Err(Error::new(ErrorKind::InvalidOperation, "a value is too deep or too long to be printed"));
     }
     Ok(())
 }

@@ -78,6 +78,11 @@ impl ScoreMerges {
         Self { tokens, scores, from_text, ids, byte_ids, unk }
     }
 
+    /// The score of every token, by id.
+    pub(crate) fn scores(&self) -> &[f32] {
+        &self.scores
+    }
+
     /// The id of a piece that ordinary text may become.
     fn piece(&self, text: &str) -> Option<u32> {
         self.ids.get(text).copied().filter(|&id| self.from_text[id as usize])

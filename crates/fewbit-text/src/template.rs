@@ -8,12 +8,12 @@ use serde_json::{Map, json};
 
 use crate::{clock, python};
 
-/// Work that one rendering may do: instructions, and one unit for every 64 bytes made (about 640 MB).
-const FUEL: u64 = 10_000_000;
+/// Work that one rendering may do: instructions, and one unit for every 64 bytes made (320 MB).
+const FUEL: u64 = 5_000_000;
 /// Nesting of blocks and macros.
 const MAX_RECURSION: usize = 200;
 /// Longest text that a template may make.
-const MAX_OUTPUT_BYTES: usize = 10 << 20;
+pub(crate) const MAX_OUTPUT_BYTES: usize = 10 << 20;
 const MAX_SOURCE_BYTES: usize = 4 << 20;
 const NAME: &str = "chat";
 
@@ -137,6 +137,7 @@ fn raise_exception(message: &str) -> std::result::Result<Value, minijinja::Error
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the engine hands options over by value")]
 fn tojson(value: &Value, indent: Option<usize>, options: Kwargs) -> std::result::Result<Value, minijinja::Error> {
     let indent = match indent {
         Some(n) => Some(n),
@@ -253,6 +254,54 @@ mod tests {
         let deep = format!("{}x{}", "{% if true %}".repeat(5000), "{% endif %}".repeat(5000));
         assert!(render(&deep, &[]).is_err());
         assert!(render(&format!("{{{{ {}1{} }}}}", "(".repeat(100_000), ")".repeat(100_000)), &[]).is_err());
+    }
+
+    /// A template with what engines other than Python's lack; its text is what jinja2 3.1.6 makes of it.
+    #[test]
+    fn macros_namespaces_loops_and_parts() {
+        let source = r"{%- macro block(role, text) -%}
+<{{ role }}>{{ text | trim }}</{{ role }}>
+{%- endmacro -%}
+{{- bos_token -}}
+{%- set ns = namespace(count=0) -%}
+{%- if messages[0]['role'] == 'system' -%}
+{{ block('sys', messages[0]['content'] ~ ' Today: ' ~ strftime_now('%d %b %Y')) }}
+{%- set messages = messages[1:] -%}
+{%- endif -%}
+{%- for m in messages -%}
+{%- if (m['role'] == 'user') != (loop.index0 % 2 == 0) -%}{{ raise_exception('roles must alternate, got ' ~ m['role']) }}{%- endif -%}
+{%- if m.role == 'assistant' -%}{% generation %}{{ block('bot', m.content) }}{% endgeneration %}
+{%- elif m.content is string -%}{{ block('usr', m.content) }}
+{%- else -%}{%- for part in m.content if part.type == 'text' -%}{{ block('usr', part.text) }}{%- endfor -%}
+{%- endif -%}
+{%- set ns.count = ns.count + 1 -%}
+{%- if ns.count > 8 -%}{%- break -%}{%- endif -%}
+{%- endfor -%}
+{%- if tools is defined and tools -%}
+<tools>{{ tools | tojson(indent=2) }}</tools>
+{%- endif -%}
+{%- if add_generation_prompt -%}<bot>{%- endif -%}
+";
+        let messages = [
+            Message::new("system", "  Be kind. "),
+            Message::new("user", "Hi é <b>"),
+            Message::new("assistant", "Yes."),
+            Message { role: "user".to_owned(), content: json!([{"type": "text", "text": "Go on"}]) },
+        ];
+        let t = ChatTemplate::new(source, "<s>", "</s>").unwrap();
+        let today = clock::strftime(clock::now(), "%d %b %Y");
+        let want = format!("<s><sys>Be kind.  Today: {today}</sys><usr>Hi é <b></usr><bot>Yes.</bot><usr>Go on</usr>");
+        assert_eq!(t.render(&messages, true, Map::new()).unwrap(), format!("{want}<bot>"));
+        let mut extra = Map::new();
+        extra.insert(
+            "tools".to_owned(),
+            json!([{"type": "function", "function": {"name": "add", "description": "a & b"}}]),
+        );
+        let tools = "<tools>[\n  {\n    \"type\": \"function\",\n    \"function\": {\n      \"name\": \"add\",\n      \"description\": \"a & b\"\n    }\n  }\n]</tools>";
+        assert_eq!(t.render(&messages, true, extra).unwrap(), format!("{want}{tools}<bot>"));
+        let two = [Message::new("user", "a"), Message::new("user", "b")];
+        let e = t.render(&two, true, Map::new()).unwrap_err().to_string();
+        assert_eq!(e, "the chat template refuses the conversation: roles must alternate, got user");
     }
 
     #[test]

@@ -60,6 +60,9 @@ pub(crate) fn refused(what: &str, error: &tokenizers::Error) -> Error {
 
 impl Tokenizer {
     /// Reads a `tokenizer.json`; `settings` say which token is BOS and may overrule whether it is added.
+    ///
+    /// # Errors
+    /// The reason, without the file, which the caller knows.
     pub fn from_json(bytes: &[u8], settings: &Settings) -> Result<Self> {
         // The library panics on some vocabularies, such as merges that make more than the longest token.
         let read = catch_unwind(AssertUnwindSafe(|| serde_json::from_slice::<tokenizers::Tokenizer>(bytes)));
@@ -129,6 +132,25 @@ impl Tokenizer {
             Engine::Scores(p) => merges_of(p).and_then(|p| p.to_string(false)),
         };
         text.map(String::into_bytes).map_err(|e| Error::internal(format!("the tokenizer cannot be written: {e}")))
+    }
+
+    /// The vocabulary that a GGUF file holds of this tokenizer.
+    ///
+    /// The translation need not be exact: build a tokenizer of the result and try it with
+    /// [`crate::check_round_trip`] before it is written.
+    ///
+    /// # Errors
+    /// A tokenizer that GGUF has no name for, by what is missing.
+    pub fn to_gguf(&self) -> Result<GgufVocabulary> {
+        let json = self.to_json()?;
+        let json = serde_json::from_slice(&json).map_err(|e| Error::internal(format!("tokenizer.json: {e}")))?;
+        let mut v = crate::to_gguf::vocabulary(&json)?;
+        if let Engine::Scores(p) = &self.engine {
+            v.scores = p.get_model().scores().to_vec();
+        }
+        (v.bos, v.eos) = (self.bos, self.eos);
+        (v.add_bos, v.add_eos) = (Some(!self.rule.before.is_empty()), Some(!self.rule.after.is_empty()));
+        Ok(v)
     }
 
     /// The ids of `text`.
@@ -241,7 +263,7 @@ fn overrule(tokens: &mut Vec<(u32, String)>, wanted: Option<bool>, token: Option
 }
 
 fn bad_json(why: &str) -> Error {
-    Error::input(why).place("`tokenizer.json`").hint("re-download it, or convert the model's tokenizer again")
+    Error::input(why).hint("re-download it, or convert the model's tokenizer again")
 }
 
 fn ids<M: Model>(p: &Pipeline<M>, added: &AddedVocabulary, text: &str) -> tokenizers::Result<Vec<u32>> {
