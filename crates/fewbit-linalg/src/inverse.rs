@@ -61,9 +61,7 @@ fn invert_upper(team: &Team, a: &mut [f32], n: usize, from: usize, to: usize, sc
         out.fill(0.0);
         let (left, right) = (&a[top * n + top..], &a[top * n + middle..]);
         product_nn(team, rows, width, middle - top, 1.0, left, n, right, n, out, width);
-        for (r, row) in out.chunks_exact(width).enumerate() {
-            a[(top + r) * n + middle..][..width].copy_from_slice(row);
-        }
+        put(team, out, width, &mut a[top * n..(top + rows) * n], n, middle);
     }
     // B ← −B D⁻¹, from the right: a column needs itself and those before.
     for left in (0..width).step_by(TILE).rev() {
@@ -72,10 +70,18 @@ fn invert_upper(team: &Team, a: &mut [f32], n: usize, from: usize, to: usize, sc
         out.fill(0.0);
         let (b, d) = (&a[from * n + middle..], &a[middle * n + middle + left..]);
         product_nn(team, height, columns, left + columns, -1.0, b, n, d, n, out, columns);
-        for (r, row) in out.chunks_exact(columns).enumerate() {
-            a[(from + r) * n + middle + left..][..columns].copy_from_slice(row);
-        }
+        put(team, out, columns, &mut a[from * n..middle * n], n, middle + left);
     }
+}
+
+/// Copies `block [_, width]` into the whole rows `rows [_, n]`, from column `left` on.
+fn put(team: &Team, block: &[f32], width: usize, rows: &mut [f32], n: usize, left: usize) {
+    const ROWS: usize = 16;
+    team.for_pieces(rows, ROWS * n, &|i, piece| {
+        for (row, from) in piece.chunks_exact_mut(n).zip(block[i * ROWS * width..].chunks_exact(width)) {
+            row[left..left + width].copy_from_slice(from);
+        }
+    });
 }
 
 #[cfg(test)]
