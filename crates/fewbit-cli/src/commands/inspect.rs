@@ -1,0 +1,200 @@
+use std::collections::BTreeSet;
+use std::fmt::Write;
+
+use clap::Args;
+use fewbit_format::Result;
+use fewbit_graph::{Container, Part};
+use fewbit_store::{Checkpoint, ModelFile, layout};
+use serde_json::{Value, json};
+
+use crate::loading;
+use crate::session::Session;
+
+mod outliers;
+
+/// Show what a model consists of, without loading its weights
+///
+/// JSON: architecture, parameters, tensors (name, shape, dtype, bits), bits_per_weight (everything stored for the
+/// linears of the blocks ÷ their weights), bits_per_weight_model, size_bytes, quantization, is_tied, layers, notes; with
+/// --outliers: outliers.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  fewbit inspect demo --outliers")]
+pub(crate) struct Inspect {
+    /// Folder, GGUF file, or `demo`
+    model: String,
+    /// Read the weights, and show how heavy the tails of each matrix are
+    #[arg(long)]
+    outliers: bool,
+}
+
+/// A linear of a block, as it is stored.
+struct Linear {
+    name: &'static str,
+    shape: [usize; 2],
+    /// The modules whose tensors hold it.
+    module: String,
+    format: String,
+}
+
+/// One block's linears.
+struct Layer {
+    linears: Vec<Linear>,
+    stored_bits: u64,
+    weights: u64,
+}
+
+impl Inspect {
+    pub(crate) fn run(&self, session: &Session) -> Result<()> {
+        let file = ModelFile::of(loading::checkpoint(&self.model)?)?;
+        let layers = layers(&file);
+        let outliers = if self.outliers { Some(outliers::of(session, &file)?) } else { None };
+        session.output.text(&text(&file, &layers))?;
+        let mut object = object(&file, &layers);
+        if let Some(outliers) = outliers {
+            session.output.text(&outliers::table(&outliers))?;
+            object["outliers"] = outliers.iter().map(outliers::Tails::object).collect();
+        }
+        session.output.object(&object)
+    }
+}
+
+fn layers(file: &ModelFile) -> Vec<Layer> {
+    let blocks = file.model().parts().filter(|(part, _)| matches!(part, Part::Block(_)));
+    blocks.map(|(part, graph)| {
+        let linears: Vec<Linear> = (0..graph.weights.len())
+            .map(|w| {
+                let module = file.module(part, w);
+                let format = format(file, &module);
+                Linear { name: graph.weights[w].name, shape: graph.weights[w].shape, module, format }
+            })
+            .collect();
+        // Several weights may be views of one stored matrix.
+        let modules: BTreeSet<&str> = linears.iter().map(|l| l.module.as_str()).collect();
+        let names = modules.into_iter().flat_map(|m| tensors_of(file, m));
+        let stored_bits = names.map(|name| 8 * bytes(file.checkpoint(), &name)).sum();
+        let weights = linears.iter().map(|l| (l.shape[0] * l.shape[1]) as u64).sum();
+        Layer { linears, stored_bits, weights }
+    })
+    .collect()
+}
+
+/// The tensors of a module's weight that the checkpoint has.
+fn tensors_of(file: &ModelFile, module: &str) -> Vec<String> {
+    let names = match file.checkpoint().container() {
+        Container::HuggingFace => layout::tensor_names(file.quantization(), module),
+        Container::Gguf => vec![format!("{module}.weight")],
+    };
+    names.into_iter().filter(|n| file.checkpoint().contains(n)).collect()
+}
+
+/// How a module's weight is stored, in a few words.
+fn format(file: &ModelFile, module: &str) -> String {
+    let checkpoint = file.checkpoint();
+    let is_packed = checkpoint.container() == Container::HuggingFace
+        && layout::is_quantized(file.quantization(), checkpoint, module);
+    if is_packed {
+        let scheme = file.quantization().scheme_of(module).map(ToString::to_string);
+        return scheme.or_else(|| file.quantization().describe()).unwrap_or_else(|| "quantized".to_owned());
+    }
+    dtype(checkpoint, &format!("{module}.weight")).to_owned()
+}
+
+fn dtype(checkpoint: &Checkpoint, tensor: &str) -> &'static str {
+    checkpoint.elements(tensor).map_or("", fewbit_store::Elements::name)
+}
+
+fn bytes(checkpoint: &Checkpoint, tensor: &str) -> u64 {
+    let shape = checkpoint.shape(tensor).unwrap_or_default();
+    checkpoint.elements(tensor).ok().and_then(|e| e.tensor_bytes(&shape)).unwrap_or(0) as u64
+}
+
+fn architecture(checkpoint: &Checkpoint) -> &str {
+    let config = checkpoint.config();
+    let listed = config.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
+    listed.or_else(|| config.get("model_type").and_then(Value::as_str)).unwrap_or("unknown")
+}
+
+/// `stored_bits ÷ weights` over layers.
+fn bits_per_weight<'a>(layers: impl IntoIterator<Item = &'a Layer>) -> f64 {
+    let (bits, weights) = layers.into_iter().fold((0, 0), |(b, w), l| (b + l.stored_bits, w + l.weights));
+    bits as f64 / weights.max(1) as f64
+}
+
+fn quantization(file: &ModelFile) -> Option<String> {
+    if !file.is_quantized() {
+        return None;
+    }
+    file.quantization().describe().or_else(|| {
+        let names: BTreeSet<&str> = (file.checkpoint().names())
+            .filter(|n| !matches!(file.checkpoint().elements(n), Ok(fewbit_store::Elements::Plain(_)) | Err(_)))
+            .map(|n| dtype(file.checkpoint(), n))
+            .collect();
+        Some(format!("GGUF {}", names.into_iter().collect::<Vec<_>>().join(", ")))
+    })
+}
+
+fn object(file: &ModelFile, layers: &[Layer]) -> Value {
+    let (checkpoint, model) = (file.checkpoint(), file.model());
+    let tensor = |name: &str| {
+        let elements = checkpoint.elements(name).ok()?;
+        let bits = 8.0 * elements.block_bytes() as f64 / elements.block_len() as f64;
+        Some(json!({ "name": name, "shape": checkpoint.shape(name).ok()?, "dtype": elements.name(), "bits": bits }))
+    };
+    let layer = |(i, layer): (usize, &Layer)| {
+        let linear = |l: &Linear| json!({ "name": l.name, "shape": l.shape, "format": l.format });
+        json!({
+            "layer": i,
+            "bits_per_weight": bits_per_weight([layer]),
+            "linears": layer.linears.iter().map(linear).collect::<Vec<_>>(),
+        })
+    };
+    let size_bytes = checkpoint.size_bytes();
+    json!({
+        "architecture": architecture(checkpoint),
+        "parameters": model.parameters(),
+        "context": model.context,
+        "vocabulary": model.vocabulary,
+        "hidden": model.hidden,
+        "is_tied": file.is_tied(),
+        "size_bytes": size_bytes,
+        "bits_per_weight": bits_per_weight(layers),
+        "bits_per_weight_model": 8.0 * size_bytes as f64 / model.parameters().max(1) as f64,
+        "quantization": quantization(file),
+        "layers": layers.iter().enumerate().map(layer).collect::<Vec<_>>(),
+        "tensors": checkpoint.names().filter_map(tensor).collect::<Vec<_>>(),
+        "notes": file.notes(),
+    })
+}
+
+fn text(file: &ModelFile, layers: &[Layer]) -> String {
+    let (checkpoint, model) = (file.checkpoint(), file.model());
+    let size = checkpoint.size_bytes();
+    let mut out = String::new();
+    let mut row = |name: &str, value: String| {
+        let _ = writeln!(out, "{name:<16}{value}");
+    };
+    row("architecture", architecture(checkpoint).to_owned());
+    row("parameters", model.parameters().to_string());
+    row("blocks", format!("{} of width {}", model.blocks.len(), model.hidden));
+    row("vocabulary", format!("{}, {}", model.vocabulary, if file.is_tied() { "one matrix for embedding and head" } else { "a head of its own" }));
+    row("context", model.context.to_string());
+    row("quantization", quantization(file).unwrap_or_else(|| "none".to_owned()));
+    row("size", format!("{:.1} MB, {:.3} bits per parameter", size as f64 / 1e6, 8.0 * size as f64 / model.parameters().max(1) as f64));
+    row("linears", format!("{:.3} bits per weight, all that is stored for them", bits_per_weight(layers)));
+    for note in file.notes() {
+        row("note", note.clone());
+    }
+    // Blocks that are stored alike are shown once.
+    let kind = |l: &Layer| l.linears.iter().map(|l| (l.name, l.shape, l.format.clone())).collect::<Vec<_>>();
+    let mut start = 0;
+    while start < layers.len() {
+        let alike = layers[start..].iter().take_while(|l| kind(l) == kind(&layers[start])).count();
+        let name = if alike > 1 { format!("blocks {start} to {}", start + alike - 1) } else { format!("block {start}") };
+        let _ = writeln!(out, "{name}: {:.3} bits per weight", bits_per_weight(&layers[start..start + alike]));
+        for l in &layers[start].linears {
+            let _ = writeln!(out, "  {:<24}{:>13}  {}", l.name, format!("{} × {}", l.shape[0], l.shape[1]), l.format);
+        }
+        start += alike;
+    }
+    out
+}

@@ -1,0 +1,144 @@
+//! How heavy the tails of each matrix are.
+
+use std::fmt::Write;
+
+use fewbit_format::{QuantizedLinear, Result};
+use fewbit_graph::Part;
+use fewbit_store::ModelFile;
+use serde_json::{Value, json};
+
+use crate::progress::Progress;
+use crate::session::Session;
+
+/// Weights that are decoded at a time.
+const CHUNK: usize = 1 << 16;
+/// A weight beyond so many times the root mean square is an outlier.
+const BEYOND: f64 = 6.0;
+
+/// The tails of one matrix's weights.
+#[derive(Debug)]
+pub(super) struct Tails {
+    name: String,
+    /// Largest magnitude ÷ root mean square.
+    max_over_rms: f64,
+    /// Share of weights beyond six times the root mean square.
+    share_beyond_6_rms: f64,
+    /// `mean((w − mean)⁴) ÷ variance²`: 3 for a normal distribution.
+    kurtosis: f64,
+    /// NaN and infinities; the figures are of the others.
+    not_finite: u64,
+}
+
+/// The tails of every matrix, a part of the model in memory at a time.
+pub(super) fn of(session: &Session, file: &ModelFile) -> Result<Vec<Tails>> {
+    let model = file.model();
+    let progress = Progress::new(&session.output, "reading", model.blocks.len() as u64 + 2);
+    let mut all = Vec::new();
+    for (done, (part, graph)) in model.parts().enumerate() {
+        progress.set(done as u64, "");
+        if part == Part::Head && file.is_tied() {
+            continue;
+        }
+        for (w, weight) in graph.weights.iter().enumerate() {
+            session.check_stop()?;
+            let name = match part {
+                Part::Block(i) => format!("block {i} {}", weight.name),
+                Part::Embed | Part::Head => weight.name.to_owned(),
+            };
+            all.push(tails(name, &file.linear(part, w)?));
+        }
+        file.drop_pages(part);
+    }
+    Ok(all)
+}
+
+fn tails(name: String, linear: &QuantizedLinear) -> Tails {
+    let (mut count, mut not_finite, mut largest) = (0_u64, 0_u64, 0.0_f64);
+    let (mut s1, mut s2) = (0.0, 0.0);
+    each(linear, |v| {
+        if v.is_finite() {
+            count += 1;
+            largest = largest.max(v.abs());
+            s1 += v;
+            s2 += v * v;
+        } else {
+            not_finite += 1;
+        }
+    });
+    let n = count.max(1) as f64;
+    let (mean, rms) = (s1 / n, (s2 / n).sqrt());
+    let variance = s2 / n - mean * mean;
+    let (mut beyond, mut fourth) = (0_u64, 0.0);
+    each(linear, |v| {
+        if v.is_finite() {
+            beyond += u64::from(v.abs() > BEYOND * rms);
+            fourth += (v - mean).powi(4);
+        }
+    });
+    let ratio = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
+    Tails {
+        name,
+        max_over_rms: ratio(largest, rms),
+        share_beyond_6_rms: beyond as f64 / n,
+        kurtosis: ratio(fourth / n, variance * variance),
+        not_finite,
+    }
+}
+
+fn each(linear: &QuantizedLinear, mut look: impl FnMut(f64)) {
+    let [rows, cols] = linear.shape;
+    let step = (CHUNK / cols.max(1)).max(1);
+    let mut values = vec![0.0; step.min(rows) * cols];
+    for start in (0..rows).step_by(step) {
+        let end = (start + step).min(rows);
+        let values = &mut values[..(end - start) * cols];
+        linear.decode_rows(start..end, values);
+        values.iter().for_each(|v| look(f64::from(*v)));
+    }
+}
+
+impl Tails {
+    pub(super) fn object(&self) -> Value {
+        json!({
+            "name": self.name,
+            "max_over_rms": self.max_over_rms,
+            "share_beyond_6_rms": self.share_beyond_6_rms,
+            "kurtosis": self.kurtosis,
+            "not_finite": self.not_finite,
+        })
+    }
+}
+
+pub(super) fn table(all: &[Tails]) -> String {
+    let mut out = format!("{:<34}{:>10}{:>14}{:>11}\n", "matrix", "max/rms", "beyond 6 rms", "kurtosis");
+    for t in all {
+        let share = format!("{:.2e}", t.share_beyond_6_rms);
+        let _ = write!(out, "{:<34}{:>10.2}{share:>14}{:>11.2}", t.name, t.max_over_rms, t.kurtosis);
+        let _ = match t.not_finite {
+            0 => writeln!(out),
+            n => writeln!(out, "  {n} weights are not finite"),
+        };
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use fewbit_format::{Dtype, Storage, Tensor};
+
+    use super::*;
+
+    #[test]
+    fn one_large_weight_among_many() {
+        let mut values: Vec<f32> = (0..100).map(|i| if i % 2 == 0 { 1.0 } else { -1.0 }).collect();
+        values[7] = 30.0;
+        values[8] = f32::NAN;
+        let tensor = Tensor::from_f32(Dtype::F32, &[10, 10], &values).unwrap();
+        let t = tails("w".to_owned(), &QuantizedLinear::uniform(Storage::Dense(tensor), None));
+        let rms = ((98.0 + 900.0) / 99.0_f64).sqrt();
+        assert!((t.max_over_rms - 30.0 / rms).abs() < 1e-9);
+        assert_eq!(t.share_beyond_6_rms, 1.0 / 99.0);
+        assert_eq!(t.not_finite, 1);
+        assert!(t.kurtosis > 50.0);
+    }
+}

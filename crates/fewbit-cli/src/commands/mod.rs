@@ -1,0 +1,12 @@
+//! The commands: a file each, with its options and what it prints.
+
+pub(crate) mod chat;
+pub(crate) mod completions;
+pub(crate) mod demo;
+pub(crate) mod eval;
+pub(crate) mod inspect;
+pub(crate) mod logits;
+pub(crate) mod quantize;
+pub(crate) mod recipes;
+pub(crate) mod run;
+pub(crate) mod tokenize;

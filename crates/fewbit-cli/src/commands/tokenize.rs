@@ -1,0 +1,33 @@
+use clap::Args;
+use fewbit_format::Result;
+use fewbit_runtime::language;
+use fewbit_text::Special;
+use serde_json::json;
+
+use crate::loading;
+use crate::session::Session;
+
+/// Show the ids of a text, with the tokens that the model's own rule puts around it
+///
+/// Control tokens in the text are recognised. JSON: ids, pieces.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  fewbit tokenize demo 'Once upon a time'")]
+pub(crate) struct Tokenize {
+    /// Folder, GGUF file, or `demo`
+    model: String,
+    /// The text
+    #[arg(allow_hyphen_values = true)]
+    text: String,
+}
+
+impl Tokenize {
+    pub(crate) fn run(&self, session: &Session) -> Result<()> {
+        let tokenizer = language::tokenizer_of(&loading::checkpoint(&self.model)?)?;
+        let ids = tokenizer.encode(&self.text, Special::ParsedWithBos)?;
+        let pieces: Vec<String> = ids.iter().map(|id| tokenizer.piece(*id)).collect();
+        for (id, piece) in ids.iter().zip(&pieces) {
+            session.output.line(&format!("{id:>7}  {piece}"))?;
+        }
+        session.output.object(&json!({ "ids": ids, "pieces": pieces }))
+    }
+}

@@ -1,0 +1,179 @@
+use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
+use fewbit_format::{Error, Result};
+use fewbit_runtime::{Finish, Generated, Generation, Limits, Sampling, language};
+use fewbit_store::{Checkpoint, ModelFile};
+use fewbit_text::Tokenizer;
+use serde_json::{Value, json};
+
+use crate::session::Session;
+
+/// Positions that are kept unless more are asked for: the cache of a long context takes gigabytes.
+const DEFAULT_CONTEXT: usize = 4096;
+
+/// How the text is made; what is not given follows the model's generation configuration.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Generation options")]
+pub(crate) struct GenerationOptions {
+    /// New tokens at most; -1: to the end of the context [default: -1]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    max_tokens: Option<i64>,
+    /// 0: always the most probable token; more: more varied
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    temperature: Option<f32>,
+    /// Keep the N most probable tokens; 0 or -1: all
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    top_k: Option<i64>,
+    /// Keep the fewest tokens whose probabilities reach F; 1: all
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    top_p: Option<f32>,
+    /// Drop tokens less probable than this share of the most probable; 0: none
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    min_p: Option<f32>,
+    /// Make tokens that were seen less probable; 1: not
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    repetition_penalty: Option<f32>,
+    /// End before this text; may be given several times
+    #[arg(long, value_name = "S", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
+    stop: Vec<String>,
+    /// Of the random numbers; the same seed gives the same text
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    /// Positions to keep, at most those that the model was made for [default: these, at most 4096]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    context: Option<u32>,
+}
+
+impl GenerationOptions {
+    /// How tokens are chosen.
+    ///
+    /// # Errors
+    /// Names the field that is out of range.
+    pub(crate) fn sampling(&self, checkpoint: &Checkpoint) -> Result<Sampling> {
+        let mut s = language::sampling_of(checkpoint);
+        s.temperature = self.temperature.unwrap_or(s.temperature);
+        s.top_p = self.top_p.unwrap_or(s.top_p);
+        s.min_p = self.min_p.unwrap_or(s.min_p);
+        s.repetition_penalty = self.repetition_penalty.unwrap_or(s.repetition_penalty);
+        s.seed = self.seed;
+        if let Some(top_k) = self.top_k {
+            s.top_k = match top_k {
+                -1 => 0,
+                k => usize::try_from(k).map_err(|_| out_of_range("top_k", k))?,
+            };
+        }
+        s.check()?;
+        Ok(s)
+    }
+
+    /// When a text ends.
+    ///
+    /// # Errors
+    /// If `max_tokens` is out of range.
+    pub(crate) fn limits(&self, checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<Limits> {
+        let max_tokens = match self.max_tokens {
+            None | Some(-1) => None,
+            Some(n) => Some(usize::try_from(n).map_err(|_| out_of_range("max_tokens", n))?),
+        };
+        Ok(Limits { max_tokens, end_ids: language::end_ids(checkpoint, Some(tokenizer)), stop: self.stop.clone() })
+    }
+
+    /// Positions to keep.
+    pub(crate) fn context(&self, session: &Session, file: &ModelFile) -> usize {
+        let most = file.model().context;
+        match self.context.map(|n| n as usize) {
+            Some(n) if n > most => {
+                session.output.note(&format!("note: the model was made for {most} positions: these are kept, not {n}"));
+                most
+            }
+            Some(n) => n,
+            None => most.min(DEFAULT_CONTEXT),
+        }
+    }
+}
+
+fn out_of_range(name: &str, value: i64) -> Error {
+    Error::input(format!("`{name}` is {value}, where 0 or more is possible, or -1 for no limit"))
+}
+
+/// What was made, and how many of the prompt's tokens had to be run for it.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) made: Generated,
+    prompt_tokens: usize,
+}
+
+/// Makes the text after `prompt` and prints it as it becomes certain; says when the end of the context is near.
+pub(crate) fn answer(
+    session: &Session,
+    generation: &mut Generation<'_>,
+    prompt: &[u32],
+    sampling: Sampling,
+    limits: &Limits,
+    context: usize,
+) -> Result<Answer> {
+    session.check_stop()?;
+    let is_limited = limits.max_tokens.is_some_and(|n| n <= context.saturating_sub(prompt.len()));
+    let known = generation.seen().iter().zip(prompt).take_while(|(a, b)| a == b).count();
+    let (mut used, mut has_warned, mut failure) = (prompt.len(), is_limited, None);
+    let made = generation.run(prompt, sampling, limits, &mut |text| {
+        used += 1;
+        let left = context.saturating_sub(used);
+        if !has_warned && left * 20 < context {
+            has_warned = true;
+            session.output.note(&format!("\nnote: {left} of the context's {context} positions are left"));
+        }
+        if let Err(e) = session.output.text(text) {
+            failure = Some(e);
+        }
+        failure.is_none() && !session.is_asked_to_stop()
+    })?;
+    match failure {
+        Some(e) => Err(e),
+        None => Ok(Answer { made, prompt_tokens: prompt.len() - known.min(prompt.len().saturating_sub(1)) }),
+    }
+}
+
+impl Answer {
+    /// The keys of `run` and `chat`.
+    pub(crate) fn object(&self) -> Value {
+        json!({
+            "text": self.made.text,
+            "ids": self.made.ids,
+            "finish_reason": self.made.finish.name(),
+            "prompt_tokens": self.prompt_tokens,
+            "prompt_tokens_per_second": self.prompt_tokens_per_second(),
+            "tokens_per_second": self.tokens_per_second(),
+        })
+    }
+
+    /// One line for people.
+    pub(crate) fn summary(&self) -> String {
+        let rate = |r: Option<f64>| r.map(|r| format!(" ({r:.1} a second)")).unwrap_or_default();
+        let why = match self.made.finish {
+            Finish::Stop => "the model ended the text, or a stop string came",
+            Finish::Length => "the limit of tokens or the end of the context",
+            Finish::Interrupted => "interrupted",
+        };
+        format!(
+            "[{} tokens read{}, {} made{}; {why}]",
+            self.prompt_tokens,
+            rate(self.prompt_tokens_per_second()),
+            self.made.ids.len(),
+            rate(self.tokens_per_second())
+        )
+    }
+
+    fn prompt_tokens_per_second(&self) -> Option<f64> {
+        per_second(self.prompt_tokens, self.made.prompt_seconds)
+    }
+
+    /// The first token comes with the prompt.
+    fn tokens_per_second(&self) -> Option<f64> {
+        per_second(self.made.ids.len().saturating_sub(1), self.made.seconds)
+    }
+}
+
+fn per_second(tokens: usize, seconds: f64) -> Option<f64> {
+    (tokens > 0 && seconds > 0.0).then(|| tokens as f64 / seconds)
+}

@@ -1,0 +1,38 @@
+use fewbit_format::{Error, Result};
+use fewbit_runtime::{Arithmetic, Runtime};
+use fewbit_store::{Checkpoint, ModelFile};
+
+use crate::arguments::ArithmeticName;
+use crate::bundled::resolve_model;
+use crate::session::Session;
+
+/// Opens a checkpoint: headers only.
+pub(crate) fn checkpoint(model: &str) -> Result<Checkpoint> {
+    Checkpoint::open(&resolve_model(model)?)
+}
+
+/// Opens a model, and says what was noticed.
+pub(crate) fn model_file(session: &Session, model: &str) -> Result<ModelFile> {
+    let file = ModelFile::of(checkpoint(model)?)?;
+    for note in file.notes() {
+        session.output.note(&format!("note: {note}"));
+    }
+    Ok(file)
+}
+
+/// Loads a model's weights, if they can be run in that arithmetic.
+pub(crate) fn runtime(session: &Session, file: &ModelFile, name: ArithmeticName) -> Result<Runtime> {
+    let place = |e: Error| e.file(file.checkpoint().path());
+    file.quantization().check(name != ArithmeticName::Exact).map_err(place)?;
+    let arithmetic = match name {
+        ArithmeticName::Fast => {
+            if let Some(what) = file.quantization().runtime_rounding() {
+                session.output.note(&format!("note: the checkpoint rounds {what}, which is not done: it runs on its weights"));
+            }
+            Arithmetic::Fast
+        }
+        ArithmeticName::Exact | ArithmeticName::WeightsOnly => Arithmetic::Exact,
+    };
+    session.check_stop()?;
+    Runtime::load(file, arithmetic, session.team())
+}
