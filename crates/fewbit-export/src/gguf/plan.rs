@@ -1,0 +1,186 @@
+//! Which tensors a file will have, in which types.
+
+use std::collections::BTreeMap;
+
+use fewbit_format::{Dtype, Error, QuantizedLinear, Result, Tensor};
+use fewbit_graph::{Part, Rows, Source, WeightId};
+use fewbit_store::{Elements, GgufWriter, ModelFile, TensorPlan};
+
+use super::blocks::{elements_of, encode};
+use super::rotation;
+
+/// The tensors of a file, in its order.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    tensors: Vec<(TensorPlan, From)>,
+    /// Matrices that were F32 and are F16.
+    rounded: usize,
+}
+
+/// Where the numbers of a tensor come from.
+#[derive(Clone, Debug)]
+enum From {
+    Matrix(Part, WeightId, Rows),
+    Bias(Part, WeightId, Rows),
+    Vector(Part, usize),
+    Numbers(Vec<f32>),
+}
+
+impl Plan {
+    /// Plans every tensor of a model of a family that GGUF names as this.
+    ///
+    /// # Errors
+    /// Names the first linear that no type holds.
+    pub(crate) fn of(file: &ModelFile, family: &str) -> Result<Self> {
+        let mut plan = Self { tensors: Vec::new(), rounded: 0 };
+        if let Some(factors) = rotation::factors(file, family)? {
+            plan.plain("rope_freqs.weight".to_owned(), factors.len(), From::Numbers(factors));
+        }
+        for (part, graph) in file.model().parts() {
+            for w in 0..graph.weights.len() {
+                if part != Part::Head || !file.is_tied() {
+                    plan.matrix(file, part, w)?;
+                }
+            }
+            for (v, vector) in graph.vectors.iter().enumerate() {
+                plan.plain(name(file, part, vector.name)?.name, vector.dim, From::Vector(part, v));
+            }
+            file.drop_pages(part);
+        }
+        Ok(plan)
+    }
+
+    fn matrix(&mut self, file: &ModelFile, part: Part, w: WeightId) -> Result<()> {
+        let weight = &file.model().part(part).weights[w];
+        let source = name(file, part, weight.name)?;
+        let linear = file.linear(part, w)?;
+        let elements = elements_of(&linear.bands).map_err(|why| {
+            Error::input(format!("a GGUF file cannot hold it: {why}"))
+                .tensor(&format!("{}.weight", file.module(part, w)))
+                .file(file.checkpoint().path())
+        })?;
+        self.rounded += usize::from(is_rounded(&linear, elements));
+        let plan = TensorPlan { name: format!("{}.weight", source.name), elements, shape: weight.shape.to_vec() };
+        self.tensors.push((plan, From::Matrix(part, w, source.rows)));
+        if weight.has_bias {
+            self.plain(format!("{}.bias", source.name), weight.shape[0], From::Bias(part, w, source.rows));
+        }
+        Ok(())
+    }
+
+    /// Norms, biases and other vectors are F32 in every GGUF file.
+    fn plain(&mut self, name: String, len: usize, from: From) {
+        let elements = Elements::Plain(Dtype::F32);
+        self.tensors.push((TensorPlan { name, elements, shape: vec![len] }, from));
+    }
+
+    /// The plans for the writer.
+    pub(super) fn tensor_plans(&self) -> Vec<TensorPlan> {
+        self.tensors.iter().map(|(plan, _)| plan.clone()).collect()
+    }
+
+    /// Writes the tensors in order.
+    pub(super) fn write(&self, file: &ModelFile, writer: &mut GgufWriter) -> Result<()> {
+        let mut before = None;
+        for (plan, from) in &self.tensors {
+            match from {
+                From::Matrix(part, w, rows) => {
+                    let order = order(*rows, plan.shape[0]);
+                    let bytes = encode(&file.linear(*part, *w)?.bands, plan.elements, order.as_deref());
+                    writer.tensor(&bytes.map_err(|e| e.tensor(&plan.name))?)?;
+                }
+                From::Bias(part, w, rows) => {
+                    let bias = file.linear(*part, *w)?.bias.unwrap_or_default();
+                    let bias = match order(*rows, bias.len()) {
+                        Some(order) => order.iter().map(|r| bias[*r]).collect(),
+                        None => bias,
+                    };
+                    writer.tensor(&f32s(&bias)?)?;
+                }
+                From::Vector(part, v) => writer.tensor(&f32s(&file.vector(*part, *v)?)?)?,
+                From::Numbers(numbers) => writer.tensor(&f32s(numbers)?)?,
+            }
+            if let From::Matrix(part, ..) = from
+                && let Some(previous) = before.replace(*part).filter(|p| p != part)
+            {
+                file.drop_pages(previous);
+            }
+        }
+        Ok(())
+    }
+
+    /// How many tensors have which type.
+    pub(super) fn types(&self) -> BTreeMap<&'static str, usize> {
+        let mut types = BTreeMap::new();
+        for (plan, _) in &self.tensors {
+            *types.entry(plan.elements.name()).or_default() += 1;
+        }
+        types
+    }
+
+    /// The type of most weights of the blocks.
+    pub(super) fn main_type(&self) -> Elements {
+        let mut weights: Vec<(Elements, usize)> = Vec::new();
+        for (plan, _) in self
+            .tensors
+            .iter()
+            .filter(|(p, from)| matches!(from, From::Matrix(Part::Block(_), ..)) && p.shape.len() == 2)
+        {
+            let count = plan.shape.iter().product::<usize>();
+            match weights.iter_mut().find(|(e, _)| *e == plan.elements) {
+                Some((_, n)) => *n += count,
+                None => weights.push((plan.elements, count)),
+            }
+        }
+        weights.iter().max_by_key(|(_, n)| *n).map_or(Elements::Plain(Dtype::F16), |(e, _)| *e)
+    }
+
+    /// Bytes of all tensors.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.tensors.iter().filter_map(|(p, _)| p.elements.tensor_bytes(&p.shape)).map(|n| n as u64).sum()
+    }
+
+    /// Bits and weights of the tensors in blocks of ggml.
+    pub(crate) fn in_blocks(&self) -> (u64, u64) {
+        let blocks = self.tensors.iter().filter(|(p, from)| {
+            matches!(p.elements, Elements::Blocks(_)) && matches!(from, From::Matrix(Part::Block(_), ..))
+        });
+        blocks.fold((0, 0), |(bits, weights), (p, _)| {
+            let bytes = p.elements.tensor_bytes(&p.shape).unwrap_or(0) as u64;
+            (bits + 8 * bytes, weights + p.shape.iter().product::<usize>() as u64)
+        })
+    }
+
+    /// What a reader of the report should know.
+    pub(super) fn notes(&self) -> Option<String> {
+        (self.rounded > 0).then(|| format!("{} matrices were F32 and are F16 in the GGUF file", self.rounded))
+    }
+}
+
+/// Where a GGUF file of the family has a weight.
+fn name(file: &ModelFile, part: Part, name: &str) -> Result<Source> {
+    let source = file.exported_gguf(part, name);
+    source.ok_or_else(|| Error::input(format!("`{name}` has no name in a GGUF file of this architecture")))
+}
+
+/// For each row of the tensor the weight's row that lies there, where they are not in order.
+pub(super) fn order(rows: Rows, count: usize) -> Option<Vec<usize>> {
+    if rows == Rows::All {
+        return None;
+    }
+    let mut order = vec![0; count];
+    for r in 0..count {
+        order[rows.stored(r)] = r;
+    }
+    Some(order)
+}
+
+fn is_rounded(linear: &QuantizedLinear, elements: Elements) -> bool {
+    use fewbit_format::Storage::Dense;
+    elements == Elements::Plain(Dtype::F16)
+        && linear.bands.iter().any(|b| matches!(&b.storage, Dense(t) if t.dtype != Dtype::F16))
+}
+
+fn f32s(values: &[f32]) -> Result<bytes::Bytes> {
+    Ok(Tensor::from_f32(Dtype::F32, &[values.len()], values)?.bytes)
+}

@@ -1,0 +1,17 @@
+//! What a finished model is written as, beside the tensors of its linears: GGUF files, and the configuration, the
+//! tokenizer's files and the card of a Hugging Face folder.
+
+mod card;
+mod config;
+mod facts;
+mod gguf;
+mod sidecars;
+mod table;
+mod verify;
+
+pub use card::{CardInfo, card};
+pub use config::config;
+pub use gguf::{GgufReport, can_hold_gguf, write_gguf};
+pub use sidecars::sidecars;
+pub use table::{EvalRow, add_row};
+pub use verify::{mixed_schemes, verify_folder};
