@@ -4,8 +4,8 @@ use std::sync::Arc;
 use fewbit_format::{Error, Result};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::{
-    AddedVocabulary, DecoderWrapper, Model, ModelWrapper, NormalizerWrapper, OffsetType, PostProcessorWrapper,
-    PreTokenizer, TokenizerImpl,
+    AddedVocabulary, DecoderWrapper, Encoding, Model, ModelWrapper, NormalizerWrapper, OffsetType,
+    PostProcessorWrapper, PreTokenizer, TokenizerImpl,
 };
 
 use crate::gguf::GgufVocabulary;
@@ -169,6 +169,26 @@ impl Tokenizer {
         Ok(before.map(|t| t.0).chain(ids).chain(after.map(|t| t.0)).collect())
     }
 
+    /// The ids of `text` as [`Special::Plain`], and for each the byte of `text` at which its part ends.
+    ///
+    /// Ends never fall: of the tokens that spell one character the first has all of its bytes, and an unknown
+    /// character counts as long as it is in the text.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot encode the text.
+    pub fn encode_with_ends(&self, text: &str) -> Result<(Vec<u32>, Vec<usize>)> {
+        let encoding = match &self.engine {
+            Engine::Library(p) => encoding(p, &self.plain, text, OffsetType::Byte),
+            Engine::Scores(p) => encoding(p, &self.plain, text, OffsetType::Byte),
+        };
+        let encoding = encoding.map_err(|e| refused("the text", &e))?;
+        let ends = encoding.get_offsets().iter().scan(0, |last, (_, end)| {
+            *last = (*end).max(*last);
+            Some(*last)
+        });
+        Ok((encoding.get_ids().to_vec(), ends.collect()))
+    }
+
     /// The text of `ids` as a text of its own; control tokens have none, bytes that are no character become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
         self.decode_after(&[], ids)
@@ -267,12 +287,21 @@ fn bad_json(why: &str) -> Error {
 }
 
 fn ids<M: Model>(p: &Pipeline<M>, added: &AddedVocabulary, text: &str) -> tokenizers::Result<Vec<u32>> {
+    Ok(encoding(p, added, text, OffsetType::None)?.get_ids().to_vec())
+}
+
+fn encoding<M: Model>(
+    p: &Pipeline<M>,
+    added: &AddedVocabulary,
+    text: &str,
+    offsets: OffsetType,
+) -> tokenizers::Result<Encoding> {
     let mut parts = added.extract_and_normalize(p.get_normalizer(), text);
     if let Some(pre) = p.get_pre_tokenizer() {
         pre.pre_tokenize(&mut parts)?;
     }
     p.get_model().tokenize_in_pretokenized(&mut parts, None)?;
-    Ok(parts.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
+    parts.into_encoding(None, 0, offsets)
 }
 
 fn without_control<M>(p: &Pipeline<M>) -> AddedVocabulary
