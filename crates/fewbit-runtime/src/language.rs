@@ -15,7 +15,7 @@ use crate::Sampling;
 /// If there is none, or it is damaged.
 pub fn tokenizer_of(checkpoint: &Checkpoint) -> Result<Tokenizer> {
     if let Some(gguf) = checkpoint.gguf() {
-        return Tokenizer::from_gguf(&vocabulary(gguf)?).map_err(|e| e.file(checkpoint.path()));
+        return tokenizer_of_gguf(gguf);
     }
     let settings = settings_of(checkpoint)?;
     if let Some(path) = checkpoint.sidecar("tokenizer.json") {
@@ -27,6 +27,14 @@ pub fn tokenizer_of(checkpoint: &Checkpoint) -> Result<Tokenizer> {
     Err(Error::input("holds neither `tokenizer.json` nor `tokenizer.model`")
         .hint("copy one from the model's page; `--ids` needs none")
         .file(checkpoint.path()))
+}
+
+/// The tokenizer in a GGUF file, whatever its architecture.
+///
+/// # Errors
+/// If there is none, or it is damaged.
+pub fn tokenizer_of_gguf(gguf: &Gguf) -> Result<Tokenizer> {
+    Tokenizer::from_gguf(&vocabulary(gguf)?).map_err(|e| e.file(gguf.path()))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

@@ -71,7 +71,7 @@ impl Runtime {
             if let Some(at) = x.iter().position(|v| !v.is_finite()) {
                 let position = at / self.model.hidden;
                 return Err(Error::input(format!("the model's numbers are not finite after layer {i} at position {position}"))
-                    .hint("the weights are damaged: check the file with `fewbit inspect`, or download it again"));
+                    .hint("the weights are damaged: look for them with `fewbit inspect --outliers`, or download it again"));
             }
         }
         if let Some(all) = caches {
@@ -98,7 +98,7 @@ impl Runtime {
         self.head.run(&self.team, &batch, &rotations, None, &mut NoHooks, &mut Workspace::default(), &mut x);
         if x.iter().any(|v| !v.is_finite()) {
             return Err(Error::input("the logits are not finite")
-                .hint("the weights of the head are damaged: check the file with `fewbit inspect`, or download it again"));
+                .hint("the weights of the head are damaged: look for them with `fewbit inspect --outliers`, or download it again"));
         }
         Ok(Mat::from_vec(tokens, self.model.vocabulary, x))
     }
