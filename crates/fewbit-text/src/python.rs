@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use minijinja::value::ValueKind;
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::value::{Tuple, ValueKind, from_args};
+use minijinja::{Error, ErrorKind, State, Value};
 
 use crate::template::MAX_OUTPUT_BYTES;
 
@@ -23,6 +23,36 @@ pub(crate) fn from_json(value: &serde_json::Value) -> Value {
         serde_json::Value::String(s) => Value::from(s.as_str()),
         serde_json::Value::Array(items) => items.iter().map(from_json).collect(),
         serde_json::Value::Object(map) => Value::from_pairs(map.iter().map(|(k, v)| (k.as_str(), from_json(v)))),
+    }
+}
+
+/// The methods of Python's values: those of the engine's own collection, and the string methods that it lacks.
+pub(crate) fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    let triple = |parts: [&str; 3]| Value::from(Tuple::from(parts.map(Value::from)));
+    match (value.as_str(), name) {
+        (Some(s), "removeprefix") => {
+            let (prefix,): (&str,) = from_args(args)?;
+            Ok(Value::from(s.strip_prefix(prefix).unwrap_or(s)))
+        }
+        (Some(s), "removesuffix") => {
+            let (suffix,): (&str,) = from_args(args)?;
+            Ok(Value::from(s.strip_suffix(suffix).unwrap_or(s)))
+        }
+        (Some(s), "partition") => {
+            let (by,): (&str,) = from_args(args)?;
+            Ok(triple(s.split_once(by).map_or([s, "", ""], |(before, after)| [before, by, after])))
+        }
+        (Some(s), "rpartition") => {
+            let (by,): (&str,) = from_args(args)?;
+            Ok(triple(s.rsplit_once(by).map_or(["", "", s], |(before, after)| [before, by, after])))
+        }
+        (Some(s), "rsplit") if !args.is_empty() => {
+            let (by, most): (&str, Option<usize>) = from_args(args)?;
+            let mut parts: Vec<&str> = s.rsplitn(most.map_or(usize::MAX, |n| n.saturating_add(1)), by).collect();
+            parts.reverse();
+            Ok(parts.into_iter().map(Value::from).collect())
+        }
+        _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args),
     }
 }
 
@@ -181,12 +211,16 @@ fn repr(value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
         ValueKind::Number => out.push_str(&number(value, "nan", "inf")),
         ValueKind::String => repr_string(value.as_str().unwrap_or_default(), out),
         ValueKind::Seq => {
-            out.push('[');
+            let (open, close) = if value.is_tuple() { ('(', ')') } else { ('[', ']') };
+            out.push(open);
             for (i, item) in value.try_iter()?.enumerate() {
                 out.push_str(if i > 0 { ", " } else { "" });
                 repr(&item, depth + 1, out)?;
             }
-            out.push(']');
+            if value.is_tuple() && value.len() == Some(1) {
+                out.push(',');
+            }
+            out.push(close);
         }
         ValueKind::Map => {
             out.push('{');

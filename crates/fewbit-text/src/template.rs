@@ -60,7 +60,7 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(MAX_RECURSION);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(python::method);
         environment.set_formatter(|out, _, value| out.write_str(&python::text(value)?).map_err(minijinja::Error::from));
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", |format: &str| clock::strftime(clock::now(), format));
@@ -181,7 +181,7 @@ fn sentence(error: &minijinja::Error) -> Error {
     let detail = if detail.is_empty() { cause.kind().to_string() } else { format!("{}: {detail}", cause.kind()) };
     Error::input(format!("fails{line} ({detail})"))
         .place("the chat template")
-        .hint("give another with `--chat-template`")
+        .hint("put another into `chat_template.jinja` beside the model")
 }
 
 /// Turns `{% generation %}`, which only marks the assistant's tokens for training, into a block that does nothing.
@@ -218,10 +218,10 @@ mod tests {
 
     #[test]
     fn blocks_are_trimmed_and_python_is_understood() {
-        let source = "{%- for m in messages %}\n    {% if loop.index > 2 %}{% break %}{% endif %}\n{{ m.role.upper() }}: {{ m['content'].strip().split(' ')[0] }}\n{% endfor %}\n{{ none }} {{ true }} {{ 1.0 }} {{ ['a', none] }} {{ missing }}{{ bos_token }}{% generation %}\nx{% endgeneration %}\n{{ messages[::-1][0].content.startswith('a') }}";
+        let source = "{%- for m in messages %}\n    {% if loop.index > 2 %}{% break %}{% endif %}\n{{ m.role.upper() }}: {{ m['content'].strip().split(' ')[0] }}\n{% endfor %}\n{{ none }} {{ true }} {{ 1.0 }} {{ ['a', none] }} {{ missing }}{{ bos_token }}{% generation %}\nx{% endgeneration %}\n{{ messages[::-1][0].content.startswith('a') }}{{ 'a b c'.rsplit(' ', 1) }}{{ 'k=v=w'.partition('=') }}{{ 'xay'.removeprefix('x').removesuffix('z') }}";
         let m = |role, content| Message::new(role, content);
         let got = render(source, &[m("user", " a b "), m("bot", "c"), m("user", "a")]).unwrap();
-        assert_eq!(got, "USER: a\nBOT: c\nNone True 1.0 ['a', None] <s>xTrue");
+        assert_eq!(got, "USER: a\nBOT: c\nNone True 1.0 ['a', None] <s>xTrue['a b', 'c']('k', '=', 'v=w')ay");
     }
 
     #[test]
