@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
 use fewbit_format::{Error, Result};
@@ -49,7 +51,7 @@ impl GenerationOptions {
     ///
     /// # Errors
     /// Names the field that is out of range.
-    pub(crate) fn sampling(&self, checkpoint: &Checkpoint) -> Result<Sampling> {
+    fn sampling(&self, checkpoint: &Checkpoint) -> Result<Sampling> {
         let mut s = language::sampling_of(checkpoint);
         s.temperature = self.temperature.unwrap_or(s.temperature);
         s.top_p = self.top_p.unwrap_or(s.top_p);
@@ -70,7 +72,7 @@ impl GenerationOptions {
     ///
     /// # Errors
     /// If `max_tokens` is out of range.
-    pub(crate) fn limits(&self, checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<Limits> {
+    fn limits(&self, checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<Limits> {
         let max_tokens = match self.max_tokens {
             None | Some(-1) => None,
             Some(n) => Some(usize::try_from(n).map_err(|_| out_of_range("max_tokens", n))?),
@@ -79,7 +81,7 @@ impl GenerationOptions {
     }
 
     /// Positions to keep.
-    pub(crate) fn context(&self, session: &Session, file: &ModelFile) -> usize {
+    fn context(&self, session: &Session, file: &ModelFile) -> usize {
         let most = file.model().context;
         match self.context.map(|n| n as usize) {
             Some(n) if n > most => {
@@ -103,34 +105,64 @@ pub(crate) struct Answer {
     prompt_tokens: usize,
 }
 
-/// Makes the text after `prompt` and prints it as it becomes certain; says when the end of the context is near.
-pub(crate) fn answer(
-    session: &Session,
-    generation: &mut Generation<'_>,
-    prompt: &[u32],
+/// Prints what a model says, as it says it.
+pub(crate) struct Speaker<'a> {
+    session: &'a Session,
+    model: &'a Path,
     sampling: Sampling,
-    limits: &Limits,
-    context: usize,
-) -> Result<Answer> {
-    session.check_stop()?;
-    let is_limited = limits.max_tokens.is_some_and(|n| n <= context.saturating_sub(prompt.len()));
-    let known = generation.seen().iter().zip(prompt).take_while(|(a, b)| a == b).count();
-    let (mut used, mut has_warned, mut failure) = (prompt.len(), is_limited, None);
-    let made = generation.run(prompt, sampling, limits, &mut |text| {
-        used += 1;
-        let left = context.saturating_sub(used);
-        if !has_warned && left * 20 < context {
-            has_warned = true;
-            session.output.note(&format!("\nnote: {left} of the context's {context} positions are left"));
+    limits: Limits,
+    /// Positions that are kept.
+    pub(crate) context: usize,
+}
+
+impl<'a> Speaker<'a> {
+    /// A speaker with these options for this model.
+    ///
+    /// # Errors
+    /// Names the field that is out of range.
+    pub(crate) fn new(
+        session: &'a Session,
+        options: &GenerationOptions,
+        file: &'a ModelFile,
+        tokenizer: &Tokenizer,
+    ) -> Result<Self> {
+        let checkpoint = file.checkpoint();
+        Ok(Self {
+            session,
+            model: checkpoint.path(),
+            sampling: options.sampling(checkpoint)?,
+            limits: options.limits(checkpoint, tokenizer)?,
+            context: options.context(session, file),
+        })
+    }
+
+    /// Makes the text after `prompt` and prints it as it becomes certain; says when the end of the context is near.
+    pub(crate) fn answer(&self, generation: &mut Generation<'_>, prompt: &[u32]) -> Result<Answer> {
+        let (session, context) = (self.session, self.context);
+        session.check_stop()?;
+        let room = context.saturating_sub(prompt.len());
+        let mut has_warned = self.limits.max_tokens.is_some_and(|n| n <= room);
+        let known = generation.seen().iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let (mut used, mut failure) = (prompt.len(), None);
+        let made = generation.run(prompt, self.sampling, &self.limits, &mut |text| {
+            used += 1;
+            let left = context.saturating_sub(used);
+            if !has_warned && left * 20 < context {
+                has_warned = true;
+                session.output.note(&format!("\nnote: {left} of the context's {context} positions are left"));
+            }
+            if let Err(e) = session.output.text(text) {
+                failure = Some(e);
+            }
+            failure.is_none() && !session.is_asked_to_stop()
+        });
+        match failure {
+            Some(e) => Err(e),
+            None => Ok(Answer {
+                made: made.map_err(|e| e.file(self.model))?,
+                prompt_tokens: prompt.len() - known.min(prompt.len().saturating_sub(1)),
+            }),
         }
-        if let Err(e) = session.output.text(text) {
-            failure = Some(e);
-        }
-        failure.is_none() && !session.is_asked_to_stop()
-    })?;
-    match failure {
-        Some(e) => Err(e),
-        None => Ok(Answer { made, prompt_tokens: prompt.len() - known.min(prompt.len().saturating_sub(1)) }),
     }
 }
 

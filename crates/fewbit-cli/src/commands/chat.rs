@@ -3,12 +3,12 @@ use std::sync::atomic::Ordering;
 
 use clap::Args;
 use fewbit_format::{Error, Result};
-use fewbit_runtime::{Finish, Generation, Limits, Sampling, language};
+use fewbit_runtime::{Finish, Generation, language};
 use fewbit_text::{ChatTemplate, Message, Special, Tokenizer};
 use serde_json::{Map, Value, json};
 
 use crate::arguments::ArithmeticName;
-use crate::generation::{self, Answer, GenerationOptions};
+use crate::generation::{Answer, GenerationOptions, Speaker};
 use crate::session::Session;
 use crate::{interrupt, loading};
 
@@ -35,19 +35,14 @@ impl Chat {
         let checkpoint = file.checkpoint();
         let tokenizer = language::tokenizer_of(checkpoint)?;
         let template = language::chat_template_of(checkpoint, &tokenizer)?;
-        let sampling = self.generation.sampling(checkpoint)?;
-        let limits = self.generation.limits(checkpoint, &tokenizer)?;
-        let context = self.generation.context(session, &file);
+        let speaker = Speaker::new(session, &self.generation, &file, &tokenizer)?;
         let runtime = loading::runtime(session, &file, ArithmeticName::Fast)?;
-        let generation = Generation::new(&runtime, &tokenizer, context);
         let mut conversation = Conversation {
             session,
             tokenizer: &tokenizer,
             template,
-            generation,
-            sampling,
-            limits,
-            context,
+            generation: Generation::new(&runtime, &tokenizer, speaker.context),
+            speaker,
             opening: self.system.iter().map(|s| Message::new("system", s)).collect(),
             messages: Vec::new(),
             last: None,
@@ -64,9 +59,7 @@ struct Conversation<'a> {
     tokenizer: &'a Tokenizer,
     template: ChatTemplate,
     generation: Generation<'a>,
-    sampling: Sampling,
-    limits: Limits,
-    context: usize,
+    speaker: Speaker<'a>,
     opening: Vec<Message>,
     messages: Vec<Message>,
     last: Option<Answer>,
@@ -119,17 +112,16 @@ impl Conversation<'_> {
         self.messages.push(Message::new("user", line));
         let all: Vec<Message> = self.opening.iter().chain(&self.messages).cloned().collect();
         let ids = self.tokenizer.encode(&self.template.render(&all, true, Map::new())?, Special::Parsed)?;
-        if ids.len() >= self.context {
+        if ids.len() >= self.speaker.context {
             self.messages.pop();
             self.session.output.note(&format!(
                 "the conversation has {} tokens with this line, and the context holds {}: go on with /reset, a shorter line, or start again with a larger --context",
                 ids.len(),
-                self.context
+                self.speaker.context
             ));
             return Ok(());
         }
-        let answer =
-            generation::answer(self.session, &mut self.generation, &ids, self.sampling, &self.limits, self.context)?;
+        let answer = self.speaker.answer(&mut self.generation, &ids)?;
         self.session.output.text("\n")?;
         self.messages.push(Message::new("assistant", &*answer.made.text));
         let finish = answer.made.finish;

@@ -59,7 +59,8 @@ impl Logits {
         let runtime = loading::runtime(session, &file, self.arithmetic)?;
         let from = ids.len() - self.last.map_or(ids.len(), |k| ids.len().min(k as usize));
         let positions: Vec<usize> = (from..ids.len()).collect();
-        let logits = runtime.logits(&Batch::one(0, ids.len()), &ids, None, &positions)?;
+        let logits = runtime.logits(&Batch::one(0, ids.len()), &ids, None, &positions);
+        let logits = logits.map_err(|e| e.file(file.checkpoint().path()))?;
         if session.output.is_json() {
             return session.output.object_text(|| object(&ids, &positions, &logits));
         }

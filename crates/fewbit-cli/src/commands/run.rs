@@ -8,7 +8,7 @@ use fewbit_text::{Message, Special, Tokenizer};
 use serde_json::Map;
 
 use crate::arguments::ArithmeticName;
-use crate::generation::{self, GenerationOptions};
+use crate::generation::{GenerationOptions, Speaker};
 use crate::session::Session;
 use crate::{interrupt, loading};
 
@@ -37,13 +37,10 @@ impl Run {
         let file = loading::model_file(session, &self.model)?;
         let checkpoint = file.checkpoint();
         let tokenizer = language::tokenizer_of(checkpoint)?;
-        let sampling = self.generation.sampling(checkpoint)?;
-        let limits = self.generation.limits(checkpoint, &tokenizer)?;
-        let context = self.generation.context(session, &file);
+        let speaker = Speaker::new(session, &self.generation, &file, &tokenizer)?;
         let ids = self.prompt_ids(checkpoint, &tokenizer)?;
         let runtime = loading::runtime(session, &file, ArithmeticName::Fast)?;
-        let mut generation = Generation::new(&runtime, &tokenizer, context);
-        let answer = generation::answer(session, &mut generation, &ids, sampling, &limits, context)?;
+        let answer = speaker.answer(&mut Generation::new(&runtime, &tokenizer, speaker.context), &ids)?;
         if !answer.made.text.ends_with('\n') {
             session.output.text("\n")?;
         }

@@ -1,7 +1,10 @@
+use std::path::Path;
+
 use clap::Args;
 use fewbit_format::Result;
 use fewbit_runtime::language;
-use fewbit_text::Special;
+use fewbit_store::Gguf;
+use fewbit_text::{Special, Tokenizer};
 use serde_json::json;
 
 use crate::loading;
@@ -22,7 +25,7 @@ pub(crate) struct Tokenize {
 
 impl Tokenize {
     pub(crate) fn run(&self, session: &Session) -> Result<()> {
-        let tokenizer = language::tokenizer_of(&loading::checkpoint(&self.model)?)?;
+        let tokenizer = tokenizer(&self.model)?;
         let ids = tokenizer.encode(&self.text, Special::ParsedWithBos)?;
         let pieces: Vec<String> = ids.iter().map(|id| tokenizer.piece(*id)).collect();
         for (id, piece) in ids.iter().zip(&pieces) {
@@ -30,4 +33,12 @@ impl Tokenize {
         }
         session.output.object(&json!({ "ids": ids, "pieces": pieces }))
     }
+}
+
+/// The tokenizer of a model, also of a GGUF file of an architecture that is not run.
+fn tokenizer(model: &str) -> Result<Tokenizer> {
+    loading::checkpoint(model).and_then(|checkpoint| language::tokenizer_of(&checkpoint)).or_else(|error| {
+        let vocabulary = Gguf::open(Path::new(model)).and_then(|gguf| language::tokenizer_of_gguf(&gguf));
+        vocabulary.map_err(|_| error)
+    })
 }

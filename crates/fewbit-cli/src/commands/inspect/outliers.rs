@@ -25,8 +25,9 @@ pub(super) struct Tails {
     share_beyond_6_rms: f64,
     /// `mean((w − mean)⁴) ÷ variance²`: 3 for a normal distribution.
     kurtosis: f64,
-    /// NaN and infinities; the figures are of the others.
+    /// NaN and infinities, and where the first stands; the figures are of the others.
     not_finite: u64,
+    first_not_finite: Option<[usize; 2]>,
 }
 
 /// The tails of every matrix, a part of the model in memory at a time.
@@ -41,10 +42,10 @@ pub(super) fn of(session: &Session, file: &ModelFile) -> Result<Vec<Tails>> {
         }
         for (w, weight) in graph.weights.iter().enumerate() {
             session.check_stop()?;
-            let name = match part {
-                Part::Block(i) => format!("block {i} {}", weight.name),
-                Part::Embed | Part::Head => weight.name.to_owned(),
-            };
+            // Several weights may be views of one stored matrix.
+            let module = file.module(part, w);
+            let is_whole = module.ends_with(weight.name) || part == Part::Embed || part == Part::Head;
+            let name = if is_whole { module } else { format!("{module} ({})", weight.name) };
             all.push(tails(name, &file.linear(part, w)?));
         }
         file.drop_pages(part);
@@ -55,6 +56,7 @@ pub(super) fn of(session: &Session, file: &ModelFile) -> Result<Vec<Tails>> {
 fn tails(name: String, linear: &QuantizedLinear) -> Tails {
     let (mut count, mut not_finite, mut largest) = (0_u64, 0_u64, 0.0_f64);
     let (mut s1, mut s2) = (0.0, 0.0);
+    let mut first_not_finite = None;
     each(linear, |v| {
         if v.is_finite() {
             count += 1;
@@ -62,6 +64,8 @@ fn tails(name: String, linear: &QuantizedLinear) -> Tails {
             s1 += v;
             s2 += v * v;
         } else {
+            let at = (count + not_finite) as usize;
+            first_not_finite.get_or_insert([at / linear.shape[1], at % linear.shape[1]]);
             not_finite += 1;
         }
     });
@@ -82,6 +86,7 @@ fn tails(name: String, linear: &QuantizedLinear) -> Tails {
         share_beyond_6_rms: beyond as f64 / n,
         kurtosis: ratio(fourth / n, variance * variance),
         not_finite,
+        first_not_finite,
     }
 }
 
@@ -105,18 +110,20 @@ impl Tails {
             "share_beyond_6_rms": self.share_beyond_6_rms,
             "kurtosis": self.kurtosis,
             "not_finite": self.not_finite,
+            "first_not_finite": self.first_not_finite,
         })
     }
 }
 
 pub(super) fn table(all: &[Tails]) -> String {
-    let mut out = format!("{:<34}{:>10}{:>14}{:>11}\n", "matrix", "max/rms", "beyond 6 rms", "kurtosis");
+    let width = all.iter().map(|t| t.name.len()).max().unwrap_or(0).max(6);
+    let mut out = format!("{:<width$}{:>10}{:>14}{:>11}\n", "matrix", "max/rms", "beyond 6 rms", "kurtosis");
     for t in all {
-        let share = format!("{:.2e}", t.share_beyond_6_rms);
-        let _ = write!(out, "{:<34}{:>10.2}{share:>14}{:>11.2}", t.name, t.max_over_rms, t.kurtosis);
-        let _ = match t.not_finite {
-            0 => writeln!(out),
-            n => writeln!(out, "  {n} weights are not finite"),
+        let share = format!("{:.1e}", t.share_beyond_6_rms);
+        let _ = write!(out, "{:<width$}{:>10.2}{share:>14}{:>11.2}", t.name, t.max_over_rms, t.kurtosis);
+        let _ = match t.first_not_finite {
+            None => writeln!(out),
+            Some(at) => writeln!(out, "  {} weights are not finite, the first at {at:?}", t.not_finite),
         };
     }
     out
@@ -138,7 +145,7 @@ mod tests {
         let rms = ((98.0 + 900.0) / 99.0_f64).sqrt();
         assert!((t.max_over_rms - 30.0 / rms).abs() < 1e-9);
         assert_eq!(t.share_beyond_6_rms, 1.0 / 99.0);
-        assert_eq!(t.not_finite, 1);
+        assert_eq!((t.not_finite, t.first_not_finite), (1, Some([0, 8])));
         assert!(t.kurtosis > 50.0);
     }
 }

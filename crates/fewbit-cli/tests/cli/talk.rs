@@ -1,0 +1,118 @@
+//! Texts as they are made: stops, limits, sampling, conversations.
+
+use serde_json::Value;
+
+use crate::{fewbit, fewbit_reading, shared};
+
+fn stories() -> Option<String> {
+    shared("models/stories260K").map(|p| p.display().to_string())
+}
+
+fn greedy(model: &str, prompt: &str, more: &[&str]) -> Value {
+    let args = ["run", model, "--raw", "--prompt", prompt, "--temperature", "0", "--json"];
+    fewbit(&[&args[..], more].concat()).good()
+}
+
+#[test]
+fn the_text_continues_the_prompt() {
+    let Some(model) = stories() else { return };
+    let text = greedy(&model, "Once upon a time", &["--max-tokens", "20"])["text"].as_str().unwrap().to_owned();
+    assert!(text.starts_with(", there was a little girl named Lily. She"), "{text}");
+    let text = greedy(&model, "Once upon a", &["--max-tokens", "3"])["text"].as_str().unwrap().to_owned();
+    assert!(text.starts_with(" time"), "{text}");
+    // What is streamed is what is reported, and a line's end.
+    let streamed = fewbit(&["run", &model, "--prompt", "Once upon a time", "--temperature", "0", "--max-tokens", "40"]);
+    let whole = greedy(&model, "Once upon a time", &["--max-tokens", "40"]);
+    assert_eq!(streamed.stdout, format!("{}\n", whole["text"].as_str().unwrap()));
+}
+
+#[test]
+fn four_spaces_come_back_as_four() {
+    let Some(model) = stories() else { return };
+    let pieces = fewbit(&["tokenize", &model, "    if x:", "--json"]).good()["pieces"].clone();
+    let text: String = pieces.as_array().unwrap().iter().skip(1).map(|p| p.as_str().unwrap()).collect();
+    assert_eq!(text.replace('▁', " "), "     if x:");
+}
+
+#[test]
+fn sampling_has_its_edges() {
+    let Some(model) = stories() else { return };
+    let args = ["run", &model, "--prompt", "Once", "--max-tokens", "8", "--json"];
+    let run = |more: &[&str]| fewbit(&[&args[..], more].concat());
+    let best = run(&["--temperature", "0"]).good()["ids"].clone();
+    for same in [
+        &["--temperature", "1e-9"][..],
+        &["--temperature", "2", "--top-k", "1"],
+        &["--temperature", "1", "--top-p", "0"],
+        &["--temperature", "1", "--min-p", "1"],
+    ] {
+        assert_eq!(run(same).good()["ids"], best, "{same:?}");
+    }
+    let free = |more: &[&str]| run(&[&["--temperature", "1", "--seed", "42"], more].concat()).good()["ids"].clone();
+    assert_eq!(free(&["--top-k", "0"]), free(&["--top-k", "-1"]));
+    assert_eq!(free(&[]), free(&[]));
+    assert_ne!(free(&[]), run(&["--temperature", "1", "--seed", "43"]).good()["ids"]);
+    for (option, value, name) in [
+        ("--temperature", "-1", "temperature"),
+        ("--temperature", "nan", "temperature"),
+        ("--top-p", "-0.1", "top_p"),
+        ("--top-p", "1.5", "top_p"),
+        ("--min-p", "2", "min_p"),
+        ("--top-k", "-2", "top_k"),
+        ("--max-tokens", "-2", "max_tokens"),
+        ("--repetition-penalty", "0", "repetition_penalty"),
+    ] {
+        run(&[option, value]).refused(&[&format!("`{name}` is")]);
+    }
+}
+
+#[test]
+fn the_context_is_the_limit_and_said_before() {
+    let Some(model) = stories() else { return };
+    let ran = fewbit(&["run", &model, "--prompt", "Once upon a time", "--temperature", "0", "--context", "40", "--json"]);
+    let object = ran.good();
+    assert_eq!(object["finish_reason"], "length");
+    assert_eq!(object["ids"].as_array().unwrap().len(), 35);
+    assert!(ran.stderr.contains("1 of the context's 40 positions are left"), "{}", ran.stderr);
+    let ran = fewbit(&["run", &model, "--prompt", "Once upon a time", "--context", "3"]);
+    ran.refused(&["5 tokens", "holds 3", "--context"]);
+    let ran = fewbit(&["run", &model, "--prompt", "Once", "--context", "100000", "--max-tokens", "1"]);
+    assert!(ran.code == Some(0) && ran.stderr.contains("made for 512 positions"), "{}", ran.stderr);
+    assert_eq!(greedy(&model, "Once", &["--max-tokens", "0"])["text"], "");
+}
+
+#[test]
+fn a_conversation_is_remembered_and_forgotten() {
+    let ran = fewbit_reading(&["chat", "demo", "--temperature", "0", "--max-tokens", "12", "--json"], "Hello\n\nGo on\n/what\n");
+    let object = ran.good();
+    let roles: Vec<&str> =
+        object["messages"].as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["user", "assistant", "user", "assistant"]);
+    assert!(ran.stderr.contains("`/what` is unknown"), "{}", ran.stderr);
+    let fresh = fewbit_reading(&["chat", "demo", "--temperature", "0", "--max-tokens", "12", "--json"], "Go on\n").good();
+    let reset = fewbit_reading(
+        &["chat", "demo", "--temperature", "0", "--max-tokens", "12", "--json"],
+        "Hello\n/reset\nGo on\n/exit\nnever read\n",
+    )
+    .good();
+    assert_eq!(reset["ids"], fresh["ids"]);
+    assert_eq!(reset["messages"].as_array().unwrap().len(), 2);
+    // The second line runs only what the first did not.
+    assert!(object["prompt_tokens"].as_u64() < Some(10), "{object}");
+}
+
+#[test]
+fn a_conversation_that_no_longer_fits_says_how_to_go_on() {
+    let ran = fewbit_reading(
+        &["chat", "demo", "--temperature", "0", "--context", "24"],
+        "Tell me a story about a dog and a cat\nAnd then what happened to the dog and the cat\n/reset\nHi\n",
+    );
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stderr.contains("/reset, a shorter line, or start again with a larger --context"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_model_without_template_is_not_for_chat() {
+    let Some(model) = stories() else { return };
+    fewbit(&["chat", &model]).refused(&["no chat template", "--raw"]);
+}
