@@ -65,8 +65,8 @@ impl Cache {
     }
 
     fn path(&self, key: &Key) -> PathBuf {
-        let name: String = key.iter().take(16).map(|b| format!("{b:02x}")).collect();
-        self.folder.join(name).with_extension(EXTENSION)
+        let (head, _) = key.split_first_chunk::<16>().expect("a key has 32 bytes");
+        self.folder.join(format!("{:032x}", u128::from_be_bytes(*head))).with_extension(EXTENSION)
     }
 
     /// Opens an entry; `None` if there is none that is whole.

@@ -39,7 +39,7 @@ pub struct Windows {
     /// For each id the byte of the text at which it ends.
     ends: Vec<usize>,
     bos: Option<u32>,
-    windows: Vec<Window>,
+    all: Vec<Window>,
     rule: String,
     notes: Vec<String>,
 }
@@ -92,7 +92,7 @@ pub fn documents(tokenizer: &Tokenizer, texts: &[&str], bos: Option<u32>, length
         None => format!("each of {} texts alone without BOS, the first token not scored", all.len()),
     };
     let notes = if cut > 0 { vec![format!("{cut} of the texts are cut to {length} tokens")] } else { Vec::new() };
-    Windows { ids, ends, bos, windows: all, rule, notes }.checked()
+    Windows { ids, ends, bos, all, rule, notes }.checked()
 }
 
 impl Windows {
@@ -118,22 +118,22 @@ impl Windows {
             Protocol::Strided { stride } => strided(ids.len(), bos.is_some(), length, stride_of(stride, length)?),
             Protocol::LlamaCpp => halves(ids.len(), bos.is_some(), length)?,
         };
-        let mut this = Self { rule: rule(protocol, bos, length), ids, ends, bos, windows: all, notes: Vec::new() };
+        let mut this = Self { rule: rule(protocol, bos, length), ids, ends, bos, all, notes: Vec::new() };
         this.note(length, blocks);
-        this.windows.truncate(blocks.unwrap_or(usize::MAX));
+        this.all.truncate(blocks.unwrap_or(usize::MAX));
         this.checked()
     }
 
     /// Says where less is scored than was asked for.
     fn note(&mut self, length: usize, blocks: Option<usize>) {
-        let (got, whole) = (self.windows.len(), self.ids.len() + usize::from(self.bos.is_some()));
+        let (got, whole) = (self.all.len(), self.ids.len() + usize::from(self.bos.is_some()));
         if let Some(asked) = blocks.filter(|n| *n > got) {
             self.notes.push(format!("{asked} windows were asked for, the text makes {got}"));
         }
         if whole < length && got > 0 {
             self.notes.push(format!("the text is shorter than one window: {whole} tokens instead of {length}"));
         }
-        let end = self.windows.last().map_or(0, |w| w.ids.end);
+        let end = self.all.last().map_or(0, |w| w.ids.end);
         if blocks.is_none_or(|n| n >= got) && end < self.ids.len() {
             self.notes.push(format!("the last {} tokens fill no window and are left out", self.ids.len() - end));
         }
@@ -159,39 +159,39 @@ impl Windows {
 
     /// Number of windows.
     pub fn len(&self) -> usize {
-        self.windows.len()
+        self.all.len()
     }
 
     /// Whether there is no window.
     pub fn is_empty(&self) -> bool {
-        self.windows.is_empty()
+        self.all.is_empty()
     }
 
     /// The windows.
     pub fn all(&self) -> &[Window] {
-        &self.windows
+        &self.all
     }
 
     /// The ids that are fed for window `i`, BOS included.
     pub fn fed(&self, i: usize) -> Vec<u32> {
-        let w = &self.windows[i];
+        let w = &self.all[i];
         let bos = self.bos.filter(|_| w.has_bos);
         bos.into_iter().chain(self.ids[w.ids.clone()].iter().copied()).collect()
     }
 
     /// Tokens scored.
     pub fn tokens(&self) -> usize {
-        self.windows.iter().map(|w| w.scored).sum()
+        self.all.iter().map(|w| w.scored).sum()
     }
 
     /// Tokens in the longest window.
     pub fn longest(&self) -> usize {
-        self.windows.iter().map(|w| w.ids.len() + usize::from(w.has_bos)).max().unwrap_or(0)
+        self.all.iter().map(|w| w.ids.len() + usize::from(w.has_bos)).max().unwrap_or(0)
     }
 
     /// UTF-8 bytes of the text that the scored tokens of window `i` stand for.
     pub fn bytes(&self, i: usize) -> usize {
-        let w = &self.windows[i];
+        let w = &self.all[i];
         let end_of = |tokens: usize| if tokens == 0 { 0 } else { self.ends[tokens - 1] };
         end_of(w.ids.end) - end_of(w.ids.end - w.scored)
     }
@@ -199,12 +199,14 @@ impl Windows {
     /// A hash of everything that is fed and scored.
     pub(crate) fn hash(&self, into: &mut Sha256) {
         let mut number = |n: usize| into.update((n as u64).to_le_bytes());
-        number(self.windows.len());
-        for (i, w) in self.windows.iter().enumerate() {
+        number(self.all.len());
+        for (i, w) in self.all.iter().enumerate() {
             number(w.scored);
             let fed = self.fed(i);
             number(fed.len());
-            fed.iter().for_each(|id| number(*id as usize));
+            for id in fed {
+                number(id as usize);
+            }
         }
     }
 }

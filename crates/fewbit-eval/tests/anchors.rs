@@ -1,5 +1,7 @@
 //! Perplexities and likelihoods that are known from other programs, on models that lie beside the repository.
 
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "what fails here fails the test, which says what it saw")]
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -243,6 +245,30 @@ fn the_recording_agrees_with_lockstep() {
     assert!(error.is_err());
 }
 
+/// Round-to-nearest by llm-compressor needs no calibration: its figures under protocol P1 must come out.
+#[test]
+fn divergence_of_a_quantized_checkpoint() {
+    let (Some(stories), Some(s)) = (shared("data/tinystories/valid.txt"), small("TinyStories-656K")) else { return };
+    let Some(path) = shared("conformance/quantized/ct-w4a16-g32-asym-rtn") else { return };
+    let stories: String = std::fs::read_to_string(stories).unwrap().chars().take(250_000).collect();
+    let w = windows(&s.tokenizer, &cleaned(&s.tokenizer, &stories), Protocol::Blocks, 512, Some(64)).unwrap();
+    let file = ModelFile::open(&path).unwrap();
+    let model = Runtime::load(&file, Arithmetic::Exact, s.model.team().clone()).unwrap();
+    let m = beside(&model, &mut Original::beside(s.model.clone()), &w);
+    let d = m.divergence.unwrap();
+    eprintln!("{} {:?} {d:?}", m.perplexity, m.perplexity_ci95);
+    for (found, expected, off) in [
+        (m.perplexity, 36.46, 0.01),
+        (d.kl_mean, 0.0486, 2e-4),
+        (d.kl_p99, 0.247, 2e-3),
+        (d.top1_agreement, 0.823, 1e-3),
+    ] {
+        assert!((found - expected).abs() <= off, "{found}, where {expected} is expected");
+    }
+    let ci = d.kl_mean_ci95.unwrap();
+    assert!(0.04 < ci[0] && ci[0] < d.kl_mean && d.kl_mean < ci[1] && ci[1] < 0.06, "{ci:?}");
+}
+
 #[test]
 fn it_stops_and_refuses() {
     let (Some(text), Some(s), Some(t)) = (six_stories(), small("stories260K"), small("TinyStories-656K")) else {
@@ -272,15 +298,28 @@ fn it_stops_and_refuses() {
 
 #[test]
 fn bits_of_models() {
-    for (name, linears, model) in [("TinyStories-656K", 32.0, 32.0), ("fewbit-demo-4m", 16.0, 16.0)] {
+    for (name, linears, model, parameters) in
+        [("TinyStories-656K", 32.0, 32.0, 656_000.0), ("fewbit-demo-4m", 16.0, 16.0, 4_196_608.0)]
+    {
         let Some(path) = shared(&format!("models/{name}")) else { return };
         let bits = bits_per_weight(&ModelFile::open(&path).unwrap()).unwrap();
         assert_eq!((bits.linears, bits.model), (linears, model), "{name}");
-        assert_eq!(bits.size_bytes, path.join("model.safetensors").metadata().unwrap().len());
+        assert_eq!(bits.size_bytes as f64, model / 8.0 * parameters, "{name}");
+    }
+    // Codes, scales of 16 bits, zero points as wide as the codes; GPTQ's layout adds the group of each column.
+    for (name, linears) in [
+        ("ct-w4a16-g32-asym-rtn", 4.625),
+        ("ct-w4a16-g128-asym-awq", 4.15625),
+        ("ct-w4a16-g128-sym-gptq-actstatic", 4.125),
+        ("ct-w3a16-g128-sym-rtn", 3.125),
+        ("gptq-w4-g128-sym", 4.15625 + 0.1875),
+    ] {
+        let Some(path) = shared(&format!("conformance/quantized/{name}")) else { return };
+        let bits = bits_per_weight(&ModelFile::open(&path).unwrap()).unwrap();
+        assert_eq!(bits.linears, linears, "{name}");
     }
     let Some(path) = shared("conformance/gguf/tiny/tiny-q4_0.gguf") else { return };
     let bits = bits_per_weight(&ModelFile::open(&path).unwrap()).unwrap();
-    eprintln!("{bits:?}");
     assert!((4.5..5.5).contains(&bits.linears) && bits.model > bits.linears);
 }
 
