@@ -34,7 +34,7 @@ pub(crate) fn run(options: &Quantize, session: &Session) -> Result<()> {
         };
     }
     let (clock, cpu, memory) = (Instant::now(), cpu_seconds(), PeakMemory::start());
-    let mut listener = Listener { output: &session.output, bar: None };
+    let mut listener = Listener { output: &session.output, bar: None, is_quiet: false };
     let report = quantize(&request, &team, &mut listener, session.stop)?;
     let (peak_rss, peak_anon) = memory.finish();
     drop(listener);
@@ -160,11 +160,13 @@ fn bits_of_model(out: &Path) -> Result<f64> {
 pub(crate) struct Listener<'a> {
     pub(crate) output: &'a Output,
     pub(crate) bar: Option<Progress<'a>>,
+    /// Whether stages and notes are kept silent.
+    pub(crate) is_quiet: bool,
 }
 
 impl fewbit_engine::Progress for Listener<'_> {
     fn begin(&mut self, stage: &'static str, total: u64) {
-        self.bar = Some(Progress::new(self.output, stage, total));
+        self.bar = (!self.is_quiet).then(|| Progress::new(self.output, stage, total));
     }
 
     fn at(&mut self, done: u64) {
@@ -174,6 +176,8 @@ impl fewbit_engine::Progress for Listener<'_> {
     }
 
     fn note(&mut self, text: &str) {
-        self.output.note(&format!("note: {text}"));
+        if !self.is_quiet {
+            self.output.note(&format!("note: {text}"));
+        }
     }
 }

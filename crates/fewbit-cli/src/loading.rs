@@ -27,7 +27,9 @@ pub(crate) fn runtime(session: &Session, file: &ModelFile, name: ArithmeticName)
     let arithmetic = match name {
         ArithmeticName::Fast => {
             if let Some(what) = file.quantization().runtime_rounding() {
-                session.output.note(&format!("note: the checkpoint rounds {what}, which is not done: it runs on its weights"));
+                session
+                    .output
+                    .note(&format!("note: the checkpoint rounds {what}, which is not done: it runs on its weights"));
             }
             Arithmetic::Fast
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use fewbit_export::{CardInfo, card, config, sidecars, write_gguf};
+use fewbit_export::{CardInfo, card, config, sidecars, verify_folder, write_gguf};
 use fewbit_format::{Error, Result};
 use fewbit_graph::Part;
 use fewbit_store::ModelFile;
@@ -34,6 +34,7 @@ impl Finished<'_> {
         self.rest(&parts)?;
         let schemes = self.index(&parts)?;
         self.files(&parts, &schemes)?;
+        verify_folder(&parts)?;
         let out = &self.request.out;
         let made = if self.bound.format == Format::Gguf { self.gguf(&parts)? } else { parts };
         if out.exists() {
@@ -76,23 +77,7 @@ impl Finished<'_> {
         }
         let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
         write_file(&parts.join("model.safetensors.index.json"), &pretty(&index)?)?;
-        self.schemes()
-    }
-
-    /// What every linear of the model is stored as, by module.
-    fn schemes(&self) -> Result<Vec<(String, Option<Scheme>)>> {
-        let mut schemes: BTreeMap<String, Option<Scheme>> = BTreeMap::new();
-        for (i, graph) in self.file.model().blocks.iter().enumerate() {
-            for (w, grid) in graph.weights.iter().zip(&self.bound.grids[i]) {
-                let scheme = match grid {
-                    Some(g) => Scheme::of(&crate::plan::probe(&**g, w.shape[1])?),
-                    None => None,
-                };
-                schemes.insert(self.file.exported(Part::Block(i), w.name)?.name, scheme);
-            }
-        }
-        schemes.insert(self.file.exported(Part::Head, "lm_head")?.name, None);
-        Ok(schemes.into_iter().collect())
+        self.bound.schemes(self.file)
     }
 
     fn files(&self, parts: &Path, schemes: &[(String, Option<Scheme>)]) -> Result<()> {

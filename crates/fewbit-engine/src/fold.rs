@@ -43,7 +43,7 @@ pub fn fold(graph: &Graph, tensors: &mut BlockTensors, site: &Site, tied: Tied, 
 }
 
 /// The element on the whole row that consumers read.
-fn spread(element: &Element, tied: Tied, dim: usize) -> Result<Element> {
+pub(crate) fn spread(element: &Element, tied: Tied, dim: usize) -> Result<Element> {
     let spread = match tied {
         Tied::PerKvGroup { head_dim, group } => repeat_heads(element, head_dim, group)?,
         _ => element.clone(),

@@ -22,3 +22,4 @@ pub use plan::{Plan, Sweep};
 pub use quantize::{BlockReport, LinearReport, Progress, Report, Request, plan, quantize};
 pub use recipe::{Pass, Recipe, Settings};
 pub use stats::InputStats;
+pub use toml::Table;

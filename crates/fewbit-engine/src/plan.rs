@@ -1,8 +1,11 @@
 //! What a recipe means for one model, before any work.
 
+use std::collections::BTreeMap;
+
 use fewbit_format::{Error, Mat, Result, Storage};
 use fewbit_graph::{Graph, Part, Rows, Site, WeightId, sites};
 use fewbit_store::ModelFile;
+use fewbit_store::layout::Scheme;
 use serde::Serialize;
 use toml::Value;
 
@@ -90,6 +93,9 @@ impl Bound {
         needs = solver.iter().fold(needs, |n, s| n.and(s.needs()));
         let mut bound = Self { transforms, solver, grids, format: choices.format, needs, notes: Vec::new() };
         bound.format = bound.fitting_format(file)?;
+        if bound.format == Format::CompressedTensors {
+            bound.notes.extend(fewbit_export::mixed_schemes(&bound.schemes(file)?));
+        }
         Ok(bound)
     }
 
@@ -120,6 +126,22 @@ impl Bound {
             }
             (Some(e), _) => Err(e.hint("choose a grid that it holds, or `--format fewbit`")),
         }
+    }
+
+    /// What every linear of the written model is stored as, by module.
+    pub(crate) fn schemes(&self, file: &ModelFile) -> Result<Vec<(String, Option<Scheme>)>> {
+        let mut schemes: BTreeMap<String, Option<Scheme>> = BTreeMap::new();
+        for (i, graph) in file.model().blocks.iter().enumerate() {
+            for (w, grid) in graph.weights.iter().zip(&self.grids[i]) {
+                let scheme = match grid {
+                    Some(g) => Scheme::of(&probe(&**g, w.shape[1])?),
+                    None => None,
+                };
+                schemes.insert(file.exported(Part::Block(i), w.name)?.name, scheme);
+            }
+        }
+        schemes.insert(file.exported(Part::Head, "lm_head")?.name, None);
+        Ok(schemes.into_iter().collect())
     }
 
     /// The sites of a block that transforms may act on, with the transform's index.
@@ -287,7 +309,7 @@ fn check_patterns(file: &ModelFile, choices: &Choices<'_>) -> Result<()> {
 }
 
 /// The storage of one row of zeros: what a layout is asked about.
-pub(crate) fn probe(grid: &dyn Grid, cols: usize) -> Result<Storage> {
+fn probe(grid: &dyn Grid, cols: usize) -> Result<Storage> {
     let row = Mat::zeros(1, cols);
     let bound: Box<dyn BoundGrid> = grid.begin(&row)?;
     let (group, width) = (bound.group(), bound.width());

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::calibration::{Calibration, CalibrationSource};
 use crate::finish::Finished;
-use crate::fold::{BlockTensors, fold};
+use crate::fold::{BlockTensors, fold, spread};
 use crate::journal::{Done, Identity, Journal, crash_point};
 use crate::kinds::{Element, LinearJob, Registry, SiteJob};
 use crate::outputs::{Format, Shard, write_shard};
@@ -67,7 +67,7 @@ pub struct Request<'a> {
 /// Who hears how far the work is.
 pub trait Progress {
     /// A stage of `total` steps begins.
-    fn begin(&mut self, stage: &str, total: u64);
+    fn begin(&mut self, stage: &'static str, total: u64);
     /// So many of them are done.
     fn at(&mut self, done: u64);
     /// Something that the user should know.
@@ -473,7 +473,9 @@ impl Run<'_> {
             let Some(mut element) = transform.choose(&job)? else { continue };
             if let Element::Diagonal(factors) = &mut element {
                 self.snap(Part::Block(i), graph, &tensors, &site, &to.producers, factors)?;
-                stats[known].1.scale(factors);
+            }
+            if let Element::Diagonal(factors) = spread(&element, *tied, site.dim)? {
+                stats[known].1.scale(&factors);
             }
             fold(graph, &mut tensors, &site, *tied, to, &element)?;
         }

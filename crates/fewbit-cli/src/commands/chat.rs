@@ -15,6 +15,7 @@ use crate::{interrupt, loading};
 /// Talk with a model, line by line
 ///
 /// /reset forgets the conversation, /exit (or the end of the input) ends it; Ctrl-C stops an answer.
+///
 /// JSON: text, ids, finish_reason, prompt_tokens, prompt_tokens_per_second, tokens_per_second of the last answer, and
 /// messages (all since the last /reset).
 #[derive(Args, Debug)]
@@ -96,7 +97,8 @@ impl Conversation<'_> {
         }
         let mut line = String::new();
         let read = interrupt::while_waiting(|| std::io::stdin().lock().read_line(&mut line));
-        let read = read.map_err(|e| Error::input(format!("reading stdin failed: {e}")).hint("give lines of UTF-8 text"))?;
+        let read =
+            read.map_err(|e| Error::input(format!("reading stdin failed: {e}")).hint("give lines of UTF-8 text"))?;
         if read == 0 {
             return Ok(None);
         }

@@ -60,22 +60,23 @@ impl Inspect {
 
 fn layers(file: &ModelFile) -> Vec<Layer> {
     let blocks = file.model().parts().filter(|(part, _)| matches!(part, Part::Block(_)));
-    blocks.map(|(part, graph)| {
-        let linears: Vec<Linear> = (0..graph.weights.len())
-            .map(|w| {
-                let module = file.module(part, w);
-                let format = format(file, &module);
-                Linear { name: graph.weights[w].name, shape: graph.weights[w].shape, module, format }
-            })
-            .collect();
-        // Several weights may be views of one stored matrix.
-        let modules: BTreeSet<&str> = linears.iter().map(|l| l.module.as_str()).collect();
-        let names = modules.into_iter().flat_map(|m| tensors_of(file, m));
-        let stored_bits = names.map(|name| 8 * bytes(file.checkpoint(), &name)).sum();
-        let weights = linears.iter().map(|l| (l.shape[0] * l.shape[1]) as u64).sum();
-        Layer { linears, stored_bits, weights }
-    })
-    .collect()
+    blocks
+        .map(|(part, graph)| {
+            let linears: Vec<Linear> = (0..graph.weights.len())
+                .map(|w| {
+                    let module = file.module(part, w);
+                    let format = format(file, &module);
+                    Linear { name: graph.weights[w].name, shape: graph.weights[w].shape, module, format }
+                })
+                .collect();
+            // Several weights may be views of one stored matrix.
+            let modules: BTreeSet<&str> = linears.iter().map(|l| l.module.as_str()).collect();
+            let names = modules.into_iter().flat_map(|m| tensors_of(file, m));
+            let stored_bits = names.map(|name| 8 * bytes(file.checkpoint(), &name)).sum();
+            let weights = linears.iter().map(|l| (l.shape[0] * l.shape[1]) as u64).sum();
+            Layer { linears, stored_bits, weights }
+        })
+        .collect()
 }
 
 /// The tensors of a module's weight that the checkpoint has.
@@ -176,10 +177,24 @@ fn text(file: &ModelFile, layers: &[Layer]) -> String {
     row("architecture", architecture(checkpoint).to_owned());
     row("parameters", model.parameters().to_string());
     row("blocks", format!("{} of width {}", model.blocks.len(), model.hidden));
-    row("vocabulary", format!("{}, {}", model.vocabulary, if file.is_tied() { "one matrix for embedding and head" } else { "a head of its own" }));
+    row(
+        "vocabulary",
+        format!(
+            "{}, {}",
+            model.vocabulary,
+            if file.is_tied() { "one matrix for embedding and head" } else { "a head of its own" }
+        ),
+    );
     row("context", model.context.to_string());
     row("quantization", quantization(file).unwrap_or_else(|| "none".to_owned()));
-    row("size", format!("{:.1} MB, {:.3} bits per parameter", size as f64 / 1e6, 8.0 * size as f64 / model.parameters().max(1) as f64));
+    row(
+        "size",
+        format!(
+            "{:.1} MB, {:.3} bits per parameter",
+            size as f64 / 1e6,
+            8.0 * size as f64 / model.parameters().max(1) as f64
+        ),
+    );
     row("linears", format!("{:.3} bits per weight, all that is stored for them", bits_per_weight(layers)));
     for note in file.notes() {
         row("note", note.clone());
@@ -189,7 +204,8 @@ fn text(file: &ModelFile, layers: &[Layer]) -> String {
     let mut start = 0;
     while start < layers.len() {
         let alike = layers[start..].iter().take_while(|l| kind(l) == kind(&layers[start])).count();
-        let name = if alike > 1 { format!("blocks {start} to {}", start + alike - 1) } else { format!("block {start}") };
+        let name =
+            if alike > 1 { format!("blocks {start} to {}", start + alike - 1) } else { format!("block {start}") };
         let _ = writeln!(out, "{name}: {:.3} bits per weight", bits_per_weight(&layers[start..start + alike]));
         for l in &layers[start].linears {
             let _ = writeln!(out, "  {:<24}{:>13}  {}", l.name, format!("{} × {}", l.shape[0], l.shape[1]), l.format);

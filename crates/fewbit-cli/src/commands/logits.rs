@@ -70,12 +70,14 @@ impl Logits {
 
 fn parse_ids(list: &str) -> Result<Vec<u32>> {
     let parts = list.split(',').map(str::trim).filter(|_| !list.trim().is_empty());
-    parts.map(|part| {
-        part.parse().map_err(|_| {
-            Error::input(format!("`--ids`: `{part}` is no token id")).hint("give whole numbers from 0, such as `1,2,3`")
+    parts
+        .map(|part| {
+            part.parse().map_err(|_| {
+                Error::input(format!("`--ids`: `{part}` is no token id"))
+                    .hint("give whole numbers from 0, such as `1,2,3`")
+            })
         })
-    })
-    .collect()
+        .collect()
 }
 
 /// Written number by number: a tree of values would need many times the memory.

@@ -15,6 +15,7 @@ use crate::{interrupt, loading};
 /// Continue a prompt, or answer it
 ///
 /// A model with a chat template gets the prompt as a user's message. The text comes on stdout as it is made.
+///
 /// JSON: text, ids, finish_reason (`stop`, `length`, `interrupted`), prompt_tokens, prompt_tokens_per_second,
 /// tokens_per_second.
 #[derive(Args, Debug)]

@@ -57,8 +57,7 @@ fn fewbit(args: &[&str]) -> Ran {
 
 /// Runs the program with a text on stdin.
 fn fewbit_reading(args: &[&str], stdin: &str) -> Ran {
-    let mut child =
-        command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // A program that refuses its arguments reads nothing.
     let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
     let out = child.wait_with_output().unwrap();

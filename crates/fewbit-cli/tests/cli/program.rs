@@ -117,7 +117,19 @@ fn quiet_is_quiet_and_threads_change_nothing() {
 #[test]
 fn every_instruction_set_agrees() {
     let logits = |level: &str| {
-        let ran = fewbit(&["logits", "demo", "--ids", "0,100,200", "--last", "1", "--arithmetic", "exact", "--cpu", level, "--json"]);
+        let ran = fewbit(&[
+            "logits",
+            "demo",
+            "--ids",
+            "0,100,200",
+            "--last",
+            "1",
+            "--arithmetic",
+            "exact",
+            "--cpu",
+            level,
+            "--json",
+        ]);
         let object = ran.good();
         object["logits"][0].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect::<Vec<f64>>()
     };
@@ -186,11 +198,12 @@ fn a_full_disk_behind_stdout_is_told() {
 #[test]
 fn an_interrupted_text_is_kept() {
     // The demo model's context ends long after the signal.
-    let mut child = command(&["run", "demo", "--raw", "--prompt", "Once", "--cpu", "scalar", "--json", "--threads", "1"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child =
+        command(&["run", "demo", "--raw", "--prompt", "Once", "--cpu", "scalar", "--json", "--threads", "1"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
     std::thread::sleep(std::time::Duration::from_millis(700));
     std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     let code = child.wait().unwrap().code();

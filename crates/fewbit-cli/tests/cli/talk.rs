@@ -59,17 +59,18 @@ fn sampling_has_its_edges() {
         ("--top-p", "1.5", "top_p"),
         ("--min-p", "2", "min_p"),
         ("--top-k", "-2", "top_k"),
-        ("--max-tokens", "-2", "max_tokens"),
         ("--repetition-penalty", "0", "repetition_penalty"),
     ] {
         run(&[option, value]).refused(&[&format!("`{name}` is")]);
     }
+    fewbit(&["run", &model, "--prompt", "Once", "--max-tokens", "-2"]).refused(&["`max_tokens` is -2"]);
 }
 
 #[test]
 fn the_context_is_the_limit_and_said_before() {
     let Some(model) = stories() else { return };
-    let ran = fewbit(&["run", &model, "--prompt", "Once upon a time", "--temperature", "0", "--context", "40", "--json"]);
+    let ran =
+        fewbit(&["run", &model, "--prompt", "Once upon a time", "--temperature", "0", "--context", "40", "--json"]);
     let object = ran.good();
     assert_eq!(object["finish_reason"], "length");
     assert_eq!(object["ids"].as_array().unwrap().len(), 35);
@@ -83,13 +84,16 @@ fn the_context_is_the_limit_and_said_before() {
 
 #[test]
 fn a_conversation_is_remembered_and_forgotten() {
-    let ran = fewbit_reading(&["chat", "demo", "--temperature", "0", "--max-tokens", "12", "--json"], "Hello\n\nGo on\n/what\n");
+    let ran = fewbit_reading(
+        &["chat", "demo", "--temperature", "0", "--max-tokens", "12", "--json"],
+        "Hello\n\nGo on\n/what\n",
+    );
     let object = ran.good();
-    let roles: Vec<&str> =
-        object["messages"].as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
+    let roles: Vec<&str> = object["messages"].as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
     assert_eq!(roles, ["user", "assistant", "user", "assistant"]);
     assert!(ran.stderr.contains("`/what` is unknown"), "{}", ran.stderr);
-    let fresh = fewbit_reading(&["chat", "demo", "--temperature", "0", "--max-tokens", "12", "--json"], "Go on\n").good();
+    let fresh =
+        fewbit_reading(&["chat", "demo", "--temperature", "0", "--max-tokens", "12", "--json"], "Go on\n").good();
     let reset = fewbit_reading(
         &["chat", "demo", "--temperature", "0", "--max-tokens", "12", "--json"],
         "Hello\n/reset\nGo on\n/exit\nnever read\n",

@@ -119,7 +119,8 @@ fn damaged_models_are_refused_by_every_command() {
     ] {
         let Some((dir, _)) = case(id) else { return };
         let model = text(dir.path().join(file));
-        for args in [&["inspect", &model][..], &["logits", &model, "--ids", "1"], &["run", &model, "--prompt", "Once"]] {
+        for args in [&["inspect", &model][..], &["logits", &model, "--ids", "1"], &["run", &model, "--prompt", "Once"]]
+        {
             fewbit(args).refused(words);
         }
     }

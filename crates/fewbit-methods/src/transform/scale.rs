@@ -1,6 +1,6 @@
 use fewbit_engine::kinds::{Element, Entry, Grid, Needs, SiteJob, Transform, parse};
 use fewbit_format::{Error, Mat, Result};
-use fewbit_graph::Symmetry;
+use fewbit_graph::{Symmetry, Tied};
 use fewbit_kernel::Team;
 use fewbit_kernel::product::{Weights, product_nt};
 use serde::Deserialize;
@@ -53,19 +53,36 @@ impl Transform for Scale {
         let (Some(h), Some(mean_abs)) = (&job.stats.gram, &job.stats.mean_abs) else {
             return Err(Error::internal("a scale search without statistics"));
         };
+        let shared = shared(mean_abs, job.tied);
         let (mut best, mut least) = (None, f64::INFINITY);
         for i in 0..self.steps {
-            let s = factors(mean_abs, i as f32 / self.steps as f32);
+            let own = factors(&shared, i as f32 / self.steps as f32);
+            let s = spread(&own, job.tied);
             let mut loss = 0.0;
             for (w, grid) in job.weights.iter().zip(&job.grids) {
                 loss += output_error(w, *grid, &s, h, job.team)?;
             }
             if loss < least {
-                (best, least) = (Some((i, s)), loss);
+                (best, least) = (Some((i, own)), loss);
             }
         }
         Ok(best.filter(|(i, _)| *i > 0).map(|(_, s)| Element::Diagonal(s.iter().map(|f| 1.0 / f).collect())))
     }
+}
+
+/// One number per element of the site: the mean over the query heads that read one key-value head.
+fn shared(mean_abs: &[f32], tied: Tied) -> Vec<f32> {
+    let Tied::PerKvGroup { head_dim, group } = tied else { return mean_abs.to_vec() };
+    let of_heads = |heads: &[f32]| -> Vec<f32> {
+        (0..head_dim).map(|i| heads.iter().skip(i).step_by(head_dim).sum::<f32>() / group as f32).collect()
+    };
+    mean_abs.chunks_exact(head_dim * group).flat_map(of_heads).collect()
+}
+
+/// The factors of the whole row.
+fn spread(own: &[f32], tied: Tied) -> Vec<f32> {
+    let Tied::PerKvGroup { head_dim, group } = tied else { return own.to_vec() };
+    own.chunks_exact(head_dim).flat_map(|head| std::iter::repeat_n(head, group).flatten().copied()).collect()
 }
 
 /// `mean|x|^α`, at least 1e-4, divided by the geometric mean of its extremes.
