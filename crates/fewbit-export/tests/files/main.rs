@@ -1,0 +1,209 @@
+//! Written files, read again: the source's ids and numbers.
+
+mod folder;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fewbit_export::{CardInfo, card, verify_folder, write_gguf};
+use fewbit_kernel::Team;
+use fewbit_runtime::{Arithmetic, Batch, Runtime, language};
+use fewbit_store::layout::{CompressedTensors, Fewbit};
+use fewbit_store::{ModelFile, Value};
+use fewbit_text::{Special, check_round_trip};
+
+const IDS: [u32; 12] = [1, 5, 9, 2, 30, 17, 4, 4, 11, 28, 3, 7];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// A model beside the repository, or a line that says what the test lacks.
+fn shared(name: &str) -> Option<PathBuf> {
+    let path = root().join("../shared/models").join(name);
+    if !path.exists() {
+        println!("skipped: there is no {}", path.display());
+    }
+    path.exists().then_some(path)
+}
+
+fn logits(file: &ModelFile, ids: &[u32]) -> Vec<f32> {
+    let runtime = Runtime::load(file, Arithmetic::Exact, Arc::new(Team::new(1))).unwrap();
+    let rows: Vec<usize> = (0..ids.len()).collect();
+    runtime.logits(&Batch::one(0, ids.len()), ids, None, &rows).unwrap().into_vec()
+}
+
+fn open(path: &Path) -> ModelFile {
+    ModelFile::open(path).unwrap()
+}
+
+/// The largest difference, relative to the largest number.
+fn apart(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let scale = a.iter().fold(0f32, |m, v| m.max(v.abs()));
+    a.iter().zip(b).fold(0f32, |m, (x, y)| m.max((x - y).abs())) / scale
+}
+
+/// A folder of a family, with a tokenizer of a few letters that fits its small vocabulary.
+fn family(name: &str, dir: &Path) -> ModelFile {
+    let from = root().join("tests/families").join(name);
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap() != "golden.safetensors" {
+            std::fs::copy(&path, dir.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let letters = ["<|end|>", "a", "b", "c", "Ġ", "o", "n", "e", "on", "one", "Ġa"];
+    let vocabulary: serde_json::Map<String, serde_json::Value> =
+        letters.iter().enumerate().map(|(i, l)| ((*l).to_owned(), i.into())).collect();
+    let json = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "added_tokens": [{"id": 0, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false,
+                          "normalized": false, "special": true}],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+                  "vocab": vocabulary, "merges": [["o", "n"], ["on", "e"], ["Ġ", "a"]]},
+    });
+    std::fs::write(dir.join("tokenizer.json"), json.to_string()).unwrap();
+    std::fs::write(dir.join("tokenizer_config.json"), r#"{"eos_token": "<|end|>"}"#).unwrap();
+    open(dir)
+}
+
+#[test]
+fn every_family_that_is_written_has_its_logits() {
+    for name in ["llama", "llama-bias", "mistral", "qwen2", "qwen3"] {
+        let dir = tempfile::tempdir().unwrap();
+        let source = family(name, dir.path());
+        let path = dir.path().join("m.gguf");
+        write_gguf(&source, &path).unwrap_or_else(|e| panic!("{name}: {e}"));
+        // Weights of F32 are F16 in the file.
+        let worst = apart(&logits(&source, &IDS), &logits(&open(&path), &IDS));
+        assert!(worst < 2e-3, "{name}: {worst}");
+    }
+}
+
+#[test]
+fn what_llama_cpp_does_not_run_is_refused_in_a_sentence() {
+    for (name, why) in
+        [("gemma3", "this is `gemma3_text`"), ("gpt_neox", "this is `gpt_neox`"), ("mistral", "a window of 16")]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        family(name, dir.path());
+        if name == "mistral" {
+            let config = std::fs::read_to_string(dir.path().join("config.json")).unwrap();
+            let config = config.trim_end().strip_suffix('}').unwrap().to_owned() + r#", "sliding_window": 16}"#;
+            std::fs::write(dir.path().join("config.json"), config.replacen(r#""sliding_window": null,"#, "", 1))
+                .unwrap();
+        }
+        let e = write_gguf(&open(dir.path()), &dir.path().join("m.gguf")).unwrap_err().to_string();
+        assert!(e.contains(why) && e.contains("; write it with `--format"), "{name}: {e}");
+        assert!(!dir.path().join("m.gguf.unchecked").exists());
+    }
+}
+
+#[test]
+fn codes_become_blocks_of_the_same_numbers() {
+    let demo = open(&root().join("assets/demo-model"));
+    for (bits, kind) in [(4, "Q4_0"), (8, "Q8_0")] {
+        for layout in [&CompressedTensors as &dyn fewbit_store::layout::Layout, &Fewbit] {
+            let dir = tempfile::tempdir().unwrap();
+            folder::write(&demo, dir.path(), layout, Some(bits));
+            verify_folder(dir.path()).unwrap();
+            let quantized = open(dir.path());
+            let path = dir.path().join("m.gguf");
+            let report = write_gguf(&quantized, &path).unwrap();
+            assert_eq!(report.types[kind], 28, "{:?}", report.types);
+            let written = open(&path);
+            // The embedding alone is rounded, from F32 (that was BF16) to F16.
+            assert!(apart(&logits(&quantized, &IDS), &logits(&written, &IDS)) < 1e-4);
+            let info = CardInfo {
+                file: &quantized,
+                source: &demo,
+                base_model: "fewbit/demo",
+                recipe: "rtn",
+                cite: "",
+                settings: vec![format!("grid.bits={bits}")],
+                calibration: None,
+                format: "gguf",
+            };
+            let text = card(&info);
+            assert!(text.contains(&format!("included) | {bits}.500 |")), "{text}");
+            assert!(text.starts_with("---\nbase_model: fewbit/demo\n") && text.contains("<!-- fewbit eval -->"));
+        }
+    }
+}
+
+#[test]
+fn a_plain_model_keeps_its_type_and_its_tokenizer() {
+    let demo = open(&root().join("assets/demo-model"));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let report = write_gguf(&demo, &path).unwrap();
+    assert_eq!(report.types["BF16"], 29);
+    assert!(report.notes.is_empty(), "{:?}", report.notes);
+    let written = open(&path);
+    assert_eq!(logits(&demo, &IDS), logits(&written, &IDS));
+    let metadata = written.checkpoint().gguf().unwrap().metadata();
+    assert_eq!(metadata["tokenizer.ggml.pre"], Value::String("gpt-2".into()));
+    assert_eq!(metadata["tokenizer.ggml.add_bos_token"], Value::Bool(true));
+    let source = language::chat_template_source(demo.checkpoint()).unwrap();
+    assert_eq!(language::chat_template_source(written.checkpoint()).unwrap(), source);
+    assert!(write_gguf(&demo, &path).unwrap_err().to_string().contains("exists already"));
+
+    // And back: the folder of the file, and the file of that folder.
+    let back = dir.path().join("back");
+    folder::write(&written, &back, &Fewbit, None);
+    verify_folder(&back).unwrap();
+    let back = open(&back);
+    assert_eq!(logits(&demo, &IDS), logits(&back, &IDS));
+    let ids = |file: &ModelFile| language::tokenizer_of(file.checkpoint()).unwrap();
+    assert_eq!(check_round_trip(&ids(&demo), &ids(&back)), None);
+}
+
+#[test]
+fn stories() {
+    let Some(path) = shared("stories260K") else { return };
+    let (source, dir) = (open(&path), tempfile::tempdir().unwrap());
+    let path = dir.path().join("m.gguf");
+    write_gguf(&source, &path).unwrap();
+    let written = open(&path);
+    let tokenizer = language::tokenizer_of(written.checkpoint()).unwrap();
+    let ids = tokenizer.encode("Once upon a time", Special::PlainWithBos).unwrap();
+    assert_eq!(ids, [1, 403, 407, 261, 378]);
+    assert!(apart(&logits(&source, &ids), &logits(&written, &ids)) < 2e-3);
+}
+
+#[test]
+fn a_tokenizer_that_no_gguf_has_is_refused_with_a_text() {
+    let Some(path) = shared("TinyStories-656K") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let e = write_gguf(&open(&path), &dir.path().join("m.gguf")).unwrap_err().to_string();
+    assert!(e.contains("would give other ids than the tokenizer, first on the text \""), "{e}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn smollm2_there_and_back() {
+    let name = "SmolLM2-135M-Instruct.Q4_1.gguf";
+    let folder = std::env::var_os("FEWBIT_MODELS").map(PathBuf::from);
+    let folder = folder.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/fewbit/models")));
+    let Some(path) = folder.map(|f| f.join(name)).filter(|p| p.exists()) else {
+        println!("skipped: there is no {name}; `tools/fetch-models.sh` gets it");
+        return;
+    };
+    let (source, dir) = (open(&path), tempfile::tempdir().unwrap());
+    let there = dir.path().join("folder");
+    folder::write(&source, &there, &Fewbit, None);
+    verify_folder(&there).unwrap();
+    let there = open(&there);
+    let ids = |file: &ModelFile| language::tokenizer_of(file.checkpoint()).unwrap();
+    assert_eq!(check_round_trip(&ids(&source), &ids(&there)), None);
+    let expected = logits(&source, &IDS);
+    assert_eq!(expected, logits(&there, &IDS));
+    let back = dir.path().join("back.gguf");
+    let report = write_gguf(&there, &back).unwrap();
+    println!("{report:?}");
+    assert!(apart(&expected, &logits(&open(&back), &IDS)) < 2e-3);
+}
