@@ -139,6 +139,9 @@ fn sizes(keys: &Keys<'_>, checkpoint: &Checkpoint, config: &mut Map<String, Valu
     config.insert("tie_word_embeddings".into(), json!(!checkpoint.contains("output.weight")));
     let has_bias = checkpoint.contains("blk.0.attn_q.bias");
     config.insert("attention_bias".into(), json!(has_bias));
+    if checkpoint.contains("blk.0.ffn_gate.bias") {
+        config.insert("mlp_bias".into(), json!(true));
+    }
     let window = keys.u64("attention.sliding_window")?.filter(|w| *w > 0);
     if let Some(window) = window {
         config.insert("sliding_window".into(), json!(window));
