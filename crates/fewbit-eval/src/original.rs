@@ -14,6 +14,8 @@ use crate::{forward, row};
 pub struct Original {
     source: Source,
     team: Arc<Team>,
+    /// For errors.
+    name: String,
 }
 
 enum Source {
@@ -25,7 +27,8 @@ impl Original {
     /// Runs beside the model, window by window.
     pub fn beside(runtime: Arc<Runtime>) -> Self {
         let team = runtime.team().clone();
-        Self { source: Source::Model { runtime, residual: Vec::new(), recorder: None }, team }
+        let source = Source::Model { runtime, residual: Vec::new(), recorder: None };
+        Self { source, team, name: "beside the original".to_owned() }
     }
 
     /// The log-probabilities that `cache` has for these windows; else the model is loaded, in exact f32, and what it
@@ -35,14 +38,15 @@ impl Original {
     /// If the model cannot be loaded.
     pub fn open(file: &ModelFile, windows: &Windows, cache: Option<&Cache>, team: Arc<Team>) -> Result<Self> {
         let shape = Shape { rows: windows.tokens(), vocabulary: file.model().vocabulary };
+        let name = format!("beside the original `{}`", file.checkpoint().path().display());
         let key = cache.map(|_| cache::key(file, windows)).transpose()?;
         let entry = cache.zip(key.as_ref());
         if let Some(reader) = entry.and_then(|(c, k)| c.open(k, shape)) {
-            return Ok(Self { source: Source::Recorded(reader), team });
+            return Ok(Self { source: Source::Recorded(reader), team, name });
         }
         let runtime = Arc::new(Runtime::load(file, Arithmetic::Exact, team.clone())?);
         let recorder = entry.and_then(|(c, k)| c.create(k, shape));
-        Ok(Self { source: Source::Model { runtime, residual: Vec::new(), recorder }, team })
+        Ok(Self { source: Source::Model { runtime, residual: Vec::new(), recorder }, team, name })
     }
 
     /// Whether nothing is run: the log-probabilities are those of an earlier evaluation.
@@ -69,7 +73,7 @@ impl Original {
     /// Before the rows of a window.
     pub(crate) fn window(&mut self, fed: &[u32]) -> Result<()> {
         if let Source::Model { runtime, residual, .. } = &mut self.source {
-            *residual = forward::residual(runtime, fed).map_err(|e| e.place("the original"))?;
+            *residual = forward::residual(runtime, fed).map_err(|e| e.place(&self.name))?;
         }
         Ok(())
     }
@@ -79,7 +83,7 @@ impl Original {
         match &mut self.source {
             Source::Recorded(reader) => reader.rows(&self.team, rows.len()),
             Source::Model { runtime, residual, recorder } => {
-                let logits = forward::logits(runtime, residual, rows).map_err(|e| e.place("the original"))?;
+                let logits = forward::logits(runtime, residual, rows).map_err(|e| e.place(&self.name))?;
                 let mut nll = vec![0.0; targets.len()];
                 self.team.for_pieces(&mut nll, 1, &|r, nll| nll[0] = row::nll(logits.row(r), targets[r]));
                 *recorder = recorder.take().and_then(|w| w.push(&self.team, &logits, &nll));

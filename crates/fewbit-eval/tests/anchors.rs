@@ -14,7 +14,7 @@ use fewbit_eval::{
 use fewbit_kernel::Team;
 use fewbit_runtime::language::tokenizer_of;
 use fewbit_runtime::{Arithmetic, Batch, Runtime};
-use fewbit_store::ModelFile;
+use fewbit_store::{ModelFile, Safetensors};
 use fewbit_text::{Special, Tokenizer};
 
 /// A file of the reference material; says what is missing where it is absent.
@@ -339,19 +339,32 @@ fn bits_of_models() {
     assert!((4.5..5.5).contains(&bits.linears) && bits.model > bits.linears);
 }
 
-/// What llama.cpp's protocol gives for SmolLM2; the file is not part of the reference material.
+/// A file of `tools/fetch-models.sh`: its folder is named by `FEWBIT_MODELS`, or is the user's cache.
+fn fetched(name: &str) -> Option<PathBuf> {
+    let cache = std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache/fewbit/models"));
+    let path = std::env::var_os("FEWBIT_MODELS").map(PathBuf::from).or(cache)?.join(name);
+    if !path.exists() {
+        eprintln!("skipped: {} is absent (tools/fetch-models.sh gets it)", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+/// Window by window what float64 arithmetic on the dequantized weights gives in llama.cpp's protocol; all eight windows
+/// have a perplexity of 24.49736.
 #[test]
-#[ignore = "takes a minute; needs SMOLLM2_GGUF, the path of the Q4_1 file"]
 fn smollm2_in_llama_cpps_protocol() {
-    let (Some(path), Some(wiki)) = (std::env::var_os("SMOLLM2_GGUF"), shared("data/wikitext-2/wiki.test.raw")) else {
-        eprintln!("skipped: SMOLLM2_GGUF is not set");
-        return;
-    };
-    let s = subject(Path::new(&path), 2);
+    let golden = shared("conformance/gguf/models/smollm2-135m-instruct-q4_1.golden.safetensors");
+    let (Some(golden), Some(wiki)) = (golden, shared("data/wikitext-2/wiki.test.raw")) else { return };
+    let Some(path) = fetched("SmolLM2-135M-Instruct.Q4_1.gguf") else { return };
+    let golden = Safetensors::open(&golden).unwrap().tensor("perplexity.exact.nll").unwrap().to_f32().unwrap();
+    let s = subject(&path, 2);
     let text = std::fs::read_to_string(wiki).unwrap();
-    let w = windows(&s.tokenizer, &text, Protocol::LlamaCpp, 512, Some(8)).unwrap();
-    assert_eq!(w.tokens(), 8 * 255);
+    let w = windows(&s.tokenizer, &text, Protocol::LlamaCpp, 512, Some(2)).unwrap();
     let m = measure(&s.model, &w);
-    eprintln!("{} {:.6} {:.1} tokens/s", w.rule(), m.perplexity, m.tokens_per_second);
-    close(m.perplexity, 24.49736, 1e-5);
+    eprintln!("{}: {:.6}, {:.1} tokens/s", w.rule(), m.perplexity, m.tokens_per_second);
+    for (sums, golden) in m.per_window.iter().zip(golden.chunks(255)) {
+        assert_eq!(sums.tokens, 255);
+        close(sums.nll, golden.iter().map(|v| f64::from(*v)).sum(), 1e-5);
+    }
 }
