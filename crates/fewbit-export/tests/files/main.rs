@@ -162,6 +162,31 @@ fn a_plain_model_keeps_its_type_and_its_tokenizer() {
     assert_eq!(check_round_trip(&ids(&demo), &ids(&back)), None);
 }
 
+/// What a GGUF file cannot say is said in the report: a normalization, and tokens beyond the embedding.
+#[test]
+fn what_is_left_out_is_noted() {
+    let (from, dir) = (root().join("assets/demo-model"), tempfile::tempdir().unwrap());
+    for name in ["config.json", "model.safetensors", "tokenizer_config.json"] {
+        std::fs::copy(from.join(name), dir.path().join(name)).unwrap();
+    }
+    let json = std::fs::read(from.join("tokenizer.json")).unwrap();
+    let mut json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    json["normalizer"] = serde_json::json!({"type": "NFC"});
+    let mut beyond = json["added_tokens"][1].clone();
+    (beyond["id"], beyond["content"]) = (4096.into(), "<pad>".into());
+    json["added_tokens"].as_array_mut().unwrap().push(beyond);
+    let path = dir.path().join("tokenizer.json");
+    std::fs::write(&path, json.to_string()).unwrap();
+    let report = write_gguf(&open(dir.path()), &dir.path().join("m.gguf")).unwrap();
+    assert_eq!(report.notes.len(), 2, "{:?}", report.notes);
+    assert!(report.notes[0].contains("from `<pad>` (id 4096) on") && report.notes[1].contains("(NFC)"));
+
+    json["normalizer"] = serde_json::json!({"type": "Lowercase"});
+    std::fs::write(&path, json.to_string()).unwrap();
+    let e = write_gguf(&open(dir.path()), &dir.path().join("other.gguf")).unwrap_err().to_string();
+    assert!(e.contains("would give other ids than the tokenizer, first on the text"), "{e}");
+}
+
 #[test]
 fn stories() {
     let Some(path) = shared("stories260K") else { return };
