@@ -68,7 +68,8 @@ fn content_hash() -> String {
         hash.update(bytes.len().to_le_bytes());
         hash.update(bytes);
     }
-    hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
+    let start = hash.finalize().iter().take(8).fold(0_u64, |n, b| n << 8 | u64::from(*b));
+    format!("{start:016x}")
 }
 
 /// Writes the files aside and renames the folder, unless all of them are there.

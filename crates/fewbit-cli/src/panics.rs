@@ -24,7 +24,9 @@ fn remember(info: &PanicHookInfo<'_>) {
     if trace.status() == BacktraceStatus::Captured {
         log::error!("{info}\n{trace}");
     }
-    let message = info.payload_as_str().unwrap_or("no message").replace('\n', " ");
+    let payload = info.payload();
+    let text = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let message = text.unwrap_or("no message").replace('\n', " ");
     let place = info.location().map(|l| format!(" ({}:{})", l.file(), l.line())).unwrap_or_default();
     // The last panic that is not caught on the way is the one that ends the work.
     *FIRST.lock().unwrap_or_else(PoisonError::into_inner) = Some(message + &place);

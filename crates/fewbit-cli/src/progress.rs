@@ -49,13 +49,11 @@ impl<'a> Progress<'a> {
     fn sentence(&self, done: u64, detail: &str) -> String {
         let percent = 100.0 * done as f64 / self.total.max(1) as f64;
         let detail = if detail.is_empty() { String::new() } else { format!(", {detail}") };
-        let left = match done {
-            0 => String::new(),
-            _ => {
-                let per_step = self.start.elapsed().as_secs_f64() / done as f64;
-                format!(", {:.0} s left", per_step * self.total.saturating_sub(done) as f64)
-            }
-        };
+        let mut left = String::new();
+        if done > 0 {
+            let per_step = self.start.elapsed().as_secs_f64() / done as f64;
+            left = format!(", {:.0} s left", per_step * self.total.saturating_sub(done) as f64);
+        }
         format!("{}: {percent:.0} %{left}{detail}", self.what)
     }
 }

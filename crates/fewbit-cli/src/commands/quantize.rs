@@ -14,6 +14,7 @@ use crate::session::Session;
 /// with --dry-run: sweeps, peak_bytes, out_bytes, seconds_estimate, refused.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  fewbit quantize demo --recipe gptq --bits 4 --group 128 --calibration bundled --out demo-w4")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct Quantize {
     /// Folder, GGUF file, or `demo`
     pub(crate) model: String,

@@ -1,4 +1,5 @@
 //! The compiled program, driven end to end.
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails loudly, and says what it lacks")]
 
 mod models;
 mod program;

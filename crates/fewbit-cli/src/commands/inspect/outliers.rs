@@ -98,7 +98,9 @@ fn each(linear: &QuantizedLinear, mut look: impl FnMut(f64)) {
         let end = (start + step).min(rows);
         let values = &mut values[..(end - start) * cols];
         linear.decode_rows(start..end, values);
-        values.iter().for_each(|v| look(f64::from(*v)));
+        for v in values.iter() {
+            look(f64::from(*v));
+        }
     }
 }
 
