@@ -1,5 +1,8 @@
 //! Written files, read again: the source's ids and numbers.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
+#![expect(clippy::print_stdout, reason = "tests say what they skip")]
+
 mod folder;
 
 use std::path::{Path, PathBuf};
