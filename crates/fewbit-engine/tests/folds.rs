@@ -172,11 +172,14 @@ fn element(symmetry: Symmetry, tied: Tied, site: &Site) -> Element {
         Symmetry::Orthogonal | Symmetry::Invertible => {
             let pairs = (0..dim / part).map(|_| {
                 let (p, q) = (orthogonal(part, &mut random), orthogonal(part, &mut random));
-                let stretch = |_| if symmetry == Symmetry::Orthogonal { 1.0 } else { random.random_range(-0.7f64..0.7).exp() };
+                let stretch =
+                    |_| if symmetry == Symmetry::Orthogonal { 1.0 } else { random.random_range(-0.7f64..0.7).exp() };
                 let d: Vec<f64> = (0..part).map(stretch).collect();
                 // P D Q, and Qᵀ D⁻¹ Pᵀ.
-                let m = Mat::from_fn(part, part, |r, c| (0..part).map(|k| p[r][k] * d[k] * q[k][c]).sum::<f64>() as f32);
-                let inverse = Mat::from_fn(part, part, |r, c| (0..part).map(|k| q[k][r] / d[k] * p[c][k]).sum::<f64>() as f32);
+                let m =
+                    Mat::from_fn(part, part, |r, c| (0..part).map(|k| p[r][k] * d[k] * q[k][c]).sum::<f64>() as f32);
+                let inverse =
+                    Mat::from_fn(part, part, |r, c| (0..part).map(|k| q[k][r] / d[k] * p[c][k]).sum::<f64>() as f32);
                 (m, inverse)
             });
             let (blocks, inverses) = pairs.unzip();
