@@ -50,7 +50,7 @@ impl Finished<'_> {
         let mut shard = Shard::new(self.file, self.bound.format.layout());
         for part in [Part::Embed, Part::Head] {
             let weights = self.file.part(part)?;
-            let mut linears: Vec<_> = weights.linears.iter().map(|l| l.as_ref().clone()).collect();
+            let mut linears = weights.linears;
             if part == Part::Head && self.file.is_tied() {
                 linears.clear();
             }

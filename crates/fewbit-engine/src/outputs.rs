@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use fewbit_format::{Band, Dtype, Error, QuantizedLinear, Result, Storage, Tensor};
 use fewbit_graph::{Part, Rows, Stored};
@@ -60,7 +61,7 @@ impl<'a> Shard<'a> {
     }
 
     /// All tensors of a part, its linears given by the graph's weights.
-    pub(crate) fn add(&mut self, part: Part, linears: &[QuantizedLinear], vectors: &[Vec<f32>]) -> Result<()> {
+    pub(crate) fn add(&mut self, part: Part, linears: &[Arc<QuantizedLinear>], vectors: &[Vec<f32>]) -> Result<()> {
         for module in self.modules(part, linears)? {
             self.module(part, module)?;
         }
@@ -100,7 +101,7 @@ impl<'a> Shard<'a> {
     }
 
     /// The modules of the written model: linears that lie in one tensor are put together again.
-    fn modules(&self, part: Part, linears: &[QuantizedLinear]) -> Result<Vec<Module>> {
+    fn modules(&self, part: Part, linears: &[Arc<QuantizedLinear>]) -> Result<Vec<Module>> {
         let graph = self.file.model().part(part);
         let mut fused: BTreeMap<String, Vec<(Rows, &QuantizedLinear)>> = BTreeMap::new();
         let mut modules = Vec::new();

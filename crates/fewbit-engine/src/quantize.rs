@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use fewbit_format::{Dtype, Error, Mat, QuantizedLinear, Result, Storage, Tensor};
-use fewbit_graph::{Graph, Part, Producer, Site, Stored, ValueId};
+use fewbit_graph::{Graph, Part, Producer, Site, Stored, ValueId, WeightId};
 use fewbit_kernel::Team;
 use fewbit_runtime::{Arithmetic, Batch, Hooks, Layer, NoHooks, Rotations, Workspace, embed, language};
 use fewbit_store::{ModelFile, PartWeights};
@@ -22,6 +22,7 @@ use crate::outputs::{Format, Shard, write_shard};
 use crate::plan::{Bound, Choices};
 use crate::stats::{Collector, InputStats};
 use crate::stream::Stream;
+use crate::recipe::Sequential;
 use crate::{Override, Pattern, Plan, Recipe, Settings};
 
 /// Tokens that go through a block at a time: a constant, since sums over tokens are made in its order.
@@ -62,6 +63,15 @@ pub struct Request<'a> {
     pub resume: bool,
     /// Whether to replace `OUT` and `OUT.partial`.
     pub force: bool,
+}
+
+impl Request<'_> {
+    /// The same with the calibration's settings put into the recipe.
+    fn settled(&self) -> Result<Self> {
+        let mut request = self.clone();
+        request.recipe.calibration = self.recipe.calibration(&self.settings)?;
+        Ok(request)
+    }
 }
 
 /// Who hears how far the work is.
@@ -138,6 +148,7 @@ struct Run<'a> {
 /// # Errors
 /// If it is refused.
 pub fn plan(request: &Request<'_>, flops_per_second: f64) -> Result<Plan> {
+    let request = &request.settled()?;
     let (file, bound) = bind(request)?;
     let (samples, length) = sizes(request);
     Ok(bound.plan(&file, samples, length, flops_per_second))
@@ -148,6 +159,7 @@ pub fn plan(request: &Request<'_>, flops_per_second: f64) -> Result<Plan> {
 /// # Errors
 /// If the request is refused, the disk is full, or `stop` was set; what is finished stays in `OUT.partial`.
 pub fn quantize(request: &Request<'_>, team: &Arc<Team>, progress: &mut dyn Progress, stop: &AtomicBool) -> Result<Report> {
+    let request = &request.settled()?;
     let (file, bound) = bind(request)?;
     file.notes().iter().chain(&bound.notes).for_each(|n| progress.note(n));
     let partial = with_suffix(&request.out, ".partial");
@@ -330,7 +342,7 @@ impl Run<'_> {
         let r = self.request;
         let overrides: Vec<String> = r.overrides.iter().map(|o| format!("{o:?}")).collect();
         let keep: Vec<&str> = r.keep.iter().map(Pattern::as_str).collect();
-        let recipe = format!("{:?} {:?} keep {keep:?} override {overrides:?}", r.recipe.passes, r.settings.0);
+        let recipe = format!("{:?} {:?} {:?} keep {keep:?} override {overrides:?}", r.recipe.passes, r.recipe.calibration, r.settings.0);
         Ok(Identity {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             profile: fewbit_kernel::cpu::detect().name().to_owned(),
@@ -376,27 +388,28 @@ impl Run<'_> {
         let (part, graph) = (Part::Block(i), Arc::new(self.file.model().blocks[i].clone()));
         let mut report = BlockReport::default();
         let weights = self.file.part(part)?;
-        let mut stats = Vec::new();
-        if let Some((input, _)) = &streams {
-            let layer = Layer::new(graph.clone(), weights.clone(), Arithmetic::Exact)?;
-            let mut collector = Collector::new(self.team, self.bound.needs, watched(&graph));
+        let mut current: Vec<Arc<QuantizedLinear>> = weights.linears.clone();
+        let mut tensors = None;
+        for (values, of_stage) in self.stages(&graph) {
+            let mut stats = Vec::new();
+            if let Some((input, _)) = &streams {
+                let so_far = PartWeights { linears: current.clone(), vectors: weights.vectors.clone() };
+                stats = self.look(&graph, so_far, input, &values, &mut report)?;
+            }
             let clock = Instant::now();
-            self.forward(&layer, input, None, &mut collector)?;
-            report.gram_seconds = collector.gram_seconds;
-            report.forward_seconds = clock.elapsed().as_secs_f64() - collector.gram_seconds;
-            stats = collector.finish();
+            if !self.bound.transforms.is_empty() {
+                tensors = Some(self.transformed(i, &graph, &weights, &mut stats)?);
+            }
+            report.transform_seconds += clock.elapsed().as_secs_f64();
+            for w in of_stage {
+                self.check_stop()?;
+                let changed = tensors.as_mut().map(|t| (std::mem::replace(&mut t.weights[w], Mat::zeros(0, 0)), t.biases[w].take()));
+                current[w] = Arc::new(self.linear(i, &graph, w, &weights, changed, &stats, &mut report)?);
+            }
         }
-        let clock = Instant::now();
-        let mut tensors = self.transformed(i, &graph, &weights, &mut stats)?;
-        report.transform_seconds = clock.elapsed().as_secs_f64();
-        let vectors = tensors.as_ref().map_or_else(|| weights.vectors.clone(), |t| t.vectors.clone());
-        let mut linears = Vec::with_capacity(graph.weights.len());
-        for w in 0..graph.weights.len() {
-            self.check_stop()?;
-            let changed = tensors.as_mut().map(|t| (std::mem::replace(&mut t.weights[w], Mat::zeros(0, 0)), t.biases[w].take()));
-            linears.push(self.linear(i, &graph, w, &weights, changed, &stats, &mut report)?);
-        }
-        drop((weights, stats, tensors));
+        let vectors = tensors.map_or_else(|| weights.vectors.clone(), |t| t.vectors);
+        let linears = current;
+        drop(weights);
         let clock = Instant::now();
         let layout = self.bound.format.layout();
         let mut shard = Shard::new(&self.file, layout);
@@ -406,13 +419,41 @@ impl Run<'_> {
         report.write_seconds = clock.elapsed().as_secs_f64();
         if let Some((input, output)) = streams {
             let clock = Instant::now();
-            let linears = linears.into_iter().map(Arc::new).collect();
             let layer = Layer::new(graph, PartWeights { linears, vectors }, Arithmetic::Exact)?;
             self.forward(&layer, input, Some(output), &mut NoHooks)?;
             report.forward_seconds += clock.elapsed().as_secs_f64();
         }
         self.file.drop_pages(part);
         Ok(report)
+    }
+
+    /// The values that are looked at together, and the linears that are rounded after.
+    fn stages(&self, graph: &Graph) -> Vec<(Vec<ValueId>, Vec<WeightId>)> {
+        let groups = graph.linears_by_input();
+        let is_whole = !self.bound.transforms.is_empty() || self.request.recipe.calibration.sequential == Sequential::Block;
+        if is_whole || self.calibration.is_none() {
+            return vec![(groups.iter().map(|(v, _)| *v).collect(), (0..graph.weights.len()).collect())];
+        }
+        groups.into_iter().map(|(v, ws)| (vec![v], ws)).collect()
+    }
+
+    /// Statistics of some values over the whole input stream.
+    fn look(
+        &self,
+        graph: &Arc<Graph>,
+        weights: PartWeights,
+        input: &Stream,
+        values: &[ValueId],
+        report: &mut BlockReport,
+    ) -> Result<Vec<(ValueId, InputStats)>> {
+        let clock = Instant::now();
+        let layer = Layer::new(graph.clone(), weights, Arithmetic::Exact)?;
+        let widths = values.iter().map(|v| (*v, graph.values[*v].dim));
+        let mut collector = Collector::new(self.team, self.bound.needs, widths);
+        self.forward(&layer, input, None, &mut collector)?;
+        report.gram_seconds += collector.gram_seconds;
+        report.forward_seconds += clock.elapsed().as_secs_f64() - collector.gram_seconds;
+        Ok(collector.finish())
     }
 
     /// Runs a block over a stream in chunks of whole sequences.
@@ -440,17 +481,14 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The block's tensors after all transforms, or `None` where the recipe has none.
+    /// The block's tensors after all transforms.
     fn transformed(
         &self,
         i: usize,
         graph: &Graph,
         weights: &PartWeights,
         stats: &mut [(ValueId, InputStats)],
-    ) -> Result<Option<BlockTensors>> {
-        if self.bound.transforms.is_empty() {
-            return Ok(None);
-        }
+    ) -> Result<BlockTensors> {
         let mut tensors = BlockTensors {
             weights: weights.linears.iter().map(|l| l.decode()).collect(),
             biases: weights.linears.iter().map(|l| l.bias.clone()).collect(),
@@ -479,7 +517,7 @@ impl Run<'_> {
             }
             fold(graph, &mut tensors, &site, *tied, to, &element)?;
         }
-        Ok(Some(tensors))
+        Ok(tensors)
     }
 
     /// Moves factors to where the gain that takes them can be stored exactly, so that the saved model is the one that was rounded.
@@ -546,11 +584,6 @@ impl Run<'_> {
         report.linears.push(LinearReport { name, grid, bits_per_weight: bits, output_mse });
         Ok(QuantizedLinear::uniform(solved.storage, bias))
     }
-}
-
-/// The values that linears read, with their widths.
-fn watched(graph: &Graph) -> impl Iterator<Item = (ValueId, usize)> {
-    graph.linears_by_input().into_iter().map(|(v, _)| (v, graph.values[v].dim))
 }
 
 /// The working name of a block's shard; the final one counts all shards.

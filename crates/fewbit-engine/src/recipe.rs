@@ -1,5 +1,5 @@
 use fewbit_format::{Error, Result};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::kinds::{Grid, Registry, Solver, Transform, near, parse};
@@ -25,18 +25,32 @@ pub struct Recipe {
 }
 
 /// How much calibration text, and which.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CalibrationSettings {
     /// Sequences.
     pub samples: usize,
     /// Tokens of a sequence.
     pub length: usize,
+    /// Whose outputs the statistics of a linear come from, within its block.
+    pub sequential: Sequential,
+}
+
+/// Within a block, the inputs that statistics are taken from.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Sequential {
+    /// Every linear sees what the already compressed linears before it make (GPTQ's `true-sequential`). Recipes with
+    /// transforms look at whole blocks, since a transform changes linears that came before.
+    #[default]
+    Linear,
+    /// All linears of a block see the original block.
+    Block,
 }
 
 impl Default for CalibrationSettings {
     fn default() -> Self {
-        Self { samples: 128, length: 512 }
+        Self { samples: 128, length: 512, sequential: Sequential::Linear }
     }
 }
 
@@ -116,18 +130,34 @@ impl Recipe {
         })
     }
 
+    /// The calibration's settings under the command line's `calibration.KEY`.
+    ///
+    /// # Errors
+    /// If a key is unknown or a value out of range.
+    pub fn calibration(&self, settings: &Settings) -> Result<CalibrationSettings> {
+        let mut table = Table::try_from(&self.calibration).map_err(|e| Error::internal(e.to_string()))?;
+        for (key, value) in &settings.0 {
+            if let Some(field) = key.strip_prefix(CALIBRATION) {
+                table.insert(field.to_owned(), value.clone());
+            }
+        }
+        parse("calibration", table)
+    }
+
     /// The passes under the command line's settings; `scale` is the type of scales that `source` stands for.
     ///
     /// # Errors
     /// If a pass or key is unknown, or a value is out of range.
     pub fn compile(&self, settings: &Settings, registry: &Registry, scale: &str) -> Result<Vec<Pass>> {
         let mut tables = self.passes.clone();
-        for (key, value) in &settings.0 {
+        for (key, value) in settings.0.iter().filter(|(k, _)| !k.starts_with(CALIBRATION)) {
             set(&mut tables, key, value.clone())?;
         }
         tables.into_iter().map(|t| pass(t, registry, scale)).collect()
     }
 }
+
+const CALIBRATION: &str = "calibration.";
 
 /// Sets `KIND.KEY` or `KIND.NAME.KEY` in the passes of that kind.
 fn set(passes: &mut [Table], key: &str, value: Value) -> Result<()> {

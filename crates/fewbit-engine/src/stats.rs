@@ -49,6 +49,11 @@ impl<'a> Collector<'a> {
         Self { team, needs, watched: watched.collect(), gram_seconds: 0.0 }
     }
 
+    /// The last value that is watched: nothing after it has to run.
+    fn last(&self) -> Option<ValueId> {
+        self.watched.iter().map(|w| w.0).max()
+    }
+
     pub(crate) fn finish(self) -> Vec<(ValueId, InputStats)> {
         (self.watched.into_iter())
             .map(|(value, mut gram, sums, tokens)| {
@@ -82,5 +87,9 @@ impl Hooks for Collector<'_> {
             }
             *seen += tokens;
         }
+    }
+
+    fn until(&self) -> Option<ValueId> {
+        self.last()
     }
 }

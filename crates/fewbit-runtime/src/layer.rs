@@ -99,6 +99,8 @@ impl Layer {
 
     /// Runs the graph on `x [tokens, dim]`; `x` becomes the output `[tokens, output dim]`.
     ///
+    /// (It is left empty where the hooks end the run before.)
+    ///
     /// With `caches` (one per span) each span continues its sequence and is remembered; without, spans are whole sequences.
     pub fn run(
         &self,
@@ -136,6 +138,10 @@ impl Layer {
             }
             for v in step.outputs() {
                 self.after(*v, hooks, workspace);
+            }
+            if hooks.until().is_some_and(|last| step.outputs().contains(&last)) {
+                (0..self.graph.values.len()).for_each(|v| workspace.give_back(v));
+                return;
             }
             for v in dead {
                 workspace.give_back(*v);
