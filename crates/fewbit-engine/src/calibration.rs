@@ -45,7 +45,13 @@ impl Calibration {
     ///
     /// # Errors
     /// If a file cannot be read, is empty or not UTF-8, or there is not one whole sequence.
-    pub fn of_text(source: &CalibrationSource, checkpoint: &Checkpoint, tokenizer: &Tokenizer, samples: usize, length: usize) -> Result<Self> {
+    pub fn of_text(
+        source: &CalibrationSource,
+        checkpoint: &Checkpoint,
+        tokenizer: &Tokenizer,
+        samples: usize,
+        length: usize,
+    ) -> Result<Self> {
         let text = match source {
             CalibrationSource::Bundled(text) => tokenizer.encode(text, Special::Plain)?,
             CalibrationSource::Files(files) => {
@@ -65,7 +71,11 @@ impl Calibration {
                 "the calibration text has {} tokens, fewer than one sequence of {length} needs",
                 text.len()
             ))
-            .hint(if text.is_empty() { "give a longer text".to_owned() } else { format!("give a longer text, or `--length {fits}`") }));
+            .hint(if text.is_empty() {
+                "give a longer text".to_owned()
+            } else {
+                format!("give a longer text, or `--length {fits}`")
+            }));
         }
         let mut ids = Vec::new();
         for block in text.chunks_exact(per_sample).take(samples) {
@@ -80,7 +90,8 @@ fn file_ids(file: &std::path::Path, checkpoint: &Checkpoint, tokenizer: &Tokeniz
     let bytes = std::fs::read(file).map_err(|e| Error::io("reading", file, &e))?;
     let text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
-        Error::input(format!("is not UTF-8: byte 0x{:02x} at offset {at}", e.as_bytes()[at])).hint("convert it to UTF-8")
+        Error::input(format!("is not UTF-8: byte 0x{:02x} at offset {at}", e.as_bytes()[at]))
+            .hint("convert it to UTF-8")
     })?;
     if text.trim().is_empty() {
         return Err(Error::input("holds no text"));

@@ -20,7 +20,14 @@ pub struct BlockTensors {
 ///
 /// # Errors
 /// If the element does not fit the tie.
-pub fn fold(graph: &Graph, tensors: &mut BlockTensors, site: &Site, tied: Tied, to: &Fold, element: &Element) -> Result<()> {
+pub fn fold(
+    graph: &Graph,
+    tensors: &mut BlockTensors,
+    site: &Site,
+    tied: Tied,
+    to: &Fold,
+    element: &Element,
+) -> Result<()> {
     let consumed = spread(element, tied, site.dim)?;
     // Grouped queries: what makes the value has one element per key-value head, what reads it one per query head.
     let made = match tied {
@@ -68,9 +75,8 @@ fn repeat_heads(element: &Element, head_dim: usize, group: usize) -> Result<Elem
         Element::Diagonal(v) => Element::Diagonal(repeat(v)),
         Element::Shift(v) => Element::Shift(repeat(v)),
         Element::Permutation(order) => {
-            let heads = order.chunks_exact(head_dim).enumerate().flat_map(|(h, head)| {
-                (0..group).map(move |g| (h, g, head))
-            });
+            let heads =
+                order.chunks_exact(head_dim).enumerate().flat_map(|(h, head)| (0..group).map(move |g| (h, g, head)));
             let mut out = Vec::with_capacity(order.len() * group);
             for (h, g, head) in heads {
                 for at in head {
@@ -176,7 +182,8 @@ fn consume(tensors: &mut BlockTensors, weight: usize, element: &Element) {
             }
         }
         Element::Shift(by) => {
-            let moved = (0..w.rows()).map(|r| w.row(r).iter().zip(by).map(|(v, d)| f64::from(v * d)).sum::<f64>() as f32);
+            let moved =
+                (0..w.rows()).map(|r| w.row(r).iter().zip(by).map(|(v, d)| f64::from(v * d)).sum::<f64>() as f32);
             let moved: Vec<f32> = moved.collect();
             let bias = tensors.biases[weight].get_or_insert_with(|| vec![0.0; moved.len()]);
             bias.iter_mut().zip(moved).for_each(|(b, m)| *b -= m);

@@ -136,8 +136,9 @@ fn fuse(name: String, parts: &[(Rows, &QuantizedLinear)]) -> Result<Module> {
         };
         storages.push(&band.storage);
     }
-    let stacked = Storage::stack(&storages)
-        .ok_or_else(|| Error::input("the linears that share it need one storage").tensor(&name).hint("give them the same settings"))?;
+    let stacked = Storage::stack(&storages).ok_or_else(|| {
+        Error::input("the linears that share it need one storage").tensor(&name).hint("give them the same settings")
+    })?;
     let bias = (bias.len() == total).then(|| order.iter().map(|r| bias[*r]).collect());
     Ok(Module { name, bands: vec![Band { rows: 0..total, storage: stacked.select_rows(&order) }], bias })
 }
@@ -161,7 +162,8 @@ fn exact(bands: &[Band]) -> Result<Tensor> {
 
 /// Writes a shard: aside, then renamed.
 pub(crate) fn write_shard(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
-    let views = tensors.iter().map(|(name, t)| Ok((name.clone(), View(t, dtype(t.dtype)?)))).collect::<Result<Vec<_>>>()?;
+    let views =
+        tensors.iter().map(|(name, t)| Ok((name.clone(), View(t, dtype(t.dtype)?)))).collect::<Result<Vec<_>>>()?;
     let metadata = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let aside = path.with_extension("writing");
     safetensors::serialize_to_file(views, Some(metadata), &aside).map_err(|e| match e {

@@ -42,7 +42,8 @@ impl Calibration {
             let mut fed = 0;
             while sequence.len() < length {
                 let batch = Batch::one(fed, sequence.len() - fed);
-                let logits = runtime.logits(&batch, &sequence[fed..], Some(&mut [&mut cache]), &[batch.tokens() - 1])?;
+                let logits =
+                    runtime.logits(&batch, &sequence[fed..], Some(&mut [&mut cache]), &[batch.tokens() - 1])?;
                 fed = sequence.len();
                 let mut logits = logits.into_vec();
                 let chooser = if fed < 2 + GREEDY { &mut greedy } else { &mut sampler };

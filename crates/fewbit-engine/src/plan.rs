@@ -74,13 +74,16 @@ impl Bound {
                 Pass::Grid(g) => grid = Some(g),
                 Pass::Solve(s) => {
                     if solver.replace(s).is_some() {
-                        return Err(Error::input("the recipe rounds twice").hint("one `solve` pass per recipe is possible"));
+                        return Err(
+                            Error::input("the recipe rounds twice").hint("one `solve` pass per recipe is possible")
+                        );
                     }
                 }
             }
         }
         if solver.is_some() && grid.is_none() {
-            return Err(Error::input("the recipe rounds, but says not to which numbers").hint("put a `grid` pass before `solve`"));
+            return Err(Error::input("the recipe rounds, but says not to which numbers")
+                .hint("put a `grid` pass before `solve`"));
         }
         let mut grids = Vec::new();
         for (i, graph) in file.model().blocks.iter().enumerate() {
@@ -166,8 +169,11 @@ impl Bound {
         if self.needs.any() {
             work.push(format!("statistics over {samples} × {length} tokens"));
         }
-        work.extend(self.transforms.iter().map(|t| format!("{t:?}").split([' ', '{']).next().unwrap_or("").to_lowercase()));
-        let labels: std::collections::BTreeSet<String> = self.grids.iter().flatten().flatten().map(|g| g.label()).collect();
+        work.extend(
+            self.transforms.iter().map(|t| format!("{t:?}").split([' ', '{']).next().unwrap_or("").to_lowercase()),
+        );
+        let labels: std::collections::BTreeSet<String> =
+            self.grids.iter().flatten().flatten().map(|g| g.label()).collect();
         if let Some(s) = &self.solver {
             let name = format!("{s:?}").split([' ', '{']).next().unwrap_or("").to_lowercase();
             work.push(format!("{name} to {}", labels.into_iter().collect::<Vec<_>>().join(", ")));
@@ -191,7 +197,9 @@ impl Bound {
                 flops += 2.0 * 2.0 * count as f64 * tokens as f64;
             }
             if self.needs.gram {
-                flops += graph.linears_by_input().iter().map(|(v, _)| (graph.values[*v].dim as f64).powi(2)).sum::<f64>() * tokens as f64;
+                flops +=
+                    graph.linears_by_input().iter().map(|(v, _)| (graph.values[*v].dim as f64).powi(2)).sum::<f64>()
+                        * tokens as f64;
             }
             for (t, site) in self.sites(graph) {
                 let rows: usize = site.consumers.iter().map(|w| graph.weights[*w].shape[0]).sum();
@@ -210,7 +218,11 @@ impl Bound {
             out_bytes: stored + quantized_bits / 8 + rest * element,
             work_bytes: 2 * 4 * (tokens * model.hidden) as u64,
             seconds_estimate: flops / flops_per_second + file.checkpoint().size_bytes() as f64 / 1e9,
-            bits_per_weight: if quantized_weights == 0 { 8.0 * element as f64 } else { quantized_bits as f64 / quantized_weights as f64 },
+            bits_per_weight: if quantized_weights == 0 {
+                8.0 * element as f64
+            } else {
+                quantized_bits as f64 / quantized_weights as f64
+            },
             notes: self.notes.clone(),
         }
     }
@@ -297,7 +309,8 @@ fn check_patterns(file: &ModelFile, choices: &Choices<'_>) -> Result<()> {
             names.push(file.exported(part, w.name)?.name);
         }
     }
-    let patterns = choices.keep.iter().map(|k| ("--keep", k)).chain(choices.overrides.iter().map(|o| ("--override", &o.pattern)));
+    let patterns =
+        choices.keep.iter().map(|k| ("--keep", k)).chain(choices.overrides.iter().map(|o| ("--override", &o.pattern)));
     for (option, pattern) in patterns {
         if !names.iter().any(|n| pattern.matches(n)) {
             let example = names.get(1).cloned().unwrap_or_default();

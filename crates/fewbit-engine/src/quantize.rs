@@ -20,9 +20,9 @@ use crate::journal::{Done, Identity, Journal, crash_point};
 use crate::kinds::{Element, LinearJob, Registry, SiteJob};
 use crate::outputs::{Format, Shard, write_shard};
 use crate::plan::{Bound, Choices};
+use crate::recipe::Sequential;
 use crate::stats::{Collector, InputStats};
 use crate::stream::Stream;
-use crate::recipe::Sequential;
 use crate::{Override, Pattern, Plan, Recipe, Settings};
 
 /// Tokens that go through a block at a time: a constant, since sums over tokens are made in its order.
@@ -158,7 +158,12 @@ pub fn plan(request: &Request<'_>, flops_per_second: f64) -> Result<Plan> {
 ///
 /// # Errors
 /// If the request is refused, the disk is full, or `stop` was set; what is finished stays in `OUT.partial`.
-pub fn quantize(request: &Request<'_>, team: &Arc<Team>, progress: &mut dyn Progress, stop: &AtomicBool) -> Result<Report> {
+pub fn quantize(
+    request: &Request<'_>,
+    team: &Arc<Team>,
+    progress: &mut dyn Progress,
+    stop: &AtomicBool,
+) -> Result<Report> {
     let request = &request.settled()?;
     let (file, bound) = bind(request)?;
     file.notes().iter().chain(&bound.notes).for_each(|n| progress.note(n));
@@ -186,7 +191,12 @@ fn bind(request: &Request<'_>) -> Result<(ModelFile, Bound)> {
     let scale = if file.dtype() == Dtype::BF16 { "bf16" } else { "f16" };
     let scale = if request.format == Format::Gguf { "f16" } else { scale };
     let passes = request.recipe.compile(&request.settings, request.registry, scale)?;
-    let choices = Choices { registry: request.registry, keep: &request.keep, overrides: &request.overrides, format: request.format };
+    let choices = Choices {
+        registry: request.registry,
+        keep: &request.keep,
+        overrides: &request.overrides,
+        format: request.format,
+    };
     let bound = Bound::new(&file, passes, &choices)?;
     Ok((file, bound))
 }
@@ -204,7 +214,9 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 fn check_places(request: &Request<'_>, partial: &Path) -> Result<()> {
     if request.out.exists() && !request.force {
-        return Err(Error::input("exists already").hint("choose another `--out`, or replace it with `--force`").file(&request.out));
+        return Err(Error::input("exists already")
+            .hint("choose another `--out`, or replace it with `--force`")
+            .file(&request.out));
     }
     if partial.exists() && !request.resume && !request.force {
         return Err(Error::input("holds an unfinished run")
@@ -240,7 +252,8 @@ fn check_space(request: &Request<'_>, plan: &Plan) -> Result<()> {
 fn source_hash(file: &ModelFile, team: &Team, progress: &mut dyn Progress) -> Result<String> {
     let names: Vec<&str> = file.checkpoint().names().collect();
     progress.begin("reading the model", 1);
-    let slots: Vec<std::sync::Mutex<Result<Vec<u8>>>> = names.iter().map(|_| std::sync::Mutex::new(Ok(Vec::new()))).collect();
+    let slots: Vec<std::sync::Mutex<Result<Vec<u8>>>> =
+        names.iter().map(|_| std::sync::Mutex::new(Ok(Vec::new()))).collect();
     team.run(names.len(), &|i| {
         let digest = || -> Result<Vec<u8>> {
             let bytes = file.checkpoint().raw_bytes(names[i])?;
@@ -267,17 +280,28 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-fn calibrate(request: &Request<'_>, file: &ModelFile, team: &Arc<Team>, progress: &mut dyn Progress) -> Result<Calibration> {
+fn calibrate(
+    request: &Request<'_>,
+    file: &ModelFile,
+    team: &Arc<Team>,
+    progress: &mut dyn Progress,
+) -> Result<Calibration> {
     let (samples, length) = sizes(request);
     if samples == 0 || length < 2 {
-        return Err(Error::input(format!("{samples} calibration samples of {length} tokens")).hint("at least 1 sample of 2 tokens is needed"));
+        return Err(Error::input(format!("{samples} calibration samples of {length} tokens"))
+            .hint("at least 1 sample of 2 tokens is needed"));
     }
     if length > file.model().context {
-        return Err(Error::input(format!("`--length {length}` is beyond the model's context of {}", file.model().context)));
+        return Err(Error::input(format!(
+            "`--length {length}` is beyond the model's context of {}",
+            file.model().context
+        )));
     }
     let tokenizer = language::tokenizer_of(file.checkpoint())?;
     let calibration = match &request.calibration {
-        CalibrationSource::Own => Calibration::of_model(file, &tokenizer, team, samples, length, request.seed, progress)?,
+        CalibrationSource::Own => {
+            Calibration::of_model(file, &tokenizer, team, samples, length, request.seed, progress)?
+        }
         source => Calibration::of_text(source, file.checkpoint(), &tokenizer, samples, length)?,
     };
     if calibration.samples < samples {
@@ -342,7 +366,10 @@ impl Run<'_> {
         let r = self.request;
         let overrides: Vec<String> = r.overrides.iter().map(|o| format!("{o:?}")).collect();
         let keep: Vec<&str> = r.keep.iter().map(Pattern::as_str).collect();
-        let recipe = format!("{:?} {:?} {:?} keep {keep:?} override {overrides:?}", r.recipe.passes, r.recipe.calibration, r.settings.0);
+        let recipe = format!(
+            "{:?} {:?} {:?} keep {keep:?} override {overrides:?}",
+            r.recipe.passes, r.recipe.calibration, r.settings.0
+        );
         Ok(Identity {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             profile: fewbit_kernel::cpu::detect().name().to_owned(),
@@ -403,7 +430,9 @@ impl Run<'_> {
             report.transform_seconds += clock.elapsed().as_secs_f64();
             for w in of_stage {
                 self.check_stop()?;
-                let changed = tensors.as_mut().map(|t| (std::mem::replace(&mut t.weights[w], Mat::zeros(0, 0)), t.biases[w].take()));
+                let changed = tensors
+                    .as_mut()
+                    .map(|t| (std::mem::replace(&mut t.weights[w], Mat::zeros(0, 0)), t.biases[w].take()));
                 current[w] = Arc::new(self.linear(i, &graph, w, &weights, changed, &stats, &mut report)?);
             }
         }
@@ -430,7 +459,8 @@ impl Run<'_> {
     /// The values that are looked at together, and the linears that are rounded after.
     fn stages(&self, graph: &Graph) -> Vec<(Vec<ValueId>, Vec<WeightId>)> {
         let groups = graph.linears_by_input();
-        let is_whole = !self.bound.transforms.is_empty() || self.request.recipe.calibration.sequential == Sequential::Block;
+        let is_whole =
+            !self.bound.transforms.is_empty() || self.request.recipe.calibration.sequential == Sequential::Block;
         if is_whole || self.calibration.is_none() {
             return vec![(groups.iter().map(|(v, _)| *v).collect(), (0..graph.weights.len()).collect())];
         }
@@ -457,7 +487,13 @@ impl Run<'_> {
     }
 
     /// Runs a block over a stream in chunks of whole sequences.
-    fn forward(&self, layer: &Layer, input: &Stream, mut output: Option<&mut Stream>, hooks: &mut dyn Hooks) -> Result<()> {
+    fn forward(
+        &self,
+        layer: &Layer,
+        input: &Stream,
+        mut output: Option<&mut Stream>,
+        hooks: &mut dyn Hooks,
+    ) -> Result<()> {
         let Some(calibration) = &self.calibration else { return Ok(()) };
         let (length, hidden) = (calibration.length, self.file.model().hidden);
         let at_once = (CHUNK_TOKENS / length).clamp(1, calibration.samples);
@@ -498,8 +534,12 @@ impl Run<'_> {
             self.check_stop()?;
             let transform = &self.bound.transforms[t];
             let grids: Option<Vec<_>> = site.consumers.iter().map(|w| self.bound.grids[i][*w].as_deref()).collect();
-            let (Some(grids), Some(known)) = (grids, stats.iter().position(|(v, _)| *v == site.value)) else { continue };
-            let Some(((_, tied), to)) = site.folds.iter().find(|((y, _), _)| *y == transform.symmetry()) else { continue };
+            let (Some(grids), Some(known)) = (grids, stats.iter().position(|(v, _)| *v == site.value)) else {
+                continue;
+            };
+            let Some(((_, tied), to)) = site.folds.iter().find(|((y, _), _)| *y == transform.symmetry()) else {
+                continue;
+            };
             let job = SiteJob {
                 name: graph.values[site.value].name,
                 weights: site.consumers.iter().map(|w| &tensors.weights[*w]).collect(),

@@ -191,7 +191,9 @@ fn pass(mut table: Table, registry: &Registry, scale: &str) -> Result<Pass> {
         "grid" => registry.grids.iter().map(|e| e.name).collect(),
         "solve" => registry.solvers.iter().map(|e| e.name).collect(),
         _ => {
-            return Err(Error::input(format!("pass `{name}` is of no known kind")).hint("kinds are transform, grid, solve"));
+            return Err(
+                Error::input(format!("pass `{name}` is of no known kind")).hint("kinds are transform, grid, solve")
+            );
         }
     };
     let unknown = || {

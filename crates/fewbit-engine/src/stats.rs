@@ -60,7 +60,8 @@ impl<'a> Collector<'a> {
                 if let Some(h) = &mut gram {
                     gram_mirror(self.team, h.cols(), h.data_mut());
                 }
-                let mean_abs = self.needs.mean_abs.then(|| sums.iter().map(|s| (s / tokens.max(1) as f64) as f32).collect());
+                let mean_abs =
+                    self.needs.mean_abs.then(|| sums.iter().map(|s| (s / tokens.max(1) as f64) as f32).collect());
                 (value, InputStats { gram, mean_abs, tokens })
             })
             .collect()

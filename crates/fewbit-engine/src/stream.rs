@@ -37,7 +37,9 @@ impl Stream {
         if is_new {
             reserve(&file, bytes).map_err(fail("reserving space in"))?;
         } else if file.metadata().map_err(fail("reading"))?.len() != bytes {
-            return Err(Error::input("has another length than this run needs").hint("start anew with `--force`").file(path));
+            return Err(Error::input("has another length than this run needs")
+                .hint("start anew with `--force`")
+                .file(path));
         }
         // SAFETY: the file lies in the run's own working folder; nobody else writes it while we do.
         let map = unsafe { MmapMut::map_mut(&file) }.map_err(fail("mapping"))?;

@@ -30,9 +30,9 @@ impl Group {
     /// Names the sizes that fit.
     pub fn check(self, cols: usize) -> Result<()> {
         match self {
-            Self::Columns(g) if g == 0 || cols % g != 0 => {
+            Self::Columns(g) if g == 0 || !cols.is_multiple_of(g) => {
                 let fit: Vec<String> =
-                    (1..=cols.min(1024)).filter(|g| cols % g == 0).map(|g| g.to_string()).collect();
+                    (1..=cols.min(1024)).filter(|g| cols.is_multiple_of(*g)).map(|g| g.to_string()).collect();
                 Err(Error::input(format!("group size {g} does not divide rows of {cols}"))
                     .hint(format!("sizes that fit: {}, or `row`", fit.join(", "))))
             }
@@ -163,7 +163,10 @@ impl IntCodes {
     pub fn with_group_index(mut self, index: Vec<u32>) -> Result<Self> {
         let per_row = self.cols / self.grid.group.width(self.cols);
         if index.len() != self.cols || index.iter().any(|k| *k as usize >= per_row) {
-            return Err(Error::input(format!("g_idx does not name one of {per_row} groups for each of {} columns", self.cols)));
+            return Err(Error::input(format!(
+                "g_idx does not name one of {per_row} groups for each of {} columns",
+                self.cols
+            )));
         }
         let width = self.grid.group.width(self.cols);
         let is_plain = index.iter().enumerate().all(|(c, k)| c / width == *k as usize);
@@ -254,12 +257,6 @@ impl IntCodes {
         let per_row = self.groups_per_row();
         let is_shared = self.grid.group == Group::Tensor;
         let packed = rows.iter().flat_map(|r| &self.packed[r * row_bytes..(r + 1) * row_bytes]).copied().collect();
-        fn pick<T: Copy>(all: &[T], rows: &[usize], per_row: usize, is_shared: bool) -> Vec<T> {
-            if is_shared {
-                return all.to_vec();
-            }
-            rows.iter().flat_map(|r| &all[r * per_row..(r + 1) * per_row]).copied().collect()
-        }
         Self {
             rows: rows.len(),
             packed,
@@ -306,6 +303,14 @@ impl IntCodes {
         let index = self.group_index.as_ref().map_or(0, |i| 32 * i.len() as u64);
         8 * self.packed.len() as u64 + self.scales.len() as u64 * self.grid.scale.bits() + zeros + index
     }
+}
+
+/// The parameters of some rows; one for all rows stays as it is.
+fn pick<T: Copy>(all: &[T], rows: &[usize], per_row: usize, is_shared: bool) -> Vec<T> {
+    if is_shared {
+        return all.to_vec();
+    }
+    rows.iter().flat_map(|r| &all[r * per_row..(r + 1) * per_row]).copied().collect()
 }
 
 /// The zero point of one group.

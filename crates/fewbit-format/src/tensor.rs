@@ -60,7 +60,9 @@ impl Tensor {
         match self.dtype {
             Dtype::I32 => Ok(self.bytes.as_chunks::<4>().0.iter().map(|c| i32::from_le_bytes(*c)).collect()),
             Dtype::I64 => (self.bytes.as_chunks::<8>().0.iter())
-                .map(|c| i32::try_from(i64::from_le_bytes(*c)).map_err(|_| Error::input("holds a number beyond 32 bits")))
+                .map(|c| {
+                    i32::try_from(i64::from_le_bytes(*c)).map_err(|_| Error::input("holds a number beyond 32 bits"))
+                })
                 .collect(),
             other => Err(Error::input(format!("has type {}, where I32 or I64 is needed", other.name()))),
         }

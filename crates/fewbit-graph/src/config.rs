@@ -115,7 +115,9 @@ impl<'a> Config<'a> {
             }
         };
         if head_dim % 2 != 0 || (heads as u64) * (head_dim as u64) > MOST {
-            return Err(Error::input(format!("config.json: heads of size {head_dim} cannot be rotated or are too large")));
+            return Err(Error::input(format!(
+                "config.json: heads of size {head_dim} cannot be rotated or are too large"
+            )));
         }
         Ok((heads, kv_heads, head_dim))
     }

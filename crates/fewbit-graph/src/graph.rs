@@ -261,7 +261,14 @@ impl Builder {
     }
 
     /// [`Op::LayerNorm`].
-    pub fn layer_norm(&mut self, name: &'static str, x: ValueId, gain: &'static str, bias: &'static str, eps: f32) -> ValueId {
+    pub fn layer_norm(
+        &mut self,
+        name: &'static str,
+        x: ValueId,
+        gain: &'static str,
+        bias: &'static str,
+        eps: f32,
+    ) -> ValueId {
         let dim = self.dim(x);
         let (gain, bias) = (self.vector(gain, dim), self.vector(bias, dim));
         self.node(name, dim, Op::LayerNorm { gain, bias, eps }, &[x])

@@ -31,9 +31,16 @@ impl Rope {
     ///
     /// # Errors
     /// Names an unknown type, or a number that is out of range.
-    pub fn scaled(c: &Config<'_>, theta: f64, rotary_dims: usize, scaling: Option<&Map<String, Value>>) -> Result<Self> {
+    pub fn scaled(
+        c: &Config<'_>,
+        theta: f64,
+        rotary_dims: usize,
+        scaling: Option<&Map<String, Value>>,
+    ) -> Result<Self> {
         if !(theta.is_finite() && theta > 0.0) {
-            return Err(Error::input(format!("config.json: `rope_theta` is {theta}, where a positive number is needed")));
+            return Err(Error::input(format!(
+                "config.json: `rope_theta` is {theta}, where a positive number is needed"
+            )));
         }
         let d = rotary_dims as f64;
         let mut inv: Vec<f64> = (0..rotary_dims / 2).map(|i| theta.powf(-2.0 * i as f64 / d)).collect();
@@ -101,9 +108,7 @@ fn yarn(c: &Config<'_>, s: &Map<String, Value>, theta: f64, dims: usize, inv: &m
         None => c.usize("max_position_embeddings")? as f64,
     };
     let get = |key: &str, default: f64| s.get(key).and_then(Value::as_f64).unwrap_or(default);
-    let turn = |beta: f64| {
-        dims as f64 * (trained / (beta * std::f64::consts::TAU)).ln() / (2.0 * theta.ln())
-    };
+    let turn = |beta: f64| dims as f64 * (trained / (beta * std::f64::consts::TAU)).ln() / (2.0 * theta.ln());
     let low = turn(get("beta_fast", 32.0)).floor().max(0.0);
     let high = turn(get("beta_slow", 1.0)).ceil().min(dims as f64 - 1.0);
     for (i, f) in inv.iter_mut().enumerate() {

@@ -13,4 +13,5 @@ pub use recipes::RECIPES;
 use fewbit_engine::kinds::Registry;
 
 /// All primitives.
-pub const REGISTRY: Registry = Registry { grids: grid::GRIDS, solvers: solve::SOLVERS, transforms: transform::TRANSFORMS };
+pub const REGISTRY: Registry =
+    Registry { grids: grid::GRIDS, solvers: solve::SOLVERS, transforms: transform::TRANSFORMS };

@@ -100,7 +100,8 @@ impl<'a> Generation<'a> {
         let prompt_seconds = clock.elapsed().as_secs_f64();
         let mut stream = self.tokenizer.stream(prompt);
         let mut stops = StopStrings::new(limits.stop.clone());
-        let mut made = Generated { text: String::new(), ids: Vec::new(), finish: Finish::Length, prompt_seconds, seconds: 0.0 };
+        let mut made =
+            Generated { text: String::new(), ids: Vec::new(), finish: Finish::Length, prompt_seconds, seconds: 0.0 };
         let clock = std::time::Instant::now();
         while made.ids.len() < most {
             let id = sampler.choose(&mut logits, &self.seen);
@@ -144,11 +145,16 @@ impl<'a> Generation<'a> {
     fn room(&self, prompt: &[u32]) -> Result<usize> {
         let capacity = self.cache.capacity();
         if prompt.is_empty() {
-            return Err(Error::input("the prompt has no token").hint("give some text; this model has no token that begins one"));
+            return Err(
+                Error::input("the prompt has no token").hint("give some text; this model has no token that begins one")
+            );
         }
         if prompt.len() > capacity {
-            return Err(Error::input(format!("the prompt has {} tokens, and the context holds {capacity}", prompt.len()))
-                .hint("shorten it, or raise `--context` up to what the model was made for"));
+            return Err(Error::input(format!(
+                "the prompt has {} tokens, and the context holds {capacity}",
+                prompt.len()
+            ))
+            .hint("shorten it, or raise `--context` up to what the model was made for"));
         }
         Ok(capacity - prompt.len())
     }

@@ -71,7 +71,9 @@ pub fn chat_template_source(checkpoint: &Checkpoint) -> Result<Option<String>> {
 /// If there is none, or it is no template.
 pub fn chat_template_of(checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
     let source = chat_template_source(checkpoint)?.ok_or_else(|| {
-        Error::input("has no chat template").hint("use `fewbit run --raw`, or a model that was made for chat").file(checkpoint.path())
+        Error::input("has no chat template")
+            .hint("use `fewbit run --raw`, or a model that was made for chat")
+            .file(checkpoint.path())
     })?;
     let text = |id: Option<u32>| id.map(|i| tokenizer.piece(i)).unwrap_or_default();
     ChatTemplate::new(&source, &text(tokenizer.bos()), &text(tokenizer.eos())).map_err(|e| e.file(checkpoint.path()))
@@ -119,7 +121,9 @@ fn vocabulary(gguf: &Gguf) -> Result<GgufVocabulary> {
     let types = gguf.i64s(&key("token_type"))?.unwrap_or_default();
     Ok(GgufVocabulary {
         model: text("model")?.ok_or_else(|| {
-            Error::input("holds no tokenizer (`tokenizer.ggml.model`)").hint("use a GGUF file with its vocabulary").file(gguf.path())
+            Error::input("holds no tokenizer (`tokenizer.ggml.model`)")
+                .hint("use a GGUF file with its vocabulary")
+                .file(gguf.path())
         })?,
         pre: text("pre")?,
         tokens: texts("tokens")?,

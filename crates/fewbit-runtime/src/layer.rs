@@ -233,7 +233,9 @@ impl Layer {
                 };
                 self.attend(team, batch, caches, node, values, &shape, out);
             }
-            Op::Embedding { .. } | Op::Linear { .. } => unreachable!("linears are steps of their own; ids are embedded by `Runtime`"),
+            Op::Embedding { .. } | Op::Linear { .. } => {
+                unreachable!("linears are steps of their own; ids are embedded by `Runtime`")
+            }
         }
     }
 

@@ -16,7 +16,7 @@ mod steps;
 pub use batch::{Batch, Span};
 pub use cache::{LayerCache, ModelCache};
 pub use fewbit_kernel::linear::Arithmetic;
-pub use generate::{Finish, Generation, Generated, Limits};
+pub use generate::{Finish, Generated, Generation, Limits};
 pub use hooks::{Hooks, NoHooks};
 pub use layer::{Layer, Rotations, Workspace};
 pub use runtime::{Runtime, embed};

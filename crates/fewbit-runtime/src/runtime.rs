@@ -26,9 +26,7 @@ impl Runtime {
         let model = file.model().clone();
         let embed = file.part(Part::Embed)?;
         let embedding = embed.linears.into_iter().next().ok_or_else(|| Error::internal("a model without embedding"))?;
-        let layer = |part| {
-            Layer::new(Arc::new(model.part(part).clone()), file.part(part)?, arithmetic)
-        };
+        let layer = |part| Layer::new(Arc::new(model.part(part).clone()), file.part(part)?, arithmetic);
         let layers = (0..model.blocks.len()).map(|i| layer(Part::Block(i))).collect::<Result<_>>()?;
         Ok(Self { embedding, layers, head: layer(Part::Head)?, model, team })
     }
@@ -60,7 +58,13 @@ impl Runtime {
     ///
     /// # Errors
     /// If an id has no row in the embedding, the context is exceeded, or the logits are not finite.
-    pub fn logits(&self, batch: &Batch, ids: &[u32], mut caches: Option<&mut [&mut ModelCache]>, rows: &[usize]) -> Result<Mat> {
+    pub fn logits(
+        &self,
+        batch: &Batch,
+        ids: &[u32],
+        mut caches: Option<&mut [&mut ModelCache]>,
+        rows: &[usize],
+    ) -> Result<Mat> {
         let mut x = self.embed(ids)?;
         let rotations = Rotations::new(&self.model.ropes, batch);
         let mut workspace = Workspace::default();
@@ -70,8 +74,12 @@ impl Runtime {
             layer.run(&self.team, batch, &rotations, of_layer.as_deref_mut(), &mut NoHooks, &mut workspace, &mut x);
             if let Some(at) = x.iter().position(|v| !v.is_finite()) {
                 let position = at / self.model.hidden;
-                return Err(Error::input(format!("the model's numbers are not finite after layer {i} at position {position}"))
-                    .hint("the weights are damaged: look for them with `fewbit inspect --outliers`, or download it again"));
+                return Err(Error::input(format!(
+                    "the model's numbers are not finite after layer {i} at position {position}"
+                ))
+                .hint(
+                    "the weights are damaged: look for them with `fewbit inspect --outliers`, or download it again",
+                ));
             }
         }
         if let Some(all) = caches {

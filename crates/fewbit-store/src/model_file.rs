@@ -3,7 +3,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fewbit_format::{Band, Dtype, Error, QuantizedLinear, Result, Storage, Tensor};
-use fewbit_graph::{Architecture, Config, Container, Graph, Model, Part, Rows, Source, Stored, WeightId, architecture_of};
+use fewbit_graph::{
+    Architecture, Config, Container, Graph, Model, Part, Rows, Source, Stored, WeightId, architecture_of,
+};
 use serde_json::Value;
 
 use crate::layout::{self, Quantization};
@@ -64,7 +66,8 @@ impl ModelFile {
             Some(p) => Some(Value::Object(json::read_object(&p)?)),
             None => None,
         };
-        let quantization = Quantization::parse(&Value::Object(checkpoint.config().clone()), settings.as_ref()).map_err(place)?;
+        let quantization =
+            Quantization::parse(&Value::Object(checkpoint.config().clone()), settings.as_ref()).map_err(place)?;
         let mut file = Self {
             architecture,
             quantization,
@@ -315,9 +318,9 @@ impl ModelFile {
             let norm = of(Part::Head, model.head.vectors[0].name)?;
             let norm = norm.strip_prefix("model.").unwrap_or(&norm).to_owned();
             let prefixes = ["", "model.language_model.", "language_model.model.", "transformer."];
-            let found = prefixes.into_iter().find(|p| {
-                self.has_module(&format!("{p}{rest}")) || self.checkpoint.contains(&format!("{p}{norm}"))
-            });
+            let found = prefixes
+                .into_iter()
+                .find(|p| self.has_module(&format!("{p}{rest}")) || self.checkpoint.contains(&format!("{p}{norm}")));
             if let Some(prefix) = found {
                 embedding = format!("{prefix}{rest}");
                 self.names.prefix = Some(prefix);
@@ -328,7 +331,8 @@ impl ModelFile {
             (true, true) if !model.is_tied => {}
             (true, true | false) => {
                 if !has_head && !model.is_tied && self.checkpoint.config().get("tie_word_embeddings").is_none() {
-                    self.notes.push(format!("no `{head}.weight` in the checkpoint: `{embedding}.weight` serves as head"));
+                    self.notes
+                        .push(format!("no `{head}.weight` in the checkpoint: `{embedding}.weight` serves as head"));
                 } else if !has_head && !model.is_tied && container == Container::HuggingFace {
                     self.notes.push(format!(
                         "config.json says that the head is a matrix of its own, but there is no `{head}.weight`: `{embedding}.weight` serves as head"
@@ -340,7 +344,9 @@ impl ModelFile {
             }
             (false, true) => {
                 if !model.is_tied {
-                    self.notes.push(format!("no `{embedding}.weight` in the checkpoint: `{head}.weight` serves as embedding"));
+                    self.notes.push(format!(
+                        "no `{embedding}.weight` in the checkpoint: `{head}.weight` serves as embedding"
+                    ));
                 }
                 model.is_tied = true;
                 (self.names.embedding, self.names.head) = (head.clone(), head);
@@ -348,8 +354,10 @@ impl ModelFile {
             }
             (false, false) => {
                 let found = self.checkpoint.names().next().unwrap_or("none").to_owned();
-                return Err(Error::input(format!("there is no `{embedding}.weight`; the first tensor found is `{found}`"))
-                    .hint("the names are not those of this architecture: convert the checkpoint to Hugging Face names"));
+                return Err(Error::input(format!(
+                    "there is no `{embedding}.weight`; the first tensor found is `{found}`"
+                ))
+                .hint("the names are not those of this architecture: convert the checkpoint to Hugging Face names"));
             }
         }
         (self.names.embedding, self.names.head) = (embedding, head);

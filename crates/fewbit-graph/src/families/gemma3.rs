@@ -18,7 +18,9 @@ impl Architecture for Gemma3 {
         let (heads, kv_heads, head_dim) = c.heads()?;
         let (mlp, eps) = (c.usize("intermediate_size")?, c.eps("rms_norm_eps", 1e-6)?);
         if let Some(act) = c.str("hidden_activation").filter(|a| *a != "gelu_pytorch_tanh") {
-            return Err(Error::input(format!("config.json: `hidden_activation` is `{act}`, where Gemma 3 has gelu_pytorch_tanh")));
+            return Err(Error::input(format!(
+                "config.json: `hidden_activation` is `{act}`, where Gemma 3 has gelu_pytorch_tanh"
+            )));
         }
         let scale = c.f64_or("query_pre_attn_scalar", 256.0)?.powf(-0.5) as f32;
         let softcap = |key: &str| Ok::<_, Error>(Some(c.f64_or(key, 0.0)? as f32).filter(|cap| *cap > 0.0));
@@ -41,7 +43,11 @@ impl Architecture for Gemma3 {
             let q = g.apply("q_rope", Op::Rope { rope, heads, head_dim, rotary_dims: head_dim }, &[q]);
             let k = g.apply("k_rope", Op::Rope { rope, heads: kv_heads, head_dim, rotary_dims: head_dim }, &[k]);
             let (k, v) = (g.cache("keys", k), g.cache("values", v));
-            let a = g.apply("o_in", Op::Attention { heads, kv_heads, head_dim, scale, softcap: attention_cap, window }, &[q, k, v]);
+            let a = g.apply(
+                "o_in",
+                Op::Attention { heads, kv_heads, head_dim, scale, softcap: attention_cap, window },
+                &[q, k, v],
+            );
             let o = g.linear(a, "self_attn.o_proj", hidden, false);
             let o = g.rms_norm("attn_out", o, "post_attention_layernorm.weight", eps);
             let x = g.add("residual_mid", x, o);

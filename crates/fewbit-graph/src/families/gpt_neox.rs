@@ -23,7 +23,9 @@ impl Architecture for GptNeox {
             "gelu" => Activation::GeluErf,
             "gelu_fast" | "gelu_new" | "gelu_pytorch_tanh" => Activation::GeluTanh,
             "relu" => Activation::Relu,
-            other => return Err(Error::input(format!("config.json: `hidden_act` `{other}` is unknown for this family"))),
+            other => {
+                return Err(Error::input(format!("config.json: `hidden_act` `{other}` is unknown for this family")));
+            }
         };
         let share = match c.object("rope_parameters")?.and_then(|p| p.get("partial_rotary_factor")) {
             Some(v) => v.as_f64().ok_or_else(|| c.wrong("rope_parameters.partial_rotary_factor", v))?,
@@ -56,7 +58,13 @@ impl Architecture for GptNeox {
             let o = g.linear(a, "attention.dense", hidden, bias);
             let mid = g.add("residual_mid", x, o);
             let mlp_from = if parallel { x } else { mid };
-            let n = g.layer_norm("mlp_in", mlp_from, "post_attention_layernorm.weight", "post_attention_layernorm.bias", eps);
+            let n = g.layer_norm(
+                "mlp_in",
+                mlp_from,
+                "post_attention_layernorm.weight",
+                "post_attention_layernorm.bias",
+                eps,
+            );
             let h = g.linear(n, "mlp.dense_h_to_4h", mlp, true);
             let h = g.apply("down_in", Op::Activation(activation), &[h]);
             let m = g.linear(h, "mlp.dense_4h_to_h", hidden, true);

@@ -15,7 +15,10 @@ impl Architecture for Llama {
     fn model(&self, c: &Config<'_>) -> Result<Model> {
         let bias = c.bool_or("attention_bias", false)?;
         let mlp_bias = c.bool_or("mlp_bias", false)?;
-        pre_norm_model(c, &PreNorm { qkv_bias: bias, output_bias: bias, mlp_bias, has_qk_norm: false, has_window: true })
+        pre_norm_model(
+            c,
+            &PreNorm { qkv_bias: bias, output_bias: bias, mlp_bias, has_qk_norm: false, has_window: true },
+        )
     }
 
     fn source(&self, container: Container, c: &Config<'_>, part: Part, name: &str) -> Option<Source> {

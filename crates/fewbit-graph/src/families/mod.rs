@@ -39,7 +39,8 @@ pub fn architecture_of(config: &Map<String, Value>) -> Result<&'static dyn Archi
     if let Some(found) = model_type.and_then(by).or_else(|| class.and_then(by)) {
         return Ok(found);
     }
-    let known: Vec<&str> = FAMILIES.iter().flat_map(|f| f.answers_to()).copied().filter(|n| !n.contains("For")).collect();
+    let known: Vec<&str> =
+        FAMILIES.iter().flat_map(|f| f.answers_to()).copied().filter(|n| !n.contains("For")).collect();
     let what = match model_type.or(class) {
         Some(name) => format!("architecture `{name}` is unknown"),
         None => "config.json names no architecture (`model_type`)".to_owned(),

@@ -9,9 +9,18 @@ pub(crate) const ENTRY: Entry<dyn Grid> = Entry {
         ("bits = 4", "bits of a code, 1 to 8"),
         ("group = 128", "columns that share a scale; `\"row\"` or `\"tensor\"`"),
         ("symmetric = false", "the zero point is the middle of the codes, and is not stored"),
-        ("scale = \"source\"", "type of the stored scales: `f16`, `bf16`, `f32`; `source` is bf16 for a bf16 checkpoint, else f16"),
-        ("zero = \"code\"", "asymmetric zero points: `code` (an integer) or `offset` (a real number in the scale's type)"),
-        ("clip = \"minmax\"", "how a group's range is chosen: `minmax`, `mse` (least `Σ|w − ŵ|^2.4`), `output` (least error of the group's output)"),
+        (
+            "scale = \"source\"",
+            "type of the stored scales: `f16`, `bf16`, `f32`; `source` is bf16 for a bf16 checkpoint, else f16",
+        ),
+        (
+            "zero = \"code\"",
+            "asymmetric zero points: `code` (an integer) or `offset` (a real number in the scale's type)",
+        ),
+        (
+            "clip = \"minmax\"",
+            "how a group's range is chosen: `minmax`, `mse` (least `Σ|w − ŵ|^2.4`), `output` (least error of the group's output)",
+        ),
         ("steps = 0", "shrunken ranges that a search tries; 0 is the method's own number (mse 100, output 20)"),
     ],
     build: |table| {
@@ -207,7 +216,11 @@ impl Bound {
             return (self.stored_scale(scale), ((1u32 << (self.grid.bits - 1)) as f32).min(most));
         }
         let scale = self.stored_scale((hi - lo) / most);
-        if self.has_offsets { (scale, self.grid.scale.round(lo)) } else { (scale, (-lo / scale).round_ties_even().clamp(0.0, most)) }
+        if self.has_offsets {
+            (scale, self.grid.scale.round(lo))
+        } else {
+            (scale, (-lo / scale).round_ties_even().clamp(0.0, most))
+        }
     }
 
     /// A group of zeros gets the scale 1.
@@ -391,7 +404,9 @@ mod tests {
     fn what_the_solver_sees_is_what_is_stored() {
         let w = random(21, 32, 1);
         for bits in 1..=8 {
-            for extra in ["", "symmetric = true", "zero = \"offset\"", "scale = \"bf16\"", "clip = \"mse\"", "scale = \"f32\""] {
+            for extra in
+                ["", "symmetric = true", "zero = \"offset\"", "scale = \"bf16\"", "clip = \"mse\"", "scale = \"f32\""]
+            {
                 for group in ["8", "32", "\"row\"", "\"tensor\""] {
                     let grid = build(&format!("bits = {bits}\ngroup = {group}\n{extra}"));
                     let (storage, seen) = nearest(&*grid, &w);

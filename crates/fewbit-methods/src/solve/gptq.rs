@@ -47,7 +47,10 @@ impl Default for Gptq {
 impl Gptq {
     fn check(&self) -> Result<()> {
         if !(self.damping.is_finite() && self.damping > 0.0) {
-            return Err(Error::input(format!("`solve.damping` is {}, where a positive number is needed", self.damping)));
+            return Err(Error::input(format!(
+                "`solve.damping` is {}, where a positive number is needed",
+                self.damping
+            )));
         }
         if self.block == 0 {
             return Err(Error::input("`solve.block` is 0, where a positive number is needed"));
@@ -82,7 +85,9 @@ impl Gptq {
             }
             damping *= 4.0;
         }
-        Err(Error::input("XᵀX cannot be factored, whatever the damping").tensor(job.name).hint("check the calibration text"))
+        Err(Error::input("XᵀX cannot be factored, whatever the damping")
+            .tensor(job.name)
+            .hint("check the calibration text"))
     }
 }
 
@@ -123,8 +128,9 @@ impl Solver for Gptq {
         let pass = Pass { bound: &*bound, job, order: &order, u: &u, blocks: &blocks, is_static: self.static_groups };
         let (rounded, loss) = pass.run(&mut w, self.block);
         let (codes, params) = rounded.into_iter().unzip();
-        let warning = (damping > self.damping)
-            .then(|| format!("`{}`: damping raised from {} to {damping}, since XᵀX is nearly singular", job.name, self.damping));
+        let warning = (damping > self.damping).then(|| {
+            format!("`{}`: damping raised from {} to {damping}, since XᵀX is nearly singular", job.name, self.damping)
+        });
         let output_mse = Some(loss / (job.stats.tokens.max(1) * m) as f64);
         Ok(Solved { storage: bound.store(codes, params)?, output_mse, warning })
     }
@@ -146,7 +152,8 @@ impl Pass<'_> {
         let (m, n, strips) = (w.rows(), w.cols(), Strip::count(w.rows()));
         let width = self.bound.width();
         let block = block.div_ceil(width) * width;
-        let state: Vec<Mutex<Rounded>> = (0..strips).map(|i| Mutex::new((vec![[0; LANES]; n], self.fit_all(i)))).collect();
+        let state: Vec<Mutex<Rounded>> =
+            (0..strips).map(|i| Mutex::new((vec![[0; LANES]; n], self.fit_all(i)))).collect();
         let losses: Vec<Mutex<f64>> = (0..strips).map(|_| Mutex::new(0.0)).collect();
         let mut errors = vec![0.0f32; m * block.min(n)];
         for first in (0..n).step_by(block) {
@@ -161,7 +168,19 @@ impl Pass<'_> {
             });
             if last < n {
                 let (u, rest) = (self.u.data(), n - last);
-                product_nn(self.job.team, m, rest, len, -1.0, errors, len, &u[first * n + last..], n, &mut w.data_mut()[last..], n);
+                product_nn(
+                    self.job.team,
+                    m,
+                    rest,
+                    len,
+                    -1.0,
+                    errors,
+                    len,
+                    &u[first * n + last..],
+                    n,
+                    &mut w.data_mut()[last..],
+                    n,
+                );
             }
         }
         let loss = losses.iter().map(|l| *l.lock().expect("no task panics while it holds its strip")).sum();
@@ -182,7 +201,14 @@ impl Pass<'_> {
     }
 
     /// Columns `cols` of one strip; writes the errors `[row][column]` and returns their sum of squares.
-    fn block(&self, w: &Mat, strip: usize, cols: std::ops::Range<usize>, state: &mut Rounded, errors: &mut [f32]) -> f64 {
+    fn block(
+        &self,
+        w: &Mat,
+        strip: usize,
+        cols: std::ops::Range<usize>,
+        state: &mut Rounded,
+        errors: &mut [f32],
+    ) -> f64 {
         let (len, width, group) = (cols.len(), self.bound.width(), self.bound.group());
         let rows = errors.len() / len;
         let mut data = vec![[0.0f32; LANES]; len];

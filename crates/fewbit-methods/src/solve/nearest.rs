@@ -1,6 +1,8 @@
 use std::sync::Mutex;
 
-use fewbit_engine::kinds::{BoundGrid, Entry, LANES, LinearJob, Needs, Params, Solved, Solver, Strip, Weighting, parse};
+use fewbit_engine::kinds::{
+    BoundGrid, Entry, LANES, LinearJob, Needs, Params, Solved, Solver, Strip, Weighting, parse,
+};
 use fewbit_format::{Mat, Result};
 use fewbit_kernel::Team;
 use serde::Deserialize;
@@ -57,7 +59,13 @@ pub(crate) fn weighting(blocks: &[Mat], k: usize) -> Weighting<'_> {
 pub(crate) type Rounded = (Vec<[u16; LANES]>, Vec<Params>);
 
 /// Fits and rounds all strips; `decoded` receives the values.
-pub(crate) fn round_all(grid: &dyn BoundGrid, w: &Mat, blocks: &[Mat], team: &Team, decoded: Option<&mut Mat>) -> Vec<Rounded> {
+pub(crate) fn round_all(
+    grid: &dyn BoundGrid,
+    w: &Mat,
+    blocks: &[Mat],
+    team: &Team,
+    decoded: Option<&mut Mat>,
+) -> Vec<Rounded> {
     let (count, group, cols) = (Strip::count(w.rows()), grid.group(), w.cols());
     let slots: Vec<Mutex<Rounded>> = (0..count).map(|_| Mutex::default()).collect();
     let task = |i: usize, rows: Option<&mut [f32]>| {

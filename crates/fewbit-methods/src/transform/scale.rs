@@ -107,8 +107,7 @@ fn output_error(w: &Mat, grid: &dyn Grid, s: &[f32], h: &Mat, team: &Team) -> Re
     }
     let mut product = scaled;
     product_nt(team, w.rows(), n, n, delta.data(), n, Weights::F32(h.data()), product.data_mut(), n, false);
-    let rows = (0..w.rows()).map(|r| -> f64 {
-        product.row(r).iter().zip(delta.row(r)).map(|(p, d)| f64::from(p * d)).sum()
-    });
+    let rows =
+        (0..w.rows()).map(|r| -> f64 { product.row(r).iter().zip(delta.row(r)).map(|(p, d)| f64::from(p * d)).sum() });
     Ok(rows.sum())
 }
