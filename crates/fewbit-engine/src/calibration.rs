@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use fewbit_format::{Error, Result};
+use fewbit_format::{Error, Result, hex};
 use fewbit_runtime::language;
 use fewbit_store::Checkpoint;
 use fewbit_text::{Special, Tokenizer};
@@ -36,7 +36,7 @@ impl Calibration {
     pub fn new(ids: Vec<u32>, length: usize) -> Self {
         let mut hash = Sha256::new();
         ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
-        let hash = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+        let hash = hex(&hash.finalize());
         Self { samples: ids.len() / length, ids, length, hash }
     }
 

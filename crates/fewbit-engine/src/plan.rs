@@ -259,6 +259,9 @@ impl Bound {
     }
 }
 
+/// Keys of a grid that an override changes.
+type Changes = Vec<(String, Value)>;
+
 /// Code, tokenizer, tables: what a run has before any block.
 const BASE_BYTES: u64 = 24 << 20;
 
@@ -270,7 +273,7 @@ fn block_grids(
     choices: &Choices<'_>,
 ) -> Result<Vec<Option<Box<dyn Grid>>>> {
     let mut grids = Vec::new();
-    let mut fused: Vec<(String, Option<Vec<(String, Value)>>)> = Vec::new();
+    let mut fused: Vec<(String, Option<Changes>)> = Vec::new();
     for w in &graph.weights {
         let source = file.exported(part, w.name)?;
         let is_kept = settings.is_none() || choices.keep.iter().any(|k| k.matches(&source.name));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use fewbit_format::{Dtype, Error, Mat, QuantizedLinear, Result, Storage, Tensor};
+use fewbit_format::{Dtype, Error, Mat, QuantizedLinear, Result, Storage, Tensor, hex};
 use fewbit_graph::{Graph, Part, Producer, Site, Stored, ValueId, WeightId};
 use fewbit_kernel::Team;
 use fewbit_runtime::{Arithmetic, Batch, Hooks, Layer, NoHooks, Rotations, Workspace, embed, language};
@@ -276,10 +276,6 @@ fn source_hash(file: &ModelFile, team: &Team, progress: &mut dyn Progress) -> Re
     Ok(hex(&all.finalize()))
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
 fn calibrate(
     request: &Request<'_>,
     file: &ModelFile,
@@ -315,7 +311,7 @@ fn calibrate(
 
 impl Run<'_> {
     fn all(&self, source: &str, progress: &mut dyn Progress) -> Result<Report> {
-        let identity = self.identity(source)?;
+        let identity = self.identity(source);
         let mut journal = if self.request.resume {
             Journal::open(&self.partial, &identity)?
         } else {
@@ -327,7 +323,7 @@ impl Run<'_> {
         progress.begin("blocks", blocks as u64);
         for i in journal.done.len()..blocks {
             progress.at(i as u64);
-            let report = self.block(i, streams.as_mut())?;
+            let report = self.block(i, &mut streams)?;
             report.warnings.iter().for_each(|w| progress.note(w));
             if let Some((a, b)) = &mut streams {
                 b.flush()?;
@@ -362,7 +358,7 @@ impl Run<'_> {
         Ok(Report { bits_per_weight, blocks: reports, format: self.bound.format })
     }
 
-    fn identity(&self, source: &str) -> Result<Identity> {
+    fn identity(&self, source: &str) -> Identity {
         let r = self.request;
         let overrides: Vec<String> = r.overrides.iter().map(|o| format!("{o:?}")).collect();
         let keep: Vec<&str> = r.keep.iter().map(Pattern::as_str).collect();
@@ -370,7 +366,7 @@ impl Run<'_> {
             "{:?} {:?} {:?} keep {keep:?} override {overrides:?}",
             r.recipe.passes, r.recipe.calibration, r.settings.0
         );
-        Ok(Identity {
+        Identity {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             profile: fewbit_kernel::cpu::detect().name().to_owned(),
             source: source.to_owned(),
@@ -378,7 +374,7 @@ impl Run<'_> {
             calibration: self.calibration.as_ref().map(|c| c.hash.clone()).unwrap_or_default(),
             seed: r.seed,
             format: self.bound.format.name().to_owned(),
-        })
+        }
     }
 
     fn check_stop(&self) -> Result<()> {
@@ -410,7 +406,7 @@ impl Run<'_> {
     }
 
     /// Compresses one block and writes its shard; the second stream becomes the block's output.
-    fn block(&self, i: usize, streams: Option<&mut (Stream, Stream)>) -> Result<BlockReport> {
+    fn block(&self, i: usize, streams: &mut Option<(Stream, Stream)>) -> Result<BlockReport> {
         self.check_stop()?;
         let (part, graph) = (Part::Block(i), Arc::new(self.file.model().blocks[i].clone()));
         let mut report = BlockReport::default();
@@ -419,7 +415,7 @@ impl Run<'_> {
         let mut tensors = None;
         for (values, of_stage) in self.stages(&graph) {
             let mut stats = Vec::new();
-            if let Some((input, _)) = &streams {
+            if let Some((input, _)) = streams {
                 let so_far = PartWeights { linears: current.clone(), vectors: weights.vectors.clone() };
                 stats = self.look(&graph, so_far, input, &values, &mut report)?;
             }

@@ -151,7 +151,7 @@ impl Recipe {
     pub fn compile(&self, settings: &Settings, registry: &Registry, scale: &str) -> Result<Vec<Pass>> {
         let mut tables = self.passes.clone();
         for (key, value) in settings.0.iter().filter(|(k, _)| !k.starts_with(CALIBRATION)) {
-            set(&mut tables, key, value.clone())?;
+            set(&mut tables, key, value)?;
         }
         tables.into_iter().map(|t| pass(t, registry, scale)).collect()
     }
@@ -160,7 +160,7 @@ impl Recipe {
 const CALIBRATION: &str = "calibration.";
 
 /// Sets `KIND.KEY` or `KIND.NAME.KEY` in the passes of that kind.
-fn set(passes: &mut [Table], key: &str, value: Value) -> Result<()> {
+fn set(passes: &mut [Table], key: &str, value: &Value) -> Result<()> {
     let names: Vec<String> = passes.iter().filter_map(|t| t.get("use")?.as_str().map(str::to_owned)).collect();
     let unknown = || {
         let kinds: Vec<&str> = names.iter().filter_map(|n| n.split('.').next()).collect();

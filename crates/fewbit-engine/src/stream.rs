@@ -10,7 +10,6 @@ use memmap2::MmapMut;
 pub(crate) struct Stream {
     path: PathBuf,
     map: MmapMut,
-    floats: usize,
 }
 
 impl Stream {
@@ -43,7 +42,7 @@ impl Stream {
         }
         // SAFETY: the file lies in the run's own working folder; nobody else writes it while we do.
         let map = unsafe { MmapMut::map_mut(&file) }.map_err(fail("mapping"))?;
-        Ok(Self { path: path.to_owned(), map, floats })
+        Ok(Self { path: path.to_owned(), map })
     }
 
     /// Floats `from..to`, copied.
@@ -60,10 +59,6 @@ impl Stream {
     /// Puts everything on the disk.
     pub(crate) fn flush(&self) -> Result<()> {
         self.map.flush().map_err(|e| Error::io("writing", &self.path, &e))
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.floats
     }
 }
 

@@ -46,6 +46,12 @@ pub fn unpack_bits(packed: &[u8], bits: u8, out: &mut [u8]) {
     }
 }
 
+/// Bytes as lower-case hexadecimal digits, for hashes.
+pub fn hex(bytes: &[u8]) -> String {
+    let digit = |n: u8| char::from_digit(u32::from(n), 16).unwrap_or('?');
+    bytes.iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,7 +12,7 @@ mod linear;
 mod mat;
 mod tensor;
 
-pub use bits::{pack_bits, packed_len, unpack_bits};
+pub use bits::{hex, pack_bits, packed_len, unpack_bits};
 pub use dtype::Dtype;
 pub use error::{Error, Kind, Result};
 pub use ggml::{GgmlBlocks, GgmlType};

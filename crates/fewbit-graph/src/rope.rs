@@ -51,7 +51,9 @@ impl Rope {
                 "default" => {}
                 "linear" => {
                     let factor = number(s, "factor")?;
-                    inv.iter_mut().for_each(|f| *f /= factor);
+                    for f in &mut inv {
+                        *f /= factor;
+                    }
                 }
                 "llama3" => llama3(s, &mut inv)?,
                 "yarn" => scale = yarn(c, s, theta, rotary_dims, &mut inv)?,

@@ -7,13 +7,13 @@ use fewbit_kernel::linear::{Arithmetic, Kernel, choose};
 use fewbit_kernel::{Team, elementwise};
 use fewbit_store::PartWeights;
 
-use crate::steps::{Step, Steps};
+use crate::steps::{Program, Step};
 use crate::{Batch, Hooks, LayerCache};
 
 /// One graph with its weights, ready to run.
 pub struct Layer {
     graph: Arc<Graph>,
-    steps: Steps,
+    program: Program,
     kernels: Vec<Box<dyn Kernel>>,
     vectors: Vec<Vec<f32>>,
 }
@@ -81,10 +81,10 @@ impl Layer {
                 return Err(Error::input(reason).tensor(expected.name));
             }
         }
-        let steps = Steps::of(&graph);
+        let program = Program::of(&graph);
         let linears = |ws: &Vec<usize>| ws.iter().map(|w| weights.linears[*w].clone()).collect();
-        let kernels = steps.kernels.iter().map(|ws| choose(linears(ws), arithmetic)).collect();
-        Ok(Self { graph, steps, kernels, vectors: weights.vectors })
+        let kernels = program.kernels.iter().map(|ws| choose(linears(ws), arithmetic)).collect();
+        Ok(Self { graph, program, kernels, vectors: weights.vectors })
     }
 
     /// The graph.
@@ -116,7 +116,7 @@ impl Layer {
         workspace.values.resize_with(self.graph.values.len(), Vec::new);
         workspace.values[Graph::INPUT] = std::mem::take(x);
         self.after(Graph::INPUT, hooks, workspace);
-        for (step, dead) in self.steps.steps.iter().zip(&self.steps.dead_after) {
+        for (step, dead) in self.program.steps.iter().zip(&self.program.dead_after) {
             for v in step.outputs() {
                 workspace.take(*v, tokens * self.graph.values[*v].dim);
             }

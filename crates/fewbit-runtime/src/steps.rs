@@ -27,14 +27,14 @@ impl Step {
 
 /// The steps of a graph, and the linears of each kernel.
 #[derive(Clone, Debug)]
-pub(crate) struct Steps {
+pub(crate) struct Program {
     pub(crate) steps: Vec<Step>,
     pub(crate) kernels: Vec<Vec<WeightId>>,
     /// For each step, the values that nothing reads after it.
     pub(crate) dead_after: Vec<Vec<ValueId>>,
 }
 
-impl Steps {
+impl Program {
     /// Linears move up to the first that shares their input.
     pub(crate) fn of(graph: &Graph) -> Self {
         let groups = graph.linears_by_input();

@@ -30,7 +30,7 @@ impl Architecture for Gemma3 {
         let pattern = c.usize_opt("sliding_window_pattern")?.unwrap_or(6);
         let ropes = ropes(c, head_dim)?;
         let block = |layer: usize| {
-            let is_full = if has_types { window.at(layer).is_none() } else { (layer + 1) % pattern == 0 };
+            let is_full = if has_types { window.at(layer).is_none() } else { (layer + 1).is_multiple_of(pattern) };
             let (rope, window) = if is_full { (0, None) } else { (1, window.at(layer)) };
             let mut g = Builder::new("residual", hidden);
             let x = Graph::INPUT;

@@ -36,6 +36,7 @@ impl Architecture for Llama {
 }
 
 /// In what the families of the pre-norm decoder differ.
+#[expect(clippy::struct_excessive_bools, reason = "each says whether a member of the family has a thing")]
 pub(super) struct PreNorm {
     pub(super) qkv_bias: bool,
     pub(super) output_bias: bool,

@@ -223,7 +223,7 @@ impl Pass<'_> {
             let column = cols.start + at;
             let stored = self.order[column];
             let k = stored / group;
-            if !self.is_static && stored % group == 0 {
+            if !self.is_static && stored.is_multiple_of(group) {
                 // The group may reach past this block: its later columns are compensated up to the last block only.
                 params[k] = self.fit_group(w, strip, &data[at..], stored, rows);
             }
