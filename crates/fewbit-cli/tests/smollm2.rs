@@ -1,0 +1,49 @@
+//! The whole program on a real chat model: SmolLM2-135M-Instruct, fetched by `tools/fetch-models.sh`.
+
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// llama.cpp and a float64 forward of the same file agree on these eight tokens, and on no more.
+const PROMPT: &str = "The lighthouse keeper climbed the narrow stairs every evening, and from the top he could see the \
+    whole bay. In 1987, after thirty-two years of service,";
+const IDS: [u64; 8] = [384, 436, 5375, 281, 253, 34376, 936, 30];
+const TEXT: &str = " he was killed in a shipwreck.";
+
+fn model() -> Option<PathBuf> {
+    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/fewbit/models"));
+    let folder = std::env::var_os("FEWBIT_MODELS").map(PathBuf::from).or_else(home)?;
+    Some(folder.join("SmolLM2-135M-Instruct.Q4_1.gguf")).filter(|p| p.exists())
+}
+
+fn fewbit(arguments: &[&str]) -> serde_json::Value {
+    let out = Command::new(env!("CARGO_BIN_EXE_fewbit")).args(arguments).arg("--json").output().unwrap();
+    assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+    serde_json::from_slice(&out.stdout).unwrap()
+}
+
+fn continues(model: &Path) {
+    let path = model.to_str().unwrap();
+    let made = fewbit(&["run", path, "--raw", "--prompt", PROMPT, "--max-tokens", "8", "--temperature", "0"]);
+    assert_eq!(made["ids"].as_array().unwrap(), &IDS.map(serde_json::Value::from));
+    assert_eq!((made["text"].as_str(), made["finish_reason"].as_str()), (Some(TEXT), Some("length")));
+}
+
+#[test]
+#[ignore = "needs the model of tools/fetch-models.sh; .ci/run fetches it"]
+fn reads_quantizes_and_continues_as_other_programs_do() {
+    let Some(model) = model() else {
+        eprintln!("skipped: SmolLM2 is not there; run tools/fetch-models.sh");
+        return;
+    };
+    continues(&model);
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("w8");
+    let (from, to) = (model.to_str().unwrap(), out.to_str().unwrap());
+    let report = fewbit(&["quantize", from, "--recipe", "rtn", "--bits", "8", "--group", "32", "--requantize", "--out", to]);
+    assert!(report["bits_per_weight"].as_f64().unwrap() < 8.8, "{report}");
+    continues(&out);
+    let ids = |model: &str| fewbit(&["tokenize", model, "Zwölf Boxkämpfer 🦊\n\tfn main() {}"])["ids"].clone();
+    assert_eq!(ids(from), ids(to));
+}
