@@ -8,7 +8,7 @@ use fewbit_format::Result;
 use fewbit_kernel::Level;
 use serde_json::json;
 
-use crate::commands::{chat, completions, demo, eval, inspect, logits, quantize, recipes, run, tokenize};
+use crate::commands::{chat, completions, demo, eval, inspect, logits, make_model, quantize, recipes, run, tokenize};
 use crate::output;
 use crate::session::Session;
 
@@ -58,6 +58,8 @@ pub(crate) enum Command {
     Tokenize(tokenize::Tokenize),
     Recipes(recipes::Recipes),
     Completions(completions::Completions),
+    #[command(hide = true)]
+    MakeModel(make_model::MakeModel),
 }
 
 impl Command {
@@ -74,6 +76,7 @@ impl Command {
             Self::Tokenize(c) => c.run(session),
             Self::Recipes(c) => c.run(session),
             Self::Completions(c) => c.run(session),
+            Self::MakeModel(c) => c.run(session),
         }
     }
 }

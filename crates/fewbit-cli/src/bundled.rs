@@ -31,6 +31,11 @@ pub(crate) const CALIBRATION: &str = include_str!("../../../assets/calibration.t
 /// Stories that no calibration text holds.
 pub(crate) const EVALUATION: &str = include_str!("../../../assets/evaluation.txt");
 
+/// The files of its tokenizer.
+pub(crate) fn tokenizer_files() -> impl Iterator<Item = (&'static str, &'static [u8])> {
+    FILES.iter().filter(|(name, _)| name.starts_with("tokenizer")).copied()
+}
+
 /// What a model is called in cards and manifests: the last part of its path.
 pub(crate) fn model_name(name: &str) -> String {
     let path = Path::new(name);

@@ -6,6 +6,7 @@ pub(crate) mod demo;
 pub(crate) mod eval;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod make_model;
 pub(crate) mod quantize;
 pub(crate) mod recipes;
 pub(crate) mod run;

@@ -1,0 +1,253 @@
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use fewbit_format::{Dtype, Error, Result};
+use serde_json::{Map, Value, json};
+
+use crate::bundled;
+use crate::session::Session;
+
+/// Make a Llama with random weights, for measuring speed and memory
+///
+/// Weights are bf16, Gaussian with a standard deviation of 0.02; the tokenizer is that of the bundled model. Equal
+/// options give equal bytes.
+///
+/// JSON: out, parameters.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  fewbit make-model /tmp/tinyllama --shape tinyllama-1.1b")]
+pub(crate) struct MakeModel {
+    /// Folder to write
+    out: PathBuf,
+    /// Sizes of a known model; the options below change them
+    #[arg(long, value_enum, default_value = "tinyllama-1.1b")]
+    shape: Shape,
+    /// Blocks
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    layers: Option<u32>,
+    /// Width of the residual stream
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    hidden: Option<u32>,
+    /// Width of the MLP
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=262_144))]
+    mlp: Option<u32>,
+    /// Query heads
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    heads: Option<u32>,
+    /// Heads of keys and values
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    kv_heads: Option<u32>,
+    /// Rows of embedding and head
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    vocabulary: Option<u32>,
+    /// Of the weights
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Shape {
+    #[value(name = "tinyllama-1.1b")]
+    TinyLlama,
+    #[value(name = "smollm2-135m")]
+    SmolLm2,
+}
+
+/// The figures of a Llama.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    layers: u32,
+    hidden: u32,
+    mlp: u32,
+    heads: u32,
+    kv_heads: u32,
+    vocabulary: u32,
+}
+
+impl MakeModel {
+    pub(crate) fn run(&self, session: &Session) -> Result<()> {
+        let sizes = self.sizes()?;
+        std::fs::create_dir(&self.out).map_err(|e| Error::io("creating", &self.out, &e))?;
+        let gaussian = gaussian()?;
+        let (mut map, mut total, parts) = (Map::new(), 0, parts(sizes));
+        for (i, tensors) in parts.iter().enumerate() {
+            let name = format!("model-{:05}-of-{:05}.safetensors", i + 1, parts.len());
+            let seed = self.seed.wrapping_add((i as u64) << 32);
+            total += write_shard(&self.out.join(&name), tensors, &gaussian, seed)?;
+            map.extend(tensors.iter().map(|(tensor, _)| (tensor.clone(), json!(name))));
+        }
+        let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
+        self.file("model.safetensors.index.json", format!("{index:#}").as_bytes())?;
+        self.file("config.json", format!("{:#}", config(sizes)).as_bytes())?;
+        for (name, bytes) in bundled::tokenizer_files() {
+            self.file(name, bytes)?;
+        }
+        session.output.text(&format!("{}: {} parameters\n", self.out.display(), total / 2))?;
+        session.output.object(&json!({ "out": self.out, "parameters": total / 2 }))
+    }
+
+    fn sizes(&self) -> Result<Sizes> {
+        let known = match self.shape {
+            Shape::TinyLlama => Sizes { layers: 22, hidden: 2048, mlp: 5632, heads: 32, kv_heads: 4, vocabulary: 32_000 },
+            Shape::SmolLm2 => Sizes { layers: 30, hidden: 576, mlp: 1536, heads: 9, kv_heads: 3, vocabulary: 49_152 },
+        };
+        let sizes = Sizes {
+            layers: self.layers.unwrap_or(known.layers),
+            hidden: self.hidden.unwrap_or(known.hidden),
+            mlp: self.mlp.unwrap_or(known.mlp),
+            heads: self.heads.unwrap_or(known.heads),
+            kv_heads: self.kv_heads.unwrap_or(known.kv_heads),
+            vocabulary: self.vocabulary.unwrap_or(known.vocabulary),
+        };
+        if !sizes.hidden.is_multiple_of(2 * sizes.heads) || !sizes.heads.is_multiple_of(sizes.kv_heads) {
+            let Sizes { hidden, heads, kv_heads, .. } = sizes;
+            return Err(Error::input(format!("{hidden} columns cannot be shared by {heads} heads on {kv_heads}"))
+                .hint("choose `--hidden` as an even multiple of `--heads`, and that as a multiple of `--kv-heads`"));
+        }
+        Ok(sizes)
+    }
+
+    fn file(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.out.join(name);
+        std::fs::write(&path, bytes).map_err(|e| Error::io("writing", &path, &e))
+    }
+}
+
+fn config(s: Sizes) -> Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "torch_dtype": "bfloat16",
+        "hidden_size": s.hidden,
+        "intermediate_size": s.mlp,
+        "num_hidden_layers": s.layers,
+        "num_attention_heads": s.heads,
+        "num_key_value_heads": s.kv_heads,
+        "vocab_size": s.vocabulary,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": false,
+    })
+}
+
+/// The tensors of each shard: embedding, blocks, final norm and head.
+fn parts(s: Sizes) -> Vec<Vec<(String, Vec<u32>)>> {
+    let kv = s.hidden / s.heads * s.kv_heads;
+    let block = |i: u32| -> Vec<(String, Vec<u32>)> {
+        let shapes = [
+            ("input_layernorm", vec![s.hidden]),
+            ("self_attn.q_proj", vec![s.hidden, s.hidden]),
+            ("self_attn.k_proj", vec![kv, s.hidden]),
+            ("self_attn.v_proj", vec![kv, s.hidden]),
+            ("self_attn.o_proj", vec![s.hidden, s.hidden]),
+            ("post_attention_layernorm", vec![s.hidden]),
+            ("mlp.gate_proj", vec![s.mlp, s.hidden]),
+            ("mlp.up_proj", vec![s.mlp, s.hidden]),
+            ("mlp.down_proj", vec![s.hidden, s.mlp]),
+        ];
+        shapes.map(|(name, shape)| (format!("model.layers.{i}.{name}.weight"), shape)).into()
+    };
+    let mut parts = vec![vec![("model.embed_tokens.weight".to_owned(), vec![s.vocabulary, s.hidden])]];
+    parts.extend((0..s.layers).map(block));
+    parts.push(vec![
+        ("model.norm.weight".to_owned(), vec![s.hidden]),
+        ("lm_head.weight".to_owned(), vec![s.vocabulary, s.hidden]),
+    ]);
+    parts
+}
+
+fn bytes_of(shape: &[u32]) -> u64 {
+    2 * shape.iter().map(|d| u64::from(*d)).product::<u64>()
+}
+
+/// Writes one safetensors file; vectors are ones, matrices random. Returns the bytes of its tensors.
+fn write_shard(path: &Path, tensors: &[(String, Vec<u32>)], gaussian: &[[u8; 2]], seed: u64) -> Result<u64> {
+    let (mut header, mut at) = (Map::new(), 0);
+    for (name, shape) in tensors {
+        let end = at + bytes_of(shape);
+        header.insert(name.clone(), json!({ "dtype": "BF16", "shape": shape, "data_offsets": [at, end] }));
+        at = end;
+    }
+    let mut header = Value::Object(header).to_string();
+    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+    let write = || -> std::io::Result<()> {
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(header.as_bytes())?;
+        let mut state = seed;
+        let mut piece = Vec::with_capacity(PIECE);
+        for (_, shape) in tensors {
+            let mut left = bytes_of(shape) as usize / 2;
+            while left > 0 {
+                let count = left.min(PIECE / 2);
+                piece.clear();
+                if shape.len() == 1 {
+                    piece.extend(std::iter::repeat_n(ONE, count).flatten());
+                } else {
+                    random(count, &mut state, gaussian, &mut piece);
+                }
+                file.write_all(&piece)?;
+                left -= count;
+            }
+        }
+        file.flush()
+    };
+    write().map_err(|e| Error::io("writing", path, &e))?;
+    Ok(at)
+}
+
+/// Bytes that are made and written at a time.
+const PIECE: usize = 1 << 20;
+
+/// 1 in bf16.
+const ONE: [u8; 2] = 0x3f80u16.to_le_bytes();
+
+/// Appends `count` random elements: four from each step of SplitMix64.
+fn random(count: usize, state: &mut u64, gaussian: &[[u8; 2]], out: &mut Vec<u8>) {
+    for at in (0..count).step_by(4) {
+        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = *state;
+        x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^= x >> 31;
+        for i in 0..(count - at).min(4) {
+            out.extend(gaussian[(x >> (16 * i)) as usize & 0xffff]);
+        }
+    }
+}
+
+/// bf16 of 2¹⁶ equally likely values of a Gaussian with standard deviation 0.02.
+fn gaussian() -> Result<Vec<[u8; 2]>> {
+    const COUNT: usize = 1 << 16;
+    let (mut x, mut below) = (-6.0f64, 0.0);
+    let step = 1e-5;
+    let mut values = Vec::with_capacity(COUNT);
+    // The distribution function by the midpoint rule, up to the middle of each value's share.
+    while values.len() < COUNT {
+        below += (-(x + step / 2.0).powi(2) / 2.0).exp() / std::f64::consts::TAU.sqrt() * step;
+        x += step;
+        while values.len() < COUNT && (below * COUNT as f64 >= values.len() as f64 + 0.5 || x > 6.0) {
+            values.push((0.02 * x) as f32);
+        }
+    }
+    let bytes = Dtype::BF16.narrow(&values).ok_or_else(|| Error::internal("bf16 is a float"))?;
+    Ok(bytes.as_chunks::<2>().0.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_values_have_the_moments_of_a_gaussian() {
+        let mut values = vec![0.0f32; 1 << 16];
+        Dtype::BF16.widen(gaussian().unwrap().as_flattened(), &mut values).unwrap();
+        let moment = |p: i32| values.iter().map(|v| (f64::from(*v) / 0.02).powi(p)).sum::<f64>() / values.len() as f64;
+        assert!(moment(1).abs() < 1e-3, "{}", moment(1));
+        assert!((moment(2) - 1.0).abs() < 1e-3, "{}", moment(2));
+        assert!((moment(4) - 3.0).abs() < 0.03, "{}", moment(4));
+    }
+}
