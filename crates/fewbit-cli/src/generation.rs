@@ -52,7 +52,8 @@ impl GenerationOptions {
     /// # Errors
     /// Names the field that is out of range.
     fn sampling(&self, checkpoint: &Checkpoint) -> Result<Sampling> {
-        let mut s = language::sampling_of(checkpoint);
+        let of_model = language::sampling_of(checkpoint);
+        let mut s = of_model;
         s.temperature = self.temperature.unwrap_or(s.temperature);
         s.top_p = self.top_p.unwrap_or(s.top_p);
         s.min_p = self.min_p.unwrap_or(s.min_p);
@@ -64,7 +65,10 @@ impl GenerationOptions {
                 k => usize::try_from(k).map_err(|_| out_of_range("top_k", k))?,
             };
         }
-        s.check()?;
+        s.check().map_err(|e| match of_model.check() {
+            Ok(()) => e,
+            Err(_) => e.place("generation_config.json").file(checkpoint.path()).hint("give the option of that name"),
+        })?;
         Ok(s)
     }
 

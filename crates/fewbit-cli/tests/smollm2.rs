@@ -1,6 +1,6 @@
 //! The whole program on a real chat model: SmolLM2-135M-Instruct, fetched by `tools/fetch-models.sh`.
 
-#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test")]
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -59,7 +59,8 @@ impl Run {
             return tokenizer.encode(&prompt, Special::ParsedWithBos);
         }
         let template = language::chat_template_of(checkpoint, tokenizer)?;
-        tokenizer.encode(&template.render(&[Message::new("user", prompt)], true, Map::new())?, Special::Parsed)
+        let rendered = template.render(&[Message::new("user", prompt)], true, Map::new());
+        tokenizer.encode(&rendered.map_err(|e| e.file(checkpoint.path()))?, Special::Parsed)
     }
 }
 

@@ -1,0 +1,164 @@
+//! Models that are damaged or contradict themselves: each is one sentence with the file, the tensor and the way out.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+
+use crate::fewbit;
+
+/// A copy of the bundled model.
+fn model() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let source = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/demo-model"));
+    for name in
+        ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    {
+        fs::copy(source.join(name), dir.path().join(name)).unwrap();
+    }
+    dir
+}
+
+/// Checks that every command that needs the weights refuses with these words.
+#[track_caller]
+fn refused(dir: &TempDir, words: &[&str]) {
+    let path = dir.path().display().to_string();
+    let words = [&[path.as_str()], words].concat();
+    fewbit(&["inspect", &path]).refused(&words);
+    fewbit(&["logits", &path, "--ids", "0"]).refused(&words);
+}
+
+fn write(dir: &TempDir, name: &str, bytes: impl AsRef<[u8]>) {
+    fs::write(dir.path().join(name), bytes).unwrap();
+}
+
+/// The model with one figure of config.json changed.
+fn with_figure(key: &str, value: Value) -> TempDir {
+    let dir = model();
+    let path = dir.path().join("config.json");
+    let mut config: Map<String, Value> = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config.insert(key.to_owned(), value);
+    fs::write(path, Value::Object(config).to_string()).unwrap();
+    dir
+}
+
+/// The model with another header before the same weights.
+fn with_header(change: impl FnOnce(&mut Map<String, Value>)) -> TempDir {
+    let dir = model();
+    let path = dir.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let end = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header = serde_json::from_slice(&bytes[8..end]).unwrap();
+    change(&mut header);
+    let header = Value::Object(header).to_string();
+    let length = (header.len() as u64).to_le_bytes();
+    fs::write(path, [&length[..], header.as_bytes(), &bytes[end..]].concat()).unwrap();
+    dir
+}
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
+#[test]
+fn figures_of_the_configuration_are_checked() {
+    for (key, value, words) in [
+        ("num_hidden_layers", json!(0), &["`num_hidden_layers` is 0"][..]),
+        ("num_hidden_layers", json!(1_u64 << 40), &["`num_hidden_layers` is 1099511627776"]),
+        ("num_hidden_layers", json!(5), &["tensor `model.layers.4.", "missing"]),
+        ("hidden_size", json!(0), &["`hidden_size` is 0"]),
+        ("hidden_size", json!(1_u64 << 62), &["`hidden_size`"]),
+        ("vocab_size", json!(4097), &["embed_tokens", "[4096, 256]", "[4097, 256]"]),
+        ("num_key_value_heads", json!(3), &["`num_key_value_heads` (3)"]),
+        ("max_position_embeddings", json!(-5), &["`max_position_embeddings` is -5"]),
+        ("rope_theta", json!(0), &["`rope_theta` is 0"]),
+        ("hidden_act", json!("tanh"), &["`hidden_act` is `tanh`"]),
+    ] {
+        refused(&with_figure(key, value), words);
+    }
+}
+
+#[test]
+fn a_configuration_that_is_none_is_named() {
+    let dir = model();
+    write(&dir, "config.json", r#"{"model_type": "mammoth", "architectures": ["MammothForCausalLM"]}"#);
+    refused(&dir, &["`mammoth` is unknown; known are llama"]);
+    fs::remove_file(dir.path().join("config.json")).unwrap();
+    refused(&dir, &["holds no `config.json`"]);
+    for (text, words) in [
+        ("{".to_owned(), "not valid JSON"),
+        ("[]".to_owned(), "no JSON object"),
+        ("[".repeat(200_000), "recursion limit"),
+        ("{\"a\":".repeat(200_000), "recursion limit"),
+    ] {
+        write(&dir, "config.json", text);
+        refused(&dir, &["config.json", words]);
+    }
+}
+
+#[test]
+fn files_of_weights_are_checked() {
+    let dir = model();
+    let path = dir.path().join("model.safetensors");
+    let whole = fs::read(&path).unwrap();
+    write(&dir, "model.safetensors", &whole[..whole.len() - 1]);
+    refused(&dir, &["model.safetensors", "truncated"]);
+    write(&dir, "model.safetensors", []);
+    refused(&dir, &["0 bytes long"]);
+    write(&dir, "model.safetensors", [&(1_u64 << 62).to_le_bytes()[..], b"{}"].concat());
+    refused(&dir, &["header takes 4611686018427387904 bytes"]);
+    fs::remove_file(path).unwrap();
+    refused(&dir, &["holds no weights"]);
+    write(&dir, "pytorch_model.bin", "");
+    refused(&dir, &["pickle", "save_pretrained"]);
+}
+
+#[test]
+fn tensors_are_checked() {
+    let embedding = |key: &'static str, value: Value| with_header(move |h| h[EMBEDDING][key] = value);
+    refused(&embedding("shape", json!([-4096, 256])), &[EMBEDDING, "-4096"]);
+    refused(&embedding("shape", json!([256, 4096])), &[EMBEDDING, "[256, 4096]", "[4096, 256]"]);
+    refused(&embedding("shape", json!([1_u64 << 62, 1_u64 << 62])), &[EMBEDDING]);
+    refused(&embedding("dtype", json!("F13")), &[EMBEDDING, "unknown type `F13`"]);
+    let overlap = with_header(|h| h["model.norm.weight"]["data_offsets"] = json!([0, 512]));
+    refused(&overlap, &["overlaps"]);
+    let renamed = with_header(|h| {
+        let tensor = h.remove("model.layers.2.mlp.up_proj.weight").unwrap();
+        h.insert("other".to_owned(), tensor);
+    });
+    refused(&renamed, &["`model.layers.2.mlp.up_proj.weight`: is missing"]);
+}
+
+#[test]
+fn what_surrounds_the_weights_is_checked_where_it_is_used() {
+    let dir = model();
+    let path = dir.path().display().to_string();
+    let run = || fewbit(&["run", &path, "--prompt", "Hi", "--max-tokens", "2"]);
+    write(&dir, "chat_template.jinja", "{% for %}");
+    run().refused(&[&path, "the chat template", "line 1"]);
+    write(&dir, "chat_template.jinja", "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}");
+    run().refused(&[&path, "the chat template"]);
+    write(&dir, "chat_template.jinja", b"\xff");
+    run().refused(&[&path, "chat_template.jinja", "UTF-8"]);
+    fs::remove_file(dir.path().join("chat_template.jinja")).unwrap();
+    write(&dir, "generation_config.json", r#"{"do_sample": true, "temperature": -3}"#);
+    run().refused(&[&path, "generation_config.json", "`temperature` is -3"]);
+    assert_eq!(fewbit(&["run", &path, "--prompt", "Hi", "--max-tokens", "2", "--temperature", "0"]).code, Some(0));
+    write(&dir, "tokenizer.json", "{");
+    run().refused(&["tokenizer.json"]);
+    fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+    run().refused(&[&path, "neither `tokenizer.json` nor `tokenizer.model`"]);
+    assert_eq!(fewbit(&["logits", &path, "--ids", "0,1"]).code, Some(0));
+}
+
+#[test]
+fn paths_that_are_no_model() {
+    for (path, words) in
+        [("", "check the path"), ("/nowhere", "check the path"), ("/dev/null", "no model that can be read")]
+    {
+        fewbit(&["inspect", path]).refused(&[words]);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let empty: PathBuf = dir.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    fewbit(&["inspect", &empty.display().to_string()]).refused(&["holds no weights"]);
+}
