@@ -20,6 +20,6 @@ pub use outputs::Format;
 pub use patterns::{Override, Pattern};
 pub use plan::{Plan, Sweep};
 pub use quantize::{BlockReport, LinearReport, Progress, Report, Request, plan, quantize};
-pub use recipe::{CalibrationSettings, Pass, Recipe, Sequential, Settings};
+pub use recipe::{CalibrationSettings, Pass, Recipe, Sequential, Settings, StreamOf};
 pub use stats::InputStats;
 pub use toml::Table;

@@ -166,10 +166,16 @@ pub(crate) fn write_shard(path: &Path, tensors: &[(String, Tensor)]) -> Result<(
         tensors.iter().map(|(name, t)| Ok((name.clone(), View(t, dtype(t.dtype)?)))).collect::<Result<Vec<_>>>()?;
     let metadata = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let aside = path.with_extension("writing");
+    // The library's file is private to its owner; ours follow the umask, as the one made here does.
+    let permissions = std::fs::File::create(&aside)
+        .and_then(|f| f.metadata())
+        .map_err(|e| Error::io("creating", path, &e))?
+        .permissions();
     safetensors::serialize_to_file(views, Some(metadata), &aside).map_err(|e| match e {
         safetensors::SafeTensorError::IoError(e) => Error::io("writing", path, &e),
         other => Error::internal(format!("a shard that cannot be written: {other}")),
     })?;
+    std::fs::set_permissions(&aside, permissions).map_err(|e| Error::io("writing", path, &e))?;
     rename(&aside, path)
 }
 

@@ -20,7 +20,7 @@ use crate::journal::{Done, Identity, Journal, crash_point};
 use crate::kinds::{Element, LinearJob, Registry, SiteJob};
 use crate::outputs::{Format, Shard, write_shard};
 use crate::plan::{Bound, Choices};
-use crate::recipe::Sequential;
+use crate::recipe::{Sequential, StreamOf};
 use crate::stats::{Collector, InputStats};
 use crate::stream::Stream;
 use crate::{Override, Pattern, Plan, Recipe, Settings};
@@ -415,9 +415,10 @@ impl Run<'_> {
         let mut tensors = None;
         for (values, of_stage) in self.stages(&graph) {
             let mut stats = Vec::new();
-            if let Some((input, _)) = streams {
+            if let Some((input, output)) = streams {
                 let so_far = PartWeights { linears: current.clone(), vectors: weights.vectors.clone() };
-                stats = self.look(&graph, so_far, input, &values, &mut report)?;
+                let output = self.is_original_stream().then_some(output);
+                stats = self.look(&graph, so_far, (input, output), &values, &mut report)?;
             }
             let clock = Instant::now();
             if !self.bound.transforms.is_empty() {
@@ -442,7 +443,7 @@ impl Run<'_> {
         write_shard(&self.partial.join("parts").join(shard_name(i)), &shard.tensors)?;
         drop(shard);
         report.write_seconds = clock.elapsed().as_secs_f64();
-        if let Some((input, output)) = streams {
+        if let Some((input, output)) = streams.as_mut().filter(|_| !self.is_original_stream()) {
             let clock = Instant::now();
             let layer = Layer::new(graph, PartWeights { linears, vectors }, Arithmetic::Exact)?;
             self.forward(&layer, input, Some(output), &mut NoHooks)?;
@@ -450,6 +451,10 @@ impl Run<'_> {
         }
         self.file.drop_pages(part);
         Ok(report)
+    }
+
+    fn is_original_stream(&self) -> bool {
+        self.request.recipe.calibration.stream == StreamOf::Original
     }
 
     /// The values that are looked at together, and the linears that are rounded after.
@@ -463,20 +468,20 @@ impl Run<'_> {
         groups.into_iter().map(|(v, ws)| (vec![v], ws)).collect()
     }
 
-    /// Statistics of some values over the whole input stream.
+    /// Statistics of some values over the whole input stream; with an output, the block's result too.
     fn look(
         &self,
         graph: &Arc<Graph>,
         weights: PartWeights,
-        input: &Stream,
+        (input, output): (&Stream, Option<&mut Stream>),
         values: &[ValueId],
         report: &mut BlockReport,
     ) -> Result<Vec<(ValueId, InputStats)>> {
         let clock = Instant::now();
         let layer = Layer::new(graph.clone(), weights, Arithmetic::Exact)?;
         let widths = values.iter().map(|v| (*v, graph.values[*v].dim));
-        let mut collector = Collector::new(self.team, self.bound.needs, widths);
-        self.forward(&layer, input, None, &mut collector)?;
+        let mut collector = Collector::new(self.team, self.bound.needs, widths, output.is_none());
+        self.forward(&layer, input, output, &mut collector)?;
         report.gram_seconds += collector.gram_seconds;
         report.forward_seconds += clock.elapsed().as_secs_f64() - collector.gram_seconds;
         Ok(collector.finish())

@@ -34,6 +34,19 @@ pub struct CalibrationSettings {
     pub length: usize,
     /// Whose outputs the statistics of a linear come from, within its block.
     pub sequential: Sequential,
+    /// Which blocks made the inputs of a block.
+    pub stream: StreamOf,
+}
+
+/// The residual stream that statistics are taken from.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum StreamOf {
+    /// What the already compressed blocks make: later blocks can make up for the errors of earlier ones.
+    #[default]
+    Compressed,
+    /// What the original blocks make.
+    Original,
 }
 
 /// Within a block, the inputs that statistics are taken from.
@@ -50,7 +63,7 @@ pub enum Sequential {
 
 impl Default for CalibrationSettings {
     fn default() -> Self {
-        Self { samples: 128, length: 512, sequential: Sequential::Linear }
+        Self { samples: 128, length: 512, sequential: Sequential::Linear, stream: StreamOf::Compressed }
     }
 }
 

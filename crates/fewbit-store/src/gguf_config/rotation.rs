@@ -32,7 +32,6 @@ pub(super) fn rotation(keys: &Keys<'_>, checkpoint: &Checkpoint, config: &mut Ma
         "yarn" => {
             let renamed = [
                 ("rope.scaling.original_context_length", "original_max_position_embeddings"),
-                ("rope.scaling.attn_factor", "attention_factor"),
                 ("rope.scaling.yarn_beta_fast", "beta_fast"),
                 ("rope.scaling.yarn_beta_slow", "beta_slow"),
             ];
@@ -40,6 +39,10 @@ pub(super) fn rotation(keys: &Keys<'_>, checkpoint: &Checkpoint, config: &mut Ma
                 if let Some(v) = keys.number(from)? {
                     scaling.insert(to.into(), if v.fract() == 0.0 { json!(v as i64) } else { json!(v) });
                 }
+            }
+            // llama.cpp multiplies the rule by it; transformers puts the product in the rule's place.
+            if let Some(by) = keys.number("rope.scaling.attn_factor")?.filter(|by| *by != 1.0) {
+                scaling.insert("attention_factor".into(), json!(by * (0.1 * factor.ln() + 1.0)));
             }
         }
         other => {
