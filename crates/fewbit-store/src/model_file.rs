@@ -79,6 +79,7 @@ impl ModelFile {
         file.find_names(&mut model).map_err(|e| e.file(file.checkpoint.path()))?;
         file.model = Arc::new(model);
         file.check_tensors()?;
+        file.check_depth()?;
         file.note_unused();
         Ok(file)
     }
@@ -382,6 +383,21 @@ impl ModelFile {
             }
         }
         Ok(())
+    }
+
+    /// Refuses a configuration that leaves the last blocks out.
+    fn check_depth(&self) -> Result<()> {
+        let layers = self.model.blocks.len();
+        let Some(first) = self.model.blocks.first().and_then(|g| g.vectors.first()) else { return Ok(()) };
+        let name = self.source(Part::Block(layers), first.name)?.name;
+        if !self.checkpoint.contains(&name) {
+            return Ok(());
+        }
+        Err(self.place(
+            Error::input(format!("belongs to block {layers}, where config.json says that there are {layers} blocks"))
+                .hint("the configuration belongs to another model"),
+            &name,
+        ))
     }
 
     fn check_shape(&self, name: &str, expected: &[usize]) -> Result<()> {
