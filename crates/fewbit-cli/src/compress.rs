@@ -1,9 +1,11 @@
 //! `fewbit quantize`: from what was typed to the engine's request, and the report.
 
-use std::path::Path;
 use std::time::Instant;
 
-use fewbit_engine::{CalibrationSource, Format, Override, Pattern, Plan, Recipe, Report, Request, Settings, plan, quantize};
+use fewbit_engine::{
+    CalibrationSource, Format, Override, Pattern, Plan, Recipe, Report, Request, Settings, plan, quantize,
+};
+use fewbit_eval::bits_per_weight;
 use fewbit_format::{Error, Result};
 use fewbit_kernel::Team;
 use fewbit_kernel::product::{Weights, product_nt};
@@ -121,11 +123,12 @@ fn mib(bytes: u64) -> String {
 
 fn say_report(options: &Quantize, report: &Report, measured: &Measured, session: &Session) -> Result<()> {
     let output = &session.output;
-    let model_bits = bits_of_model(&options.out)?;
+    let bits = bits_per_weight(&ModelFile::open(&options.out)?)?;
     output.line(&format!(
-        "{}: {:.3} bits per weight in the quantized linears, {model_bits:.3} in the model ({}); {:.1} s, {:.1} CPU-s, {} at most",
+        "{}: {:.3} bits per weight in the quantized linears, {:.3} in the model ({}); {:.1} s, {:.1} CPU-s, {} at most",
         options.out.display(),
-        report.bits_per_weight,
+        bits.linears,
+        bits.model,
         report.format.name(),
         measured.seconds,
         measured.cpu,
@@ -144,16 +147,10 @@ fn say_report(options: &Quantize, report: &Report, measured: &Measured, session:
         "seconds_by_work": seconds,
         "peak_rss_bytes": measured.peak_rss,
         "peak_anon_bytes": measured.peak_anon,
-        "bits_per_weight": report.bits_per_weight,
-        "bits_per_weight_model": model_bits,
+        "bits_per_weight": bits.linears,
+        "bits_per_weight_model": bits.model,
         "blocks": serde_json::to_value(&report.blocks).map_err(|e| Error::internal(e.to_string()))?,
     }))
-}
-
-/// Everything stored ÷ all parameters.
-fn bits_of_model(out: &Path) -> Result<f64> {
-    let file = ModelFile::open(out)?;
-    Ok(8.0 * file.checkpoint().size_bytes() as f64 / file.model().parameters() as f64)
 }
 
 /// The engine's progress on this program's stderr.

@@ -5,14 +5,13 @@ use std::path::Path;
 
 use fewbit_export::{CardInfo, card, config, sidecars, verify_folder, write_gguf};
 use fewbit_format::{Error, Result};
-use fewbit_graph::Part;
 use fewbit_store::ModelFile;
 use fewbit_store::layout::Scheme;
 use serde_json::{Value, json};
 
 use crate::calibration::{Calibration, CalibrationSource};
 use crate::journal::{Identity, crash_point};
-use crate::outputs::{Format, Shard, rename, write_file, write_shard};
+use crate::outputs::{Format, rename, write_file};
 use crate::plan::Bound;
 use crate::quantize::{BlockReport, Request, shard_name};
 
@@ -31,7 +30,6 @@ impl Finished<'_> {
     /// Completes `OUT.partial/parts` and renames it to `OUT`.
     pub(crate) fn write(&self) -> Result<()> {
         let parts = self.partial.join("parts");
-        self.rest(&parts)?;
         let schemes = self.index(&parts)?;
         self.files(&parts, &schemes)?;
         verify_folder(&parts)?;
@@ -45,23 +43,9 @@ impl Finished<'_> {
         std::fs::remove_dir_all(self.partial).map_err(|e| Error::io("removing", self.partial, &e))
     }
 
-    /// Embedding, final norm and head: the last shard.
-    fn rest(&self, parts: &Path) -> Result<()> {
-        let mut shard = Shard::new(self.file, self.bound.format.layout());
-        for part in [Part::Embed, Part::Head] {
-            let weights = self.file.part(part)?;
-            let mut linears = weights.linears;
-            if part == Part::Head && self.file.is_tied() {
-                linears.clear();
-            }
-            shard.add(part, &linears, &weights.vectors)?;
-        }
-        write_shard(&parts.join(shard_name(self.reports.len())), &shard.tensors)
-    }
-
     /// Gives the shards their final names and writes the index; returns the scheme of every linear.
     fn index(&self, parts: &Path) -> Result<Vec<(String, Option<Scheme>)>> {
-        let count = self.reports.len() + 1;
+        let count = self.reports.len();
         let (mut map, mut total) = (BTreeMap::new(), 0u64);
         for i in 0..count {
             let (working, name) = (parts.join(shard_name(i)), format!("model-{:05}-of-{count:05}.safetensors", i + 1));
@@ -83,7 +67,7 @@ impl Finished<'_> {
     fn files(&self, parts: &Path, schemes: &[(String, Option<Scheme>)]) -> Result<()> {
         let is_quantized = schemes.iter().any(|(_, s)| s.is_some());
         let quantization = is_quantized.then(|| self.bound.format.layout().quantization_config(schemes));
-        let config = config(self.file, quantization, self.file.is_tied())?;
+        let config = config(self.file, quantization, self.file.is_tied() && !self.bound.has_head())?;
         write_file(&parts.join("config.json"), &pretty(&Value::Object(config))?)?;
         for (name, bytes) in sidecars(self.file)? {
             write_file(&parts.join(name), &bytes)?;

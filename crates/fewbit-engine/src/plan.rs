@@ -49,7 +49,7 @@ pub struct Plan {
 pub(crate) struct Bound {
     pub(crate) transforms: Vec<Box<dyn Transform>>,
     pub(crate) solver: Option<Box<dyn Solver>>,
-    /// Per block, per weight of its graph; `None` stays as it is.
+    /// Per block and then for the head, per weight of its graph; `None` stays as it is.
     pub(crate) grids: Vec<Vec<Option<Box<dyn Grid>>>>,
     pub(crate) format: Format,
     pub(crate) needs: Needs,
@@ -86,8 +86,8 @@ impl Bound {
                 .hint("put a `grid` pass before `solve`"));
         }
         let mut grids = Vec::new();
-        for (i, graph) in file.model().blocks.iter().enumerate() {
-            grids.push(block_grids(file, Part::Block(i), graph, grid.as_ref().filter(|_| solver.is_some()), choices)?);
+        for (part, graph) in compressible(file) {
+            grids.push(part_grids(file, part, graph, grid.as_ref().filter(|_| solver.is_some()), choices)?);
         }
         check_patterns(file, choices)?;
         let all = || grids.iter().flatten().flatten();
@@ -106,8 +106,7 @@ impl Bound {
     fn fitting_format(&mut self, file: &ModelFile) -> Result<Format> {
         let wanted = if self.format == Format::Auto { Format::CompressedTensors } else { self.format };
         let mut why_not = None;
-        for (i, grids) in self.grids.iter().enumerate() {
-            let graph = &file.model().blocks[i];
+        for ((part, graph), grids) in compressible(file).zip(&self.grids) {
             for (w, grid) in grids.iter().enumerate() {
                 let Some(grid) = grid else { continue };
                 let storage = probe(&**grid, graph.weights[w].shape[1])?;
@@ -116,7 +115,7 @@ impl Bound {
                     _ => wanted.layout().can_hold(&storage),
                 };
                 if let (Err(reason), None) = (held, &why_not) {
-                    let module = file.exported(Part::Block(i), graph.weights[w].name)?.name;
+                    let module = file.exported(part, graph.weights[w].name)?.name;
                     why_not = Some(Error::input(format!("{} cannot hold it: {reason}", wanted.name())).tensor(&module));
                 }
             }
@@ -134,17 +133,35 @@ impl Bound {
     /// What every linear of the written model is stored as, by module.
     pub(crate) fn schemes(&self, file: &ModelFile) -> Result<Vec<(String, Option<Scheme>)>> {
         let mut schemes: BTreeMap<String, Option<Scheme>> = BTreeMap::new();
-        for (i, graph) in file.model().blocks.iter().enumerate() {
-            for (w, grid) in graph.weights.iter().zip(&self.grids[i]) {
+        for ((part, graph), grids) in compressible(file).zip(&self.grids) {
+            for (w, grid) in graph.weights.iter().zip(grids) {
                 let scheme = match grid {
                     Some(g) => Scheme::of(&probe(&**g, w.shape[1])?),
                     None => None,
                 };
-                schemes.insert(file.exported(Part::Block(i), w.name)?.name, scheme);
+                schemes.insert(file.exported(part, w.name)?.name, scheme);
             }
         }
-        schemes.insert(file.exported(Part::Head, "lm_head")?.name, None);
         Ok(schemes.into_iter().collect())
+    }
+
+    /// Whether the head is compressed too.
+    pub(crate) fn has_head(&self) -> bool {
+        self.grids.last().is_some_and(|g| g.iter().any(Option::is_some))
+    }
+
+    /// Everything stored ÷ weights, of the linears that are compressed; `None` where none is.
+    pub(crate) fn bits_per_weight(&self, file: &ModelFile) -> Option<f64> {
+        let (mut bits, mut weights) = (0, 0);
+        for ((_, graph), grids) in compressible(file).zip(&self.grids) {
+            for (w, grid) in graph.weights.iter().zip(grids) {
+                if let Some(g) = grid {
+                    bits += g.stored_bits(w.shape[0], w.shape[1]);
+                    weights += w.shape[0] * w.shape[1];
+                }
+            }
+        }
+        (weights > 0).then(|| bits as f64 / weights as f64)
     }
 
     /// The sites of a block that transforms may act on, with the transform's index.
@@ -180,16 +197,18 @@ impl Bound {
         }
         sweeps.push(Sweep { kind: "compress", blocks, work: work.join("; ") });
         let mut stored = 0u64;
-        let (mut quantized_bits, mut quantized_weights, mut flops, mut peak) = (0u64, 0u64, 0f64, 0u64);
-        for (i, graph) in model.blocks.iter().enumerate() {
+        let (mut quantized_bits, mut flops, mut peak) = (0u64, 0f64, 0u64);
+        for ((part, graph), grids) in compressible(file).zip(&self.grids) {
+            if part == Part::Head && !self.has_head() {
+                continue;
+            }
             let mut plain = 0u64;
-            for (w, grid) in graph.weights.iter().zip(&self.grids[i]) {
+            for (w, grid) in graph.weights.iter().zip(grids) {
                 let count = (w.shape[0] * w.shape[1]) as u64;
                 match grid {
                     Some(g) => {
                         let bits = g.stored_bits(w.shape[0], w.shape[1]);
                         quantized_bits += bits;
-                        quantized_weights += count;
                         flops += self.solver.as_ref().map_or(0.0, |s| s.flops(w.shape[0], w.shape[1]));
                     }
                     None => plain += count,
@@ -207,10 +226,10 @@ impl Bound {
             }
             let vectors: u64 = graph.vectors.iter().map(|v| v.dim as u64).sum();
             stored += 2 * (plain + vectors);
-            peak = peak.max(self.block_peak(graph, &self.grids[i], tokens));
+            peak = peak.max(self.block_peak(graph, grids, tokens));
         }
-        let rest: u64 = [&model.embed, &model.head].iter().map(|g| g.parameters()).sum();
-        let rest = if model.is_tied { rest / 2 } else { rest };
+        let kept_head = if model.is_tied || self.has_head() { 0 } else { model.head.parameters() };
+        let rest = model.embed.parameters() + kept_head;
         let element = file.dtype().size_bytes() as u64;
         Plan {
             sweeps,
@@ -218,11 +237,7 @@ impl Bound {
             out_bytes: stored + quantized_bits / 8 + rest * element,
             work_bytes: 2 * 4 * (tokens * model.hidden) as u64,
             seconds_estimate: flops / flops_per_second + file.checkpoint().size_bytes() as f64 / 1e9,
-            bits_per_weight: if quantized_weights == 0 {
-                8.0 * element as f64
-            } else {
-                quantized_bits as f64 / quantized_weights as f64
-            },
+            bits_per_weight: self.bits_per_weight(file).unwrap_or(8.0 * element as f64),
             notes: self.notes.clone(),
         }
     }
@@ -265,18 +280,23 @@ type Changes = Vec<(String, Value)>;
 /// Code, tokenizer, tables: what a run has before any block.
 const BASE_BYTES: u64 = 24 << 20;
 
-fn block_grids(
+fn part_grids(
     file: &ModelFile,
     part: Part,
     graph: &Graph,
     settings: Option<&GridSettings>,
     choices: &Choices<'_>,
 ) -> Result<Vec<Option<Box<dyn Grid>>>> {
+    let block_module = file.exported(Part::Block(0), file.model().blocks[0].weights[0].name)?.name;
     let mut grids = Vec::new();
     let mut fused: Vec<(String, Option<Changes>)> = Vec::new();
     for w in &graph.weights {
         let source = file.exported(part, w.name)?;
-        let is_kept = settings.is_none() || choices.keep.iter().any(|k| k.matches(&source.name));
+        // The head is compressed only where an override names it, and not everything.
+        let is_named = |o: &&Override| o.pattern.matches(&source.name) && !o.pattern.matches(&block_module);
+        let is_kept = settings.is_none()
+            || choices.keep.iter().any(|k| k.matches(&source.name))
+            || (part == Part::Head && !choices.overrides.iter().any(|o| is_named(&o)));
         let changes: Vec<(String, Value)> = (choices.overrides.iter())
             .filter(|o| o.pattern.matches(&source.name))
             .flat_map(|o| o.changes.iter().cloned())
@@ -302,6 +322,11 @@ fn block_grids(
         }
     }
     Ok(grids)
+}
+
+/// The parts with linears that a recipe may compress: the blocks, then the head.
+pub(crate) fn compressible(file: &ModelFile) -> impl Iterator<Item = (Part, &Graph)> {
+    file.model().parts().skip(1)
 }
 
 /// A pattern that chooses nothing is a mistake.

@@ -19,7 +19,7 @@ use crate::fold::{BlockTensors, fold, spread};
 use crate::journal::{Done, Identity, Journal, crash_point};
 use crate::kinds::{Element, LinearJob, Registry, SiteJob};
 use crate::outputs::{Format, Shard, write_shard};
-use crate::plan::{Bound, Choices};
+use crate::plan::{Bound, Choices, compressible};
 use crate::recipe::{Sequential, StreamOf};
 use crate::stats::{Collector, InputStats};
 use crate::stream::Stream;
@@ -124,9 +124,7 @@ pub struct LinearReport {
 /// What was done.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// Of the quantized linears, everything stored.
-    pub bits_per_weight: f64,
-    /// Per block.
+    /// Per block, the head last where it was compressed.
     pub blocks: Vec<BlockReport>,
     /// The written format.
     pub format: Format,
@@ -318,12 +316,12 @@ impl Run<'_> {
             Journal::create(&self.partial, &identity)?
         };
         crash_point();
-        let blocks = self.file.model().blocks.len();
+        let parts: Vec<Part> = compressible(&self.file).map(|(part, _)| part).collect();
         let mut streams = self.streams(journal.done.len())?;
-        progress.begin("blocks", blocks as u64);
-        for i in journal.done.len()..blocks {
+        progress.begin("blocks", parts.len() as u64);
+        for (i, part) in parts.iter().enumerate().skip(journal.done.len()) {
             progress.at(i as u64);
-            let report = self.block(i, &mut streams)?;
+            let report = self.part(i, *part, &mut streams)?;
             report.warnings.iter().for_each(|w| progress.note(w));
             if let Some((a, b)) = &mut streams {
                 b.flush()?;
@@ -332,7 +330,7 @@ impl Run<'_> {
             journal.add(Done { block: i, report })?;
             crash_point();
         }
-        progress.at(blocks as u64);
+        progress.at(parts.len() as u64);
         drop(streams);
         let reports: Vec<BlockReport> = journal.done.into_iter().map(|d| d.report).collect();
         Finished {
@@ -345,17 +343,11 @@ impl Run<'_> {
             reports: &reports,
         }
         .write()?;
-        let (mut bits, mut weights) = (0.0, 0.0);
-        for (i, graph) in self.file.model().blocks.iter().enumerate() {
-            for (w, grid) in graph.weights.iter().zip(&self.bound.grids[i]) {
-                if let Some(g) = grid {
-                    bits += g.stored_bits(w.shape[0], w.shape[1]) as f64;
-                    weights += (w.shape[0] * w.shape[1]) as f64;
-                }
-            }
+        let mut blocks = reports;
+        if !self.bound.has_head() {
+            blocks.pop();
         }
-        let bits_per_weight = if weights > 0.0 { bits / weights } else { 8.0 * self.file.dtype().size_bytes() as f64 };
-        Ok(Report { bits_per_weight, blocks: reports, format: self.bound.format })
+        Ok(Report { blocks, format: self.bound.format })
     }
 
     fn identity(&self, source: &str) -> Identity {
@@ -405,24 +397,26 @@ impl Run<'_> {
         Ok(Some((first, second)))
     }
 
-    /// Compresses one block and writes its shard; the second stream becomes the block's output.
-    fn block(&self, i: usize, streams: &mut Option<(Stream, Stream)>) -> Result<BlockReport> {
+    /// Compresses a block, or the head, and writes its shard; the second stream becomes the block's output.
+    ///
+    /// `i` counts the blocks, and the head after them.
+    fn part(&self, i: usize, part: Part, streams: &mut Option<(Stream, Stream)>) -> Result<BlockReport> {
         self.check_stop()?;
-        let (part, graph) = (Part::Block(i), Arc::new(self.file.model().blocks[i].clone()));
+        let graph = Arc::new(self.file.model().part(part).clone());
         let mut report = BlockReport::default();
         let weights = self.file.part(part)?;
         let mut current: Vec<Arc<QuantizedLinear>> = weights.linears.clone();
         let mut tensors = None;
-        for (values, of_stage) in self.stages(&graph) {
+        for (values, of_stage) in self.stages(i, &graph) {
             let mut stats = Vec::new();
             if let Some((input, output)) = streams {
                 let so_far = PartWeights { linears: current.clone(), vectors: weights.vectors.clone() };
-                let output = self.is_original_stream().then_some(output);
+                let output = (self.is_original_stream() && part != Part::Head).then_some(output);
                 stats = self.look(&graph, so_far, (input, output), &values, &mut report)?;
             }
             let clock = Instant::now();
             if !self.bound.transforms.is_empty() {
-                tensors = Some(self.transformed(i, &graph, &weights, &mut stats)?);
+                tensors = Some(self.transformed(i, part, &graph, &weights, &mut stats)?);
             }
             report.transform_seconds += clock.elapsed().as_secs_f64();
             for w in of_stage {
@@ -430,7 +424,7 @@ impl Run<'_> {
                 let changed = tensors
                     .as_mut()
                     .map(|t| (std::mem::replace(&mut t.weights[w], Mat::zeros(0, 0)), t.biases[w].take()));
-                current[w] = Arc::new(self.linear(i, &graph, w, &weights, changed, &stats, &mut report)?);
+                current[w] = Arc::new(self.linear(i, part, &graph, w, &weights, changed, &stats, &mut report)?);
             }
         }
         let vectors = tensors.map_or_else(|| weights.vectors.clone(), |t| t.vectors);
@@ -439,11 +433,16 @@ impl Run<'_> {
         let clock = Instant::now();
         let layout = self.bound.format.layout();
         let mut shard = Shard::new(&self.file, layout);
-        shard.add(part, &linears, &vectors)?;
+        if part == Part::Head {
+            let embed = self.file.part(Part::Embed)?;
+            shard.add(Part::Embed, &embed.linears, &embed.vectors)?;
+        }
+        let is_shared = part == Part::Head && self.file.is_tied() && !self.bound.has_head();
+        shard.add(part, if is_shared { &[] } else { &linears }, &vectors)?;
         write_shard(&self.partial.join("parts").join(shard_name(i)), &shard.tensors)?;
         drop(shard);
         report.write_seconds = clock.elapsed().as_secs_f64();
-        if let Some((input, output)) = streams.as_mut().filter(|_| !self.is_original_stream()) {
+        if let Some((input, output)) = streams.as_mut().filter(|_| !self.is_original_stream() && part != Part::Head) {
             let clock = Instant::now();
             let layer = Layer::new(graph, PartWeights { linears, vectors }, Arithmetic::Exact)?;
             self.forward(&layer, input, Some(output), &mut NoHooks)?;
@@ -458,7 +457,10 @@ impl Run<'_> {
     }
 
     /// The values that are looked at together, and the linears that are rounded after.
-    fn stages(&self, graph: &Graph) -> Vec<(Vec<ValueId>, Vec<WeightId>)> {
+    fn stages(&self, i: usize, graph: &Graph) -> Vec<(Vec<ValueId>, Vec<WeightId>)> {
+        if self.bound.grids[i].iter().all(Option::is_none) && !self.is_original_stream() {
+            return Vec::new();
+        }
         let groups = graph.linears_by_input();
         let is_whole =
             !self.bound.transforms.is_empty() || self.request.recipe.calibration.sequential == Sequential::Block;
@@ -522,6 +524,7 @@ impl Run<'_> {
     fn transformed(
         &self,
         i: usize,
+        part: Part,
         graph: &Graph,
         weights: &PartWeights,
         stats: &mut [(ValueId, InputStats)],
@@ -551,7 +554,7 @@ impl Run<'_> {
             };
             let Some(mut element) = transform.choose(&job)? else { continue };
             if let Element::Diagonal(factors) = &mut element {
-                self.snap(Part::Block(i), graph, &tensors, &site, &to.producers, factors)?;
+                self.snap(part, graph, &tensors, &site, &to.producers, factors)?;
             }
             if let Element::Diagonal(factors) = spread(&element, *tied, site.dim)? {
                 stats[known].1.scale(&factors);
@@ -592,6 +595,7 @@ impl Run<'_> {
     fn linear(
         &self,
         i: usize,
+        part: Part,
         graph: &Graph,
         w: usize,
         weights: &PartWeights,
@@ -610,7 +614,7 @@ impl Run<'_> {
                 None => Ok(QuantizedLinear::clone(original)),
             };
         };
-        let name = self.file.exported(Part::Block(i), graph.weights[w].name)?.name;
+        let name = self.file.exported(part, graph.weights[w].name)?.name;
         let (weight, bias) = changed.unwrap_or_else(|| (original.decode(), original.bias.clone()));
         let empty = InputStats::default();
         let input = graph.input_of(w);

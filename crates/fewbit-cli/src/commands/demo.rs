@@ -27,8 +27,15 @@ use crate::session::Session;
 pub(crate) struct Demo {}
 
 /// Recipe, bits, group.
-const SETTINGS: &[(&str, u8, u32)] =
-    &[("rtn", 8, 128), ("rtn", 4, 128), ("awq", 4, 128), ("gptq", 4, 128), ("rtn", 3, 128), ("gptq", 3, 128), ("gptq", 2, 32)];
+const SETTINGS: &[(&str, u8, u32)] = &[
+    ("rtn", 8, 128),
+    ("rtn", 4, 128),
+    ("awq", 4, 128),
+    ("gptq", 4, 128),
+    ("rtn", 3, 128),
+    ("gptq", 3, 128),
+    ("gptq", 2, 32),
+];
 
 /// Calibration: sequences and their tokens. Evaluation: blocks of as many tokens.
 const SAMPLES: usize = 64;
@@ -53,7 +60,8 @@ struct Row {
 impl Demo {
     #[expect(clippy::unused_self, reason = "the signature of every command")]
     pub(crate) fn run(&self, session: &Session) -> Result<()> {
-        let folder = tempfile::tempdir().map_err(|e| Error::io("making a folder for the results", &std::env::temp_dir(), &e))?;
+        let folder =
+            tempfile::tempdir().map_err(|e| Error::io("making a folder for the results", &std::env::temp_dir(), &e))?;
         let team = session.team();
         let bench = Bench::new(session, &team, folder.path())?;
         let progress = Progress::new(&session.output, "models", SETTINGS.len() as u64 + 1);
@@ -122,8 +130,13 @@ impl<'a> Bench<'a> {
         drop(exact);
         let fast = Runtime::load(&file, Arithmetic::Fast, self.team.clone())?;
         let prompt = self.tokenizer.encode(PROMPT, Special::PlainWithBos)?;
-        let limits = Limits { max_tokens: Some(48), end_ids: language::end_ids(file.checkpoint(), Some(&self.tokenizer)), stop: Vec::new() };
-        let made = Generation::new(&fast, &self.tokenizer, 256).run(&prompt, Sampling::default(), &limits, &mut |_| true)?;
+        let limits = Limits {
+            max_tokens: Some(48),
+            end_ids: language::end_ids(file.checkpoint(), Some(&self.tokenizer)),
+            stop: Vec::new(),
+        };
+        let made =
+            Generation::new(&fast, &self.tokenizer, 256).run(&prompt, Sampling::default(), &limits, &mut |_| true)?;
         let bits = bits_per_weight(&file)?;
         Ok(Row {
             recipe,
@@ -153,7 +166,8 @@ fn say(session: &Session, windows: &Windows, rows: &[Row]) -> Result<()> {
             r.tokens_per_second
         ))?;
     }
-    output.line(&format!("\n{}; bits: everything stored for the quantized linears ÷ their weights\n", windows.rule()))?;
+    output
+        .line(&format!("\n{}; bits: everything stored for the quantized linears ÷ their weights\n", windows.rule()))?;
     for r in rows {
         output.line(&format!("{}: {PROMPT}{}\n", r.recipe, r.text.trim_end().replace('\n', " ")))?;
     }

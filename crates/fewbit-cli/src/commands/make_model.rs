@@ -89,7 +89,9 @@ impl MakeModel {
 
     fn sizes(&self) -> Result<Sizes> {
         let known = match self.shape {
-            Shape::TinyLlama => Sizes { layers: 22, hidden: 2048, mlp: 5632, heads: 32, kv_heads: 4, vocabulary: 32_000 },
+            Shape::TinyLlama => {
+                Sizes { layers: 22, hidden: 2048, mlp: 5632, heads: 32, kv_heads: 4, vocabulary: 32_000 }
+            }
             Shape::SmolLm2 => Sizes { layers: 30, hidden: 576, mlp: 1536, heads: 9, kv_heads: 3, vocabulary: 49_152 },
         };
         let sizes = Sizes {

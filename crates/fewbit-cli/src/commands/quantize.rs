@@ -13,7 +13,9 @@ use crate::session::Session;
 /// JSON: out, seconds, cpu_seconds, peak_rss_bytes, peak_anon_bytes, bits_per_weight, bits_per_weight_model, blocks;
 /// with --dry-run: sweeps, peak_bytes, out_bytes, seconds_estimate, refused.
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  fewbit quantize demo --recipe gptq --bits 4 --group 128 --calibration bundled --out demo-w4")]
+#[command(
+    after_help = "Example:\n  fewbit quantize demo --recipe gptq --bits 4 --group 128 --calibration bundled --out demo-w4"
+)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct Quantize {
     /// Folder, GGUF file, or `demo`
@@ -121,14 +123,14 @@ impl GridOptions {
     /// If one is not of the form KEY=VALUE, or two set the same key to different values.
     pub(crate) fn settings(&self) -> Result<Vec<(String, String)>> {
         let mut all: Vec<(String, String, String)> = Vec::new();
-        let mut add = |option: String, key: &str, value: String| {
-            match all.iter().find(|(_, k, _)| k == key) {
-                Some((_, _, v)) if *v == value => Ok(()),
-                Some((earlier, _, _)) => Err(Error::input(format!("`{earlier}` contradicts `{option}`")).hint("give one of them")),
-                None => {
-                    all.push((option, key.to_owned(), value));
-                    Ok(())
-                }
+        let mut add = |option: String, key: &str, value: String| match all.iter().find(|(_, k, _)| k == key) {
+            Some((_, _, v)) if *v == value => Ok(()),
+            Some((earlier, _, _)) => {
+                Err(Error::input(format!("`{earlier}` contradicts `{option}`")).hint("give one of them"))
+            }
+            None => {
+                all.push((option, key.to_owned(), value));
+                Ok(())
             }
         };
         if let Some(bits) = self.bits {
@@ -143,7 +145,8 @@ impl GridOptions {
         }
         for setting in &self.set {
             let (key, value) = setting.split_once('=').filter(|(k, _)| !k.trim().is_empty()).ok_or_else(|| {
-                Error::input(format!("`--set {setting}` is not of the form KEY=VALUE")).hint("such as `--set solve.damping=0.05`")
+                Error::input(format!("`--set {setting}` is not of the form KEY=VALUE"))
+                    .hint("such as `--set solve.damping=0.05`")
             })?;
             let value = value.trim();
             let bare = value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value);
@@ -221,8 +224,12 @@ mod tests {
             ..GridOptions::default()
         };
         let pair = |k: &str, v: &str| (k.to_owned(), v.to_owned());
-        let expected =
-            [pair("grid.bits", "4"), pair("grid.group", "row"), pair("grid.symmetric", "false"), pair("solve.damping", "0.05")];
+        let expected = [
+            pair("grid.bits", "4"),
+            pair("grid.group", "row"),
+            pair("grid.symmetric", "false"),
+            pair("solve.damping", "0.05"),
+        ];
         assert_eq!(settings(&options).unwrap(), expected);
     }
 
@@ -230,7 +237,8 @@ mod tests {
     fn contradictions_are_named() {
         let options = GridOptions { bits: Some(4), set: set(&["grid.bits=3"]), ..GridOptions::default() };
         assert_eq!(settings(&options).unwrap_err(), "`--bits 4` contradicts `--set grid.bits=3`; give one of them");
-        let options = GridOptions { symmetric: true, set: set(&["grid.int.symmetric=false"]), ..GridOptions::default() };
+        let options =
+            GridOptions { symmetric: true, set: set(&["grid.int.symmetric=false"]), ..GridOptions::default() };
         assert!(settings(&options).unwrap_err().starts_with("`--symmetric` contradicts"));
         let options = GridOptions { set: set(&["grid.group=32", "grid.group=\"row\""]), ..GridOptions::default() };
         assert!(settings(&options).unwrap_err().contains("`--set grid.group=32` contradicts"));
@@ -244,7 +252,9 @@ mod tests {
         assert_eq!(group("-1").unwrap(), "row");
         assert!(group("0").is_err() && group("x").is_err() && group("-2").is_err());
         let source = |list: &[&str]| {
-            CalibrationOptions { calibration: set(list), samples: None, length: None }.source().map_err(|e| e.to_string())
+            CalibrationOptions { calibration: set(list), samples: None, length: None }
+                .source()
+                .map_err(|e| e.to_string())
         };
         assert_eq!(source(&[]).unwrap(), Text::Bundled);
         assert_eq!(source(&["self"]).unwrap(), Text::Own);
