@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use fewbit_format::{Error, Result, hex};
 use fewbit_runtime::language;
@@ -57,7 +57,7 @@ impl Calibration {
             CalibrationSource::Files(files) => {
                 let mut ids = Vec::new();
                 for file in files {
-                    ids.extend(file_ids(file, checkpoint, tokenizer).map_err(|e| e.file(file))?);
+                    ids.extend(file_ids(file, checkpoint, tokenizer)?);
                 }
                 ids
             }
@@ -86,8 +86,12 @@ impl Calibration {
     }
 }
 
-fn file_ids(file: &std::path::Path, checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+fn file_ids(file: &Path, checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     let bytes = std::fs::read(file).map_err(|e| Error::io("reading", file, &e))?;
+    ids_of(bytes, file.extension().is_some_and(|e| e == "jsonl"), checkpoint, tokenizer).map_err(|e| e.file(file))
+}
+
+fn ids_of(bytes: Vec<u8>, is_lines: bool, checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     let text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         Error::input(format!("is not UTF-8: byte 0x{:02x} at offset {at}", e.as_bytes()[at]))
@@ -96,7 +100,7 @@ fn file_ids(file: &std::path::Path, checkpoint: &Checkpoint, tokenizer: &Tokeniz
     if text.trim().is_empty() {
         return Err(Error::input("holds no text"));
     }
-    if file.extension().is_none_or(|e| e != "jsonl") {
+    if !is_lines {
         return tokenizer.encode(&text, Special::Plain);
     }
     let mut ids = Vec::new();

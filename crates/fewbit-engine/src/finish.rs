@@ -1,7 +1,7 @@
 //! The finished folder: index, configuration, the files beside the weights, card, manifest; then the rename.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fewbit_export::{CardInfo, card, config, sidecars, verify_folder, write_gguf};
 use fewbit_format::{Error, Result};
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::calibration::{Calibration, CalibrationSource};
 use crate::journal::{Identity, crash_point};
 use crate::outputs::{Format, rename, write_file};
+use crate::places::Places;
 use crate::plan::Bound;
 use crate::quantize::{BlockReport, Request, shard_name};
 
@@ -22,25 +23,26 @@ pub(crate) struct Finished<'a> {
     pub(crate) request: &'a Request<'a>,
     pub(crate) calibration: Option<&'a Calibration>,
     pub(crate) identity: &'a Identity,
-    pub(crate) partial: &'a Path,
+    pub(crate) places: &'a Places,
     pub(crate) reports: &'a [BlockReport],
 }
 
 impl Finished<'_> {
     /// Completes `OUT.partial/parts` and renames it to `OUT`.
     pub(crate) fn write(&self) -> Result<()> {
-        let parts = self.partial.join("parts");
+        if !self.places.ready().exists() {
+            rename(&self.made()?, &self.places.ready())?;
+        }
+        self.places.deliver()
+    }
+
+    /// The whole result, within the working folder.
+    fn made(&self) -> Result<PathBuf> {
+        let parts = self.places.parts();
         let schemes = self.index(&parts)?;
         self.files(&parts, &schemes)?;
         verify_folder(&parts)?;
-        let out = &self.request.out;
-        let made = if self.bound.format == Format::Gguf { self.gguf(&parts)? } else { parts };
-        if out.exists() {
-            let remove = if out.is_dir() { std::fs::remove_dir_all(out) } else { std::fs::remove_file(out) };
-            remove.map_err(|e| Error::io("replacing", out, &e))?;
-        }
-        rename(&made, out)?;
-        std::fs::remove_dir_all(self.partial).map_err(|e| Error::io("removing", self.partial, &e))
+        if self.bound.format == Format::Gguf { self.gguf(&parts) } else { Ok(parts) }
     }
 
     /// Gives the shards their final names and writes the index; returns the scheme of every linear.
@@ -76,8 +78,8 @@ impl Finished<'_> {
         write_file(&parts.join("README.md"), self.card(parts)?.as_bytes())
     }
 
-    fn gguf(&self, parts: &Path) -> Result<std::path::PathBuf> {
-        let folder = self.partial.join("gguf");
+    fn gguf(&self, parts: &Path) -> Result<PathBuf> {
+        let folder = self.places.partial.join("gguf");
         if folder.exists() {
             std::fs::remove_dir_all(&folder).map_err(|e| Error::io("removing", &folder, &e))?;
         }
@@ -85,7 +87,7 @@ impl Finished<'_> {
         let path = folder.join("model.gguf");
         write_gguf(&ModelFile::open(parts)?, &path)?;
         crash_point();
-        if self.request.out.extension().is_some_and(|e| e == "gguf") {
+        if self.places.out.extension().is_some_and(|e| e == "gguf") {
             return Ok(path);
         }
         for name in ["fewbit.json", "README.md"] {
@@ -117,7 +119,7 @@ impl Finished<'_> {
             "arithmetic_profile": self.identity.profile,
             "recipe": { "name": r.recipe.name, "cite": r.recipe.cite, "passes": serde_json::to_value(&r.recipe.passes).unwrap_or_default(), "set": settings },
             "keep": r.keep.iter().map(crate::Pattern::as_str).collect::<Vec<_>>(),
-            "override": r.overrides.iter().map(|o| format!("{}:{}", o.pattern.as_str(), o.changes.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(","))).collect::<Vec<_>>(),
+            "override": r.overrides.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "dequantized_first": self.file.is_quantized(),
             "seed": r.seed,
             "calibration": calibration,

@@ -16,26 +16,39 @@ pub(crate) struct Identity {
     pub(crate) profile: String,
     pub(crate) source: String,
     pub(crate) recipe: String,
+    pub(crate) settings: String,
+    pub(crate) keep: String,
+    pub(crate) overrides: String,
     pub(crate) calibration: String,
-    pub(crate) seed: u64,
+    pub(crate) seed: String,
     pub(crate) format: String,
 }
 
 impl Identity {
-    /// The first thing in which two runs differ.
-    fn difference(&self, other: &Self) -> Option<&'static str> {
-        let pairs = [
-            ("the program's version", &self.version, &other.version),
-            ("the arithmetic profile", &self.profile, &other.profile),
-            ("the model's files", &self.source, &other.source),
-            ("the recipe or its settings", &self.recipe, &other.recipe),
-            ("the calibration text", &self.calibration, &other.calibration),
-            ("the format", &self.format, &other.format),
+    /// The first thing in which this run differs from the one that was begun, in words.
+    fn difference(&self, begun: &Self) -> Option<String> {
+        let hashes = [
+            ("the model's files differ", &self.source, &begun.source),
+            ("the recipe differs", &self.recipe, &begun.recipe),
+            ("the calibration text differs", &self.calibration, &begun.calibration),
         ];
-        let found = pairs.into_iter().find(|(_, a, b)| a != b).map(|(what, ..)| what);
-        found.or((self.seed != other.seed).then_some("the seed"))
+        let values = [
+            ("version", &self.version, &begun.version),
+            ("arithmetic profile", &self.profile, &begun.profile),
+            ("--set", &self.settings, &begun.settings),
+            ("--keep", &self.keep, &begun.keep),
+            ("--override", &self.overrides, &begun.overrides),
+            ("--format", &self.format, &begun.format),
+            ("--seed", &self.seed, &begun.seed),
+        ];
+        let value = values.into_iter().find(|(_, now, then)| now != then);
+        let hash = || hashes.into_iter().find(|(_, now, then)| now != then).map(|(what, ..)| what.to_owned());
+        value.map(|(what, now, then)| format!("`{what}` was `{then}`, and is `{now}` now")).or_else(hash)
     }
 }
+
+/// Name of the journal in the working folder.
+pub(crate) const JOURNAL: &str = "journal.jsonl";
 
 /// A finished block.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -55,23 +68,26 @@ pub(crate) struct Journal {
 impl Journal {
     /// Begins one.
     pub(crate) fn create(folder: &Path, identity: &Identity) -> Result<Self> {
-        let path = folder.join("journal.jsonl");
+        let path = folder.join(JOURNAL);
         let file = File::create(&path).map_err(|e| Error::io("creating", &path, &e))?;
         let mut journal = Self { path, file, done: Vec::new() };
         journal.line(identity)?;
         Ok(journal)
     }
 
-    /// Goes on with one: a last line that was cut off does not count.
+    /// Goes on with one, or begins one where the run was ended before that. A last line that was cut off does not count.
     pub(crate) fn open(folder: &Path, identity: &Identity) -> Result<Self> {
-        let path = folder.join("journal.jsonl");
+        let path = folder.join(JOURNAL);
+        if !path.exists() {
+            return Self::create(folder, identity);
+        }
         let text = std::fs::read_to_string(&path).map_err(|e| Error::io("reading", &path, &e))?;
         let whole = text.rfind('\n').map_or("", |at| &text[..=at]);
         let mut lines = whole.lines();
         let first: Option<Identity> = lines.next().and_then(|l| serde_json::from_str(l).ok());
         let Some(first) = first else { return Self::create(folder, identity) };
         if let Some(what) = identity.difference(&first) {
-            return Err(Error::input(format!("belongs to another run: {what} differs"))
+            return Err(Error::input(format!("belongs to another run: {what}"))
                 .hint("resume with the same arguments, or start anew with `--force`")
                 .file(&path));
         }
@@ -93,8 +109,13 @@ impl Journal {
         let fail = |e: &std::io::Error| Error::io("writing", &self.path, e);
         let mut text = serde_json::to_string(value).map_err(|e| Error::internal(e.to_string()))?;
         text.push('\n');
-        self.file.write_all(text.as_bytes()).map_err(|e| fail(&e))?;
-        self.file.sync_data().map_err(|e| fail(&e))
+        let (first, second) = text.as_bytes().split_at(text.len() / 2);
+        self.file.write_all(first).map_err(|e| fail(&e))?;
+        crash_point();
+        self.file.write_all(second).map_err(|e| fail(&e))?;
+        self.file.sync_data().map_err(|e| fail(&e))?;
+        crash_point();
+        Ok(())
     }
 }
 

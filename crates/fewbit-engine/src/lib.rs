@@ -8,6 +8,7 @@ pub mod kinds;
 mod outputs;
 mod own_text;
 mod patterns;
+mod places;
 mod plan;
 mod quantize;
 mod recipe;

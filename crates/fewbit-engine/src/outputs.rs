@@ -176,6 +176,7 @@ pub(crate) fn write_shard(path: &Path, tensors: &[(String, Tensor)]) -> Result<(
         other => Error::internal(format!("a shard that cannot be written: {other}")),
     })?;
     std::fs::set_permissions(&aside, permissions).map_err(|e| Error::io("writing", path, &e))?;
+    crate::journal::crash_point();
     rename(&aside, path)
 }
 
@@ -183,15 +184,22 @@ pub(crate) fn write_shard(path: &Path, tensors: &[(String, Tensor)]) -> Result<(
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let aside = path.with_extension("writing");
     std::fs::write(&aside, bytes).map_err(|e| Error::io("writing", path, &e))?;
+    crate::journal::crash_point();
     rename(&aside, path)
 }
 
+/// Renames what is whole; content and name are on the disk when this returns.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
-    let file = std::fs::File::open(from).map_err(|e| Error::io("opening", from, &e))?;
-    file.sync_all().map_err(|e| Error::io("writing", from, &e))?;
+    sync(from)?;
     std::fs::rename(from, to).map_err(|e| Error::io("renaming to", to, &e))?;
+    sync(to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
     crate::journal::crash_point();
     Ok(())
+}
+
+fn sync(path: &Path) -> Result<()> {
+    let file = std::fs::File::open(path).map_err(|e| Error::io("opening", path, &e))?;
+    file.sync_all().map_err(|e| Error::io("writing", path, &e))
 }
 
 struct View<'a>(&'a Tensor, safetensors::Dtype);

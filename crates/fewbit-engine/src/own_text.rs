@@ -1,6 +1,7 @@
 //! Calibration text that the model writes itself.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use fewbit_format::{Error, Result};
 use fewbit_kernel::Team;
@@ -9,6 +10,7 @@ use fewbit_store::ModelFile;
 use fewbit_text::Tokenizer;
 use rand::{RngExt, SeedableRng};
 
+use crate::quantize::check_stop;
 use crate::{Calibration, Progress};
 
 /// Ids of a sequence that are chosen greedily before sampling begins (LLM-QAT's rule).
@@ -27,6 +29,7 @@ impl Calibration {
         length: usize,
         seed: u64,
         progress: &mut dyn Progress,
+        stop: &AtomicBool,
     ) -> Result<Self> {
         let runtime = Runtime::load(file, Arithmetic::Exact, team.clone())?;
         let vocabulary = file.model().vocabulary.min(tokenizer.vocab_size());
@@ -41,6 +44,7 @@ impl Calibration {
             let mut cache = ModelCache::new(file.model(), length);
             let mut fed = 0;
             while sequence.len() < length {
+                check_stop(stop)?;
                 let batch = Batch::one(fed, sequence.len() - fed);
                 let logits =
                     runtime.logits(&batch, &sequence[fed..], Some(&mut [&mut cache]), &[batch.tokens() - 1])?;

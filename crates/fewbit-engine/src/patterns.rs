@@ -63,6 +63,17 @@ impl Override {
     }
 }
 
+/// As it was given.
+impl std::fmt::Display for Override {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:", self.pattern.as_str())?;
+        for (i, (key, value)) in self.changes.iter().enumerate() {
+            write!(f, "{}{key}={value}", if i == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
 /// Reads a setting's value: a TOML value, or else a text.
 pub(crate) fn value(text: &str) -> Value {
     let text = text.trim();

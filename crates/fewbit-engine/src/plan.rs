@@ -329,22 +329,29 @@ pub(crate) fn compressible(file: &ModelFile) -> impl Iterator<Item = (Part, &Gra
     file.model().parts().skip(1)
 }
 
-/// A pattern that chooses nothing is a mistake.
+/// A pattern that chooses nothing is a mistake, and so is another grid for what is never rounded.
 fn check_patterns(file: &ModelFile, choices: &Choices<'_>) -> Result<()> {
-    let mut names = Vec::new();
+    let (mut rounded, mut kept) = (Vec::new(), Vec::new());
     for (part, graph) in file.model().parts() {
         for w in &graph.weights {
+            let names = if part == Part::Embed { &mut kept } else { &mut rounded };
             names.push(file.exported(part, w.name)?.name);
         }
     }
     let patterns =
         choices.keep.iter().map(|k| ("--keep", k)).chain(choices.overrides.iter().map(|o| ("--override", &o.pattern)));
     for (option, pattern) in patterns {
-        if !names.iter().any(|n| pattern.matches(n)) {
-            let example = names.get(1).cloned().unwrap_or_default();
-            return Err(Error::input(format!("`{option} {}` matches no linear of the model", pattern.as_str()))
-                .hint(format!("a linear is called, for example, `{example}`")));
+        let always = kept.iter().find(|n| pattern.matches(n));
+        if rounded.iter().any(|n| pattern.matches(n)) || (option == "--keep" && always.is_some()) {
+            continue;
         }
+        let example = rounded.first().cloned().unwrap_or_default();
+        let what = format!("`{option} {}`", pattern.as_str());
+        return Err(match always {
+            Some(name) => Error::input(format!("{what} chooses `{name}`, which every recipe keeps as it is")).hint("leave it out"),
+            None => Error::input(format!("{what} matches no linear of the model"))
+                .hint(format!("a linear is called, for example, `{example}`")),
+        });
     }
     Ok(())
 }

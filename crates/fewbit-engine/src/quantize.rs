@@ -1,11 +1,11 @@
 //! The run: calibration, block after block, shards, the finished folder.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use fewbit_format::{Dtype, Error, Mat, QuantizedLinear, Result, Storage, Tensor, hex};
+use fewbit_format::{Dtype, Error, Kind, Mat, QuantizedLinear, Result, Storage, Tensor, hex};
 use fewbit_graph::{Graph, Part, Producer, Site, Stored, ValueId, WeightId};
 use fewbit_kernel::Team;
 use fewbit_runtime::{Arithmetic, Batch, Hooks, Layer, NoHooks, Rotations, Workspace, embed, language};
@@ -16,9 +16,10 @@ use sha2::{Digest, Sha256};
 use crate::calibration::{Calibration, CalibrationSource};
 use crate::finish::Finished;
 use crate::fold::{BlockTensors, fold, spread};
-use crate::journal::{Done, Identity, Journal, crash_point};
+use crate::journal::{Done, Identity, JOURNAL, Journal, crash_point};
 use crate::kinds::{Element, LinearJob, Registry, SiteJob};
 use crate::outputs::{Format, Shard, write_shard};
+use crate::places::Places;
 use crate::plan::{Bound, Choices, compressible};
 use crate::recipe::{Sequential, StreamOf};
 use crate::stats::{Collector, InputStats};
@@ -137,7 +138,7 @@ struct Run<'a> {
     bound: Bound,
     team: &'a Arc<Team>,
     calibration: Option<Calibration>,
-    partial: PathBuf,
+    places: Places,
     stop: &'a AtomicBool,
 }
 
@@ -148,7 +149,7 @@ struct Run<'a> {
 pub fn plan(request: &Request<'_>, flops_per_second: f64) -> Result<Plan> {
     let request = &request.settled()?;
     let (file, bound) = bind(request)?;
-    let (samples, length) = sizes(request);
+    let (samples, length) = sizes(request, &file);
     Ok(bound.plan(&file, samples, length, flops_per_second))
 }
 
@@ -165,23 +166,51 @@ pub fn quantize(
     let request = &request.settled()?;
     let (file, bound) = bind(request)?;
     file.notes().iter().chain(&bound.notes).for_each(|n| progress.note(n));
-    let partial = with_suffix(&request.out, ".partial");
-    if request.resume && request.out.exists() && partial.exists() && !partial.join("parts").exists() {
-        std::fs::remove_dir_all(&partial).map_err(|e| Error::io("removing", &partial, &e))?;
-        return Err(Error::input("is finished already; nothing was left to do").file(&request.out));
-    }
-    check_places(request, &partial)?;
-    check_space(request, &bound.plan(&file, sizes(request).0, sizes(request).1, 1.0))?;
-    let source = source_hash(&file, team, progress)?;
-    let calibration = if bound.needs.any() { Some(calibrate(request, &file, team, progress)?) } else { None };
-    let run = Run { request, file, bound, team, calibration, partial, stop };
+    let places = Places::claim(request)?;
+    let prepared = prepare(request, &file, &bound, &places, team, progress, stop).inspect_err(|e| {
+        if e.kind() != Kind::Interrupted {
+            places.abandon();
+        }
+    });
+    let (source, calibration) = prepared?;
+    let run = Run { request, file, bound, team, calibration, places, stop };
     run.all(&source, progress)
+}
+
+/// What can still refuse a run before its work: space, calibration text, numbers that are none.
+fn prepare(
+    request: &Request<'_>,
+    file: &ModelFile,
+    bound: &Bound,
+    places: &Places,
+    team: &Arc<Team>,
+    progress: &mut dyn Progress,
+    stop: &AtomicBool,
+) -> Result<(String, Option<Calibration>)> {
+    let room = |samples, length| {
+        let plan = bound.plan(file, samples, length, 1.0);
+        places.check_space(plan.out_bytes + plan.work_bytes)
+    };
+    room(0, 0)?;
+    let is_own = request.calibration == CalibrationSource::Own;
+    let mut calibration = None;
+    if bound.needs.any() && !is_own {
+        calibration = Some(calibrate(request, file, team, progress, stop)?);
+    }
+    let source = source_hash(file, team, progress, stop)?;
+    if bound.needs.any() && is_own {
+        calibration = Some(calibrate(request, file, team, progress, stop)?);
+    }
+    if let Some(c) = &calibration {
+        room(c.samples, c.length)?;
+    }
+    Ok((source, calibration))
 }
 
 fn bind(request: &Request<'_>) -> Result<(ModelFile, Bound)> {
     let file = ModelFile::open(&request.model)?;
+    let what = file.quantization().describe().unwrap_or_else(|| "in blocks of ggml".to_owned());
     if file.is_quantized() && !request.requantize {
-        let what = file.quantization().describe().unwrap_or_else(|| "in blocks of ggml".to_owned());
         return Err(Error::input(format!("is already quantized ({what})"))
             .hint("take the original, or dequantize it first with `--requantize`")
             .file(&request.model));
@@ -195,65 +224,31 @@ fn bind(request: &Request<'_>) -> Result<(ModelFile, Bound)> {
         overrides: &request.overrides,
         format: request.format,
     };
-    let bound = Bound::new(&file, passes, &choices)?;
+    let mut bound = Bound::new(&file, passes, &choices)?;
+    if file.is_quantized() {
+        // A layout that cannot be read is refused now.
+        file.quantization().check(true).map_err(|e| e.file(&request.model))?;
+        file.part(Part::Block(0))?;
+        bound.notes.push(format!("the source is quantized ({what}): its decoded weights are the original"));
+    }
     Ok((file, bound))
 }
 
-fn sizes(request: &Request<'_>) -> (usize, usize) {
+/// Sequences and tokens of a sequence; a length that nobody chose ends at the model's context.
+fn sizes(request: &Request<'_>, file: &ModelFile) -> (usize, usize) {
     let c = &request.recipe.calibration;
-    (request.samples.unwrap_or(c.samples), request.length.unwrap_or(c.length))
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
-
-fn check_places(request: &Request<'_>, partial: &Path) -> Result<()> {
-    if request.out.exists() && !request.force {
-        return Err(Error::input("exists already")
-            .hint("choose another `--out`, or replace it with `--force`")
-            .file(&request.out));
-    }
-    if partial.exists() && !request.resume && !request.force {
-        return Err(Error::input("holds an unfinished run")
-            .hint("go on with `--resume`, or start anew with `--force`")
-            .file(partial));
-    }
-    if request.resume && !partial.exists() {
-        return Err(Error::input("there is nothing to resume").hint("leave `--resume` out").file(partial));
-    }
-    if request.force && !request.resume && partial.exists() {
-        std::fs::remove_dir_all(partial).map_err(|e| Error::io("removing", partial, &e))?;
-    }
-    std::fs::create_dir_all(partial.join("parts")).map_err(|e| Error::io("creating", partial, &e))
-}
-
-/// Refuses a run for which the disk has no room.
-fn check_space(request: &Request<'_>, plan: &Plan) -> Result<()> {
-    let folder = request.out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let needed = plan.out_bytes + plan.work_bytes;
-    if let Ok(s) = rustix::fs::statvfs(folder) {
-        let free = s.f_bavail * s.f_frsize;
-        if free < needed {
-            let mib = |b: u64| b.div_ceil(1 << 20);
-            let e = Error::input(format!("no space: {} MiB are free, {} MiB are needed", mib(free), mib(needed)));
-            let _ = std::fs::remove_dir_all(with_suffix(&request.out, ".partial"));
-            return Err(e.hint("free space, or choose another disk").file(&request.out));
-        }
-    }
-    Ok(())
+    (request.samples.unwrap_or(c.samples), request.length.unwrap_or(c.length.min(file.model().context)))
 }
 
 /// SHA-256 over configuration and tensors, each tensor looked through for NaN and infinity on the way.
-fn source_hash(file: &ModelFile, team: &Team, progress: &mut dyn Progress) -> Result<String> {
+fn source_hash(file: &ModelFile, team: &Team, progress: &mut dyn Progress, stop: &AtomicBool) -> Result<String> {
     let names: Vec<&str> = file.checkpoint().names().collect();
     progress.begin("reading the model", 1);
     let slots: Vec<std::sync::Mutex<Result<Vec<u8>>>> =
         names.iter().map(|_| std::sync::Mutex::new(Ok(Vec::new()))).collect();
     team.run(names.len(), &|i| {
         let digest = || -> Result<Vec<u8>> {
+            check_stop(stop)?;
             let bytes = file.checkpoint().raw_bytes(names[i])?;
             Ok(Sha256::digest(&bytes).to_vec())
         };
@@ -279,23 +274,21 @@ fn calibrate(
     file: &ModelFile,
     team: &Arc<Team>,
     progress: &mut dyn Progress,
+    stop: &AtomicBool,
 ) -> Result<Calibration> {
-    let (samples, length) = sizes(request);
+    let (samples, length) = sizes(request, file);
     if samples == 0 || length < 2 {
         return Err(Error::input(format!("{samples} calibration samples of {length} tokens"))
             .hint("at least 1 sample of 2 tokens is needed"));
     }
     if length > file.model().context {
-        return Err(Error::input(format!(
-            "`--length {length}` is beyond the model's context of {}",
-            file.model().context
-        )));
+        let context = file.model().context;
+        return Err(Error::input(format!("`--length {length}` is beyond the model's context of {context}"))
+            .hint(format!("`--length {context}` is the longest")));
     }
     let tokenizer = language::tokenizer_of(file.checkpoint())?;
     let calibration = match &request.calibration {
-        CalibrationSource::Own => {
-            Calibration::of_model(file, &tokenizer, team, samples, length, request.seed, progress)?
-        }
+        CalibrationSource::Own => Calibration::of_model(file, &tokenizer, team, samples, length, request.seed, progress, stop)?,
         source => Calibration::of_text(source, file.checkpoint(), &tokenizer, samples, length)?,
     };
     if calibration.samples < samples {
@@ -310,12 +303,17 @@ fn calibrate(
 impl Run<'_> {
     fn all(&self, source: &str, progress: &mut dyn Progress) -> Result<Report> {
         let identity = self.identity(source);
-        let mut journal = if self.request.resume {
-            Journal::open(&self.partial, &identity)?
-        } else {
-            Journal::create(&self.partial, &identity)?
-        };
-        crash_point();
+        let partial = &self.places.partial;
+        if self.places.is_finished() && !partial.join(JOURNAL).exists() {
+            self.places.deliver()?;
+            return Ok(self.report(Vec::new()));
+        }
+        let mut journal =
+            if self.request.resume { Journal::open(partial, &identity)? } else { Journal::create(partial, &identity)? };
+        if self.places.is_finished() {
+            self.places.deliver()?;
+            return Ok(self.report(journal.done.into_iter().map(|d| d.report).collect()));
+        }
         let parts: Vec<Part> = compressible(&self.file).map(|(part, _)| part).collect();
         let mut streams = self.streams(journal.done.len())?;
         progress.begin("blocks", parts.len() as u64);
@@ -328,7 +326,6 @@ impl Run<'_> {
                 std::mem::swap(a, b);
             }
             journal.add(Done { block: i, report })?;
-            crash_point();
         }
         progress.at(parts.len() as u64);
         drop(streams);
@@ -339,48 +336,49 @@ impl Run<'_> {
             request: self.request,
             calibration: self.calibration.as_ref(),
             identity: &identity,
-            partial: &self.partial,
+            places: &self.places,
             reports: &reports,
         }
         .write()?;
-        let mut blocks = reports;
+        Ok(self.report(reports))
+    }
+
+    fn report(&self, mut blocks: Vec<BlockReport>) -> Report {
         if !self.bound.has_head() {
             blocks.pop();
         }
-        Ok(Report { blocks, format: self.bound.format })
+        Report { blocks, format: self.bound.format }
     }
 
     fn identity(&self, source: &str) -> Identity {
         let r = self.request;
-        let overrides: Vec<String> = r.overrides.iter().map(|o| format!("{o:?}")).collect();
-        let keep: Vec<&str> = r.keep.iter().map(Pattern::as_str).collect();
-        let recipe = format!(
-            "{:?} {:?} {:?} keep {keep:?} override {overrides:?}",
-            r.recipe.passes, r.recipe.calibration, r.settings.0
-        );
+        let joined = |items: Vec<String>| items.join(" ");
+        let recipe = format!("{:?} {:?}", r.recipe.passes, r.recipe.calibration);
+        let calibration = self.calibration.as_ref();
         Identity {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             profile: fewbit_kernel::cpu::detect().name().to_owned(),
             source: source.to_owned(),
             recipe: hex(&Sha256::digest(recipe.as_bytes())),
-            calibration: self.calibration.as_ref().map(|c| c.hash.clone()).unwrap_or_default(),
-            seed: r.seed,
+            settings: joined(r.settings.0.iter().map(|(k, v)| format!("{k}={v}")).collect()),
+            keep: joined(r.keep.iter().map(|k| k.as_str().to_owned()).collect()),
+            overrides: joined(r.overrides.iter().map(ToString::to_string).collect()),
+            // One row of ids can be cut into sequences in several ways.
+            calibration: calibration.map(|c| format!("{} x {} {}", c.samples, c.length, c.hash)).unwrap_or_default(),
+            seed: r.seed.to_string(),
             format: self.bound.format.name().to_owned(),
         }
     }
 
     fn check_stop(&self) -> Result<()> {
-        if self.stop.load(Ordering::Relaxed) {
-            return Err(Error::interrupted("stopped; `--resume` goes on where it was").file(&self.partial));
-        }
-        Ok(())
+        check_stop(self.stop).map_err(|e| e.file(&self.places.partial))
     }
 
     /// The stream that the next block reads, and the one that it writes.
     fn streams(&self, done: usize) -> Result<Option<(Stream, Stream)>> {
         let Some(calibration) = &self.calibration else { return Ok(None) };
         let floats = calibration.ids.len() * self.file.model().hidden;
-        let path = |i: usize| self.partial.join(format!("stream-{}.f32", i % 2));
+        let path = |i: usize| self.places.partial.join(format!("stream-{}.f32", i % 2));
         if done > 0 {
             return Ok(Some((Stream::open(&path(done), floats)?, Stream::open(&path(done + 1), floats)?)));
         }
@@ -439,7 +437,7 @@ impl Run<'_> {
         }
         let is_shared = part == Part::Head && self.file.is_tied() && !self.bound.has_head();
         shard.add(part, if is_shared { &[] } else { &linears }, &vectors)?;
-        write_shard(&self.partial.join("parts").join(shard_name(i)), &shard.tensors)?;
+        write_shard(&self.places.parts().join(shard_name(i)), &shard.tensors)?;
         drop(shard);
         report.write_seconds = clock.elapsed().as_secs_f64();
         if let Some((input, output)) = streams.as_mut().filter(|_| !self.is_original_stream() && part != Part::Head) {
@@ -515,6 +513,7 @@ impl Run<'_> {
             layer.run(self.team, &batch, turn, None, hooks, &mut workspace, &mut x);
             if let Some(out) = &mut output {
                 out.write(from, &x);
+                crash_point();
             }
         }
         Ok(())
@@ -629,6 +628,11 @@ impl Run<'_> {
         report.linears.push(LinearReport { name, grid, bits_per_weight: bits, output_mse });
         Ok(QuantizedLinear::uniform(solved.storage, bias))
     }
+}
+
+/// Refuses to go on when asked to stop.
+pub(crate) fn check_stop(stop: &AtomicBool) -> Result<()> {
+    if stop.load(Ordering::Relaxed) { Err(Error::interrupted("stopped").hint("`--resume` goes on where it was")) } else { Ok(()) }
 }
 
 /// The working name of a block's shard; the final one counts all shards.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use fewbit_format::{Error, Result};
-use memmap2::MmapMut;
+use memmap2::{MmapMut, UncheckedAdvice};
 
 /// `[sequences · length, hidden]` f32 in a file: pages that are not used leave memory by themselves.
 #[derive(Debug)]
@@ -47,13 +47,26 @@ impl Stream {
 
     /// Floats `from..to`, copied.
     pub(crate) fn read(&self, from: usize, to: usize) -> Vec<f32> {
-        self.map[4 * from..4 * to].as_chunks::<4>().0.iter().map(|c| f32::from_le_bytes(*c)).collect()
+        let values = self.map[4 * from..4 * to].as_chunks::<4>().0.iter().map(|c| f32::from_le_bytes(*c)).collect();
+        self.give_back(from, to);
+        values
     }
 
     /// Replaces the floats from `from` on.
     pub(crate) fn write(&mut self, from: usize, values: &[f32]) {
         let out = self.map[4 * from..4 * (from + values.len())].as_chunks_mut::<4>().0;
         out.iter_mut().zip(values).for_each(|(o, v)| *o = v.to_le_bytes());
+        self.give_back(from, from + values.len());
+    }
+
+    /// The pages of floats `from..to` need not stay in this process: their content is in the file.
+    fn give_back(&self, from: usize, to: usize) {
+        // SAFETY: the mapping is shared and of a file, so that dropped pages keep what was written; they come back from
+        // the file when they are read.
+        let advised = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, 4 * from, 4 * (to - from)) };
+        if let Err(e) = advised {
+            log::debug!("pages of {} stay: {e}", self.path.display());
+        }
     }
 
     /// Puts everything on the disk.

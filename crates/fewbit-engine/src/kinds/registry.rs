@@ -33,16 +33,27 @@ pub struct Registry {
 /// # Errors
 /// Names the key, and what is possible.
 pub fn parse<T: DeserializeOwned>(what: &str, table: Table) -> Result<T> {
-    let keys: Vec<String> = table.keys().cloned().collect();
+    let settings = table.clone();
+    let reason = |e: &toml::de::Error| e.message().replace('\n', " ");
     table.try_into().map_err(|e: toml::de::Error| {
-        let message = e.message().replace('\n', " ");
+        let message = reason(&e);
         let error = Error::input(format!("`{what}`: {message}"));
         // serde lists the fields that it knows in backticks behind "expected".
-        let Some((head, tail)) = message.split_once(", expected ") else { return error };
-        let unknown = keys.iter().find(|k| head.contains(&format!("`{k}`")));
-        let known = tail.split('`').skip(1).step_by(2);
-        match unknown.and_then(|u| near(u, known)) {
-            Some(n) => error.hint(format!("did you mean `{n}`?")),
+        if let Some((head, tail)) = message.split_once(", expected ")
+            && let Some(unknown) = settings.keys().find(|k| head == format!("unknown field `{k}`"))
+        {
+            return match near(unknown, tail.split('`').skip(1).step_by(2)) {
+                Some(n) => error.hint(format!("did you mean `{n}`?")),
+                None => error,
+            };
+        }
+        // The key whose value alone is refused in the same words.
+        let is_culprit = |(key, value): &(&String, &toml::Value)| {
+            let alone = Table::from_iter([((*key).clone(), (*value).clone())]);
+            alone.try_into::<T>().is_err_and(|e| reason(&e) == message)
+        };
+        match settings.iter().find(is_culprit) {
+            Some((key, _)) => Error::input(format!("`{what}`, `{key}`: {message}")),
             None => error,
         }
     })

@@ -60,7 +60,7 @@ impl Default for IntSettings {
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a number of columns, `\"row\"` or `\"tensor\"` is needed")]
 enum GroupSetting {
     Columns(usize),
     Named(GroupName),

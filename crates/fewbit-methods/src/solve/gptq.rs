@@ -83,7 +83,7 @@ impl Gptq {
             if let Ok(u) = upper_inverse_factor(job.team, damped) {
                 return Ok((u, damping));
             }
-            damping *= 4.0;
+            damping *= 10.0;
         }
         Err(Error::input("XᵀX cannot be factored, whatever the damping")
             .tensor(job.name)

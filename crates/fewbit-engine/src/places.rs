@@ -1,0 +1,176 @@
+//! Where a run works, and what it replaces: `OUT`, and `OUT.partial` beside it.
+//!
+//! A run works in `OUT.partial/parts`. What is whole becomes `OUT.partial/ready`, then `OUT`, each by one rename, so that
+//! nothing unfinished ever stands at `OUT`. `OUT.partial/replace` says that the run was begun with `--force`.
+
+use std::path::{Path, PathBuf};
+
+use fewbit_format::{Error, Result};
+
+use crate::Request;
+use crate::journal::{JOURNAL, crash_point};
+use crate::outputs::rename;
+
+/// The folders of one run.
+#[derive(Debug)]
+pub(crate) struct Places {
+    pub(crate) out: PathBuf,
+    pub(crate) partial: PathBuf,
+}
+
+impl Places {
+    /// Looks whether the run may work there, and makes its folder.
+    pub(crate) fn claim(request: &Request<'_>) -> Result<Self> {
+        // Without the trailing slash, after which a suffix would name a file within the folder.
+        let out: PathBuf = request.out.components().collect();
+        if out.file_name().is_none() {
+            return Err(Error::input("is no name for a new folder").hint("choose another `--out`").file(&request.out));
+        }
+        let mut name = out.as_os_str().to_owned();
+        name.push(".partial");
+        let places = Self { out, partial: name.into() };
+        places.check(request)?;
+        places.make(request.force && !request.resume)?;
+        Ok(places)
+    }
+
+    pub(crate) fn parts(&self) -> PathBuf {
+        self.partial.join("parts")
+    }
+
+    /// What only has to be renamed to `OUT`.
+    pub(crate) fn ready(&self) -> PathBuf {
+        self.partial.join("ready")
+    }
+
+    fn marker(&self) -> PathBuf {
+        self.partial.join("replace")
+    }
+
+    /// Whether the result stands at `OUT`, and just the working folder was not yet removed.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.partial.exists() && self.out.exists() && !self.parts().exists() && !self.ready().exists()
+    }
+
+    fn check(&self, request: &Request<'_>) -> Result<()> {
+        let (out, partial) = (&self.out, &self.partial);
+        if request.resume {
+            if !partial.exists() {
+                let e = if out.exists() { Error::input("is finished").file(out) } else { Error::input("there is nothing to resume").file(partial) };
+                return Err(e.hint("leave `--resume` out"));
+            }
+            if self.is_finished() || self.marker().exists() {
+                return Ok(());
+            }
+        } else if partial.exists() && !request.force {
+            let e = Error::input("holds an unfinished run").hint("go on with `--resume`, or start anew with `--force`");
+            return Err(e.file(partial));
+        }
+        match (out.exists(), request.force) {
+            (false, _) => Ok(()),
+            (true, false) => {
+                Err(Error::input("exists already").hint("choose another `--out`, or replace it with `--force`").file(out))
+            }
+            (true, true) => self.check_replaceable(&request.model),
+        }
+    }
+
+    /// `--force` replaces models, not whatever folder was named by mistake, and not the source.
+    fn check_replaceable(&self, model: &Path) -> Result<()> {
+        let out = &self.out;
+        let whole = |p: &Path| p.canonicalize().map_err(|e| Error::io("looking for", p, &e));
+        if whole(model)?.starts_with(whole(out)?) {
+            return Err(Error::input("is, or holds, the model itself").hint("choose another `--out`").file(out));
+        }
+        let is_model = if out.is_dir() {
+            let is_empty = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none());
+            is_empty || ["config.json", "model.gguf"].iter().any(|name| out.join(name).exists())
+        } else {
+            out.extension().is_some_and(|e| e == "gguf")
+        };
+        if is_model {
+            return Ok(());
+        }
+        Err(Error::input("is not a model, and is not replaced").hint("choose another `--out`, or remove it yourself").file(out))
+    }
+
+    fn make(&self, is_forced: bool) -> Result<()> {
+        let fail = |e: &std::io::Error| Error::io("creating", &self.partial, e);
+        if is_forced && self.partial.exists() {
+            std::fs::remove_dir_all(&self.partial).map_err(|e| Error::io("removing", &self.partial, &e))?;
+        }
+        if self.partial.exists() && (self.is_finished() || self.ready().exists()) {
+            return Ok(());
+        }
+        std::fs::create_dir_all(&self.partial).map_err(|e| fail(&e))?;
+        if is_forced && self.out.exists() {
+            std::fs::write(self.marker(), b"").map_err(|e| fail(&e))?;
+        }
+        std::fs::create_dir_all(self.parts()).map_err(|e| fail(&e))?;
+        crash_point();
+        Ok(())
+    }
+
+    /// Leaves no working folder behind a run that was refused before it had begun.
+    pub(crate) fn abandon(&self) {
+        if !self.partial.join(JOURNAL).exists() {
+            // The refusal is what the user has to hear.
+            let _ = std::fs::remove_dir_all(&self.partial);
+        }
+    }
+
+    /// Refuses a run for which the disk has no room; what an earlier run left there counts.
+    pub(crate) fn check_space(&self, needed: u64) -> Result<()> {
+        let Ok(s) = rustix::fs::statvfs(&self.partial) else { return Ok(()) };
+        let free = s.f_bavail.saturating_mul(s.f_frsize);
+        let needed = needed.saturating_sub(stored_bytes(&self.partial));
+        if free >= needed {
+            return Ok(());
+        }
+        let e = Error::input(format!("no space: {free} bytes are free, {needed} are needed"));
+        Err(e.hint("free space, or choose another disk").file(&self.out))
+    }
+
+    /// Makes what is ready the result.
+    pub(crate) fn deliver(&self) -> Result<()> {
+        let (out, ready) = (&self.out, self.ready());
+        if ready.exists() {
+            remove(&self.parts())?;
+            if out.exists() {
+                let replaced = self.partial.join("replaced");
+                remove(&replaced)?;
+                rename(out, &replaced)?;
+            }
+            rename(&ready, out)?;
+        }
+        // The journal goes last: as long as it is there, the folder is known for what it is.
+        let journal = self.partial.join(JOURNAL);
+        for entry in std::fs::read_dir(&self.partial).map_err(|e| Error::io("reading", &self.partial, &e))? {
+            let path = entry.map_err(|e| Error::io("reading", &self.partial, &e))?.path();
+            if path != journal {
+                remove(&path)?;
+            }
+        }
+        remove(&journal)?;
+        remove(&self.partial)
+    }
+}
+
+/// Removes a file or a folder, if there is one.
+fn remove(path: &Path) -> Result<()> {
+    let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    crash_point();
+    let done = if metadata.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+    done.map_err(|e| Error::io("removing", path, &e))
+}
+
+/// Bytes of all files under a folder.
+fn stored_bytes(folder: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    let size = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(m) if m.is_dir() => stored_bytes(&entry.path()),
+        Ok(m) => m.len(),
+        Err(_) => 0,
+    };
+    entries.flatten().map(size).sum()
+}
