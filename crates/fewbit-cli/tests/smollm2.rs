@@ -41,7 +41,8 @@ fn reads_quantizes_and_continues_as_other_programs_do() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("w8");
     let (from, to) = (model.to_str().unwrap(), out.to_str().unwrap());
-    let report = fewbit(&["quantize", from, "--recipe", "rtn", "--bits", "8", "--group", "32", "--requantize", "--out", to]);
+    let report =
+        fewbit(&["quantize", from, "--recipe", "rtn", "--bits", "8", "--group", "32", "--requantize", "--out", to]);
     assert!(report["bits_per_weight"].as_f64().unwrap() < 8.8, "{report}");
     continues(&out);
     let ids = |model: &str| fewbit(&["tokenize", model, "Zwölf Boxkämpfer 🦊\n\tfn main() {}"])["ids"].clone();

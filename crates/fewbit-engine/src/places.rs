@@ -56,7 +56,11 @@ impl Places {
         let (out, partial) = (&self.out, &self.partial);
         if request.resume {
             if !partial.exists() {
-                let e = if out.exists() { Error::input("is finished").file(out) } else { Error::input("there is nothing to resume").file(partial) };
+                let e = if out.exists() {
+                    Error::input("is finished").file(out)
+                } else {
+                    Error::input("there is nothing to resume").file(partial)
+                };
                 return Err(e.hint("leave `--resume` out"));
             }
             if self.is_finished() || self.marker().exists() {
@@ -68,9 +72,9 @@ impl Places {
         }
         match (out.exists(), request.force) {
             (false, _) => Ok(()),
-            (true, false) => {
-                Err(Error::input("exists already").hint("choose another `--out`, or replace it with `--force`").file(out))
-            }
+            (true, false) => Err(Error::input("exists already")
+                .hint("choose another `--out`, or replace it with `--force`")
+                .file(out)),
             (true, true) => self.check_replaceable(&request.model),
         }
     }
@@ -91,7 +95,9 @@ impl Places {
         if is_model {
             return Ok(());
         }
-        Err(Error::input("is not a model, and is not replaced").hint("choose another `--out`, or remove it yourself").file(out))
+        Err(Error::input("is not a model, and is not replaced")
+            .hint("choose another `--out`, or remove it yourself")
+            .file(out))
     }
 
     fn make(&self, is_forced: bool) -> Result<()> {

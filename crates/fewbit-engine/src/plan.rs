@@ -348,7 +348,9 @@ fn check_patterns(file: &ModelFile, choices: &Choices<'_>) -> Result<()> {
         let example = rounded.first().cloned().unwrap_or_default();
         let what = format!("`{option} {}`", pattern.as_str());
         return Err(match always {
-            Some(name) => Error::input(format!("{what} chooses `{name}`, which every recipe keeps as it is")).hint("leave it out"),
+            Some(name) => {
+                Error::input(format!("{what} chooses `{name}`, which every recipe keeps as it is")).hint("leave it out")
+            }
             None => Error::input(format!("{what} matches no linear of the model"))
                 .hint(format!("a linear is called, for example, `{example}`")),
         });

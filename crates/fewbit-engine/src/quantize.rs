@@ -288,7 +288,9 @@ fn calibrate(
     }
     let tokenizer = language::tokenizer_of(file.checkpoint())?;
     let calibration = match &request.calibration {
-        CalibrationSource::Own => Calibration::of_model(file, &tokenizer, team, samples, length, request.seed, progress, stop)?,
+        CalibrationSource::Own => {
+            Calibration::of_model(file, &tokenizer, team, samples, length, request.seed, progress, stop)?
+        }
         source => Calibration::of_text(source, file.checkpoint(), &tokenizer, samples, length)?,
     };
     if calibration.samples < samples {
@@ -632,7 +634,11 @@ impl Run<'_> {
 
 /// Refuses to go on when asked to stop.
 pub(crate) fn check_stop(stop: &AtomicBool) -> Result<()> {
-    if stop.load(Ordering::Relaxed) { Err(Error::interrupted("stopped").hint("`--resume` goes on where it was")) } else { Ok(()) }
+    if stop.load(Ordering::Relaxed) {
+        Err(Error::interrupted("stopped").hint("`--resume` goes on where it was"))
+    } else {
+        Ok(())
+    }
 }
 
 /// The working name of a block's shard; the final one counts all shards.
