@@ -189,9 +189,9 @@ fn prepare(
 ) -> Result<(String, Option<Calibration>)> {
     let room = |samples, length| {
         let plan = bound.plan(file, samples, length, 1.0);
-        places.check_space(plan.out_bytes + plan.work_bytes)
+        places.check_space(plan.out_bytes + plan.work_bytes).map(|()| plan)
     };
-    room(0, 0)?;
+    let mut plan = room(0, 0)?;
     let is_own = request.calibration == CalibrationSource::Own;
     let mut calibration = None;
     if bound.needs.any() && !is_own {
@@ -202,8 +202,13 @@ fn prepare(
         calibration = Some(calibrate(request, file, team, progress, stop)?);
     }
     if let Some(c) = &calibration {
-        room(c.samples, c.length)?;
+        plan = room(c.samples, c.length)?;
     }
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let (peak, out, work) = (mib(plan.peak_bytes), mib(plan.out_bytes), mib(plan.work_bytes));
+    progress.note(&format!(
+        "at most {peak} MiB of memory are needed; the result takes {out} MiB, working files {work} MiB"
+    ));
     Ok((source, calibration))
 }
 
