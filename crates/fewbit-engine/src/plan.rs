@@ -1,6 +1,6 @@
 //! What a recipe means for one model, before any work.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fewbit_format::{Error, Mat, Result, Storage};
 use fewbit_graph::{Graph, Part, Rows, Site, WeightId, sites};
@@ -12,7 +12,7 @@ use toml::Value;
 use crate::kinds::{BoundGrid, Grid, LANES, Needs, Params, Registry, Solver, Transform, Weighting};
 use crate::outputs::Format;
 use crate::recipe::{GridSettings, Pass};
-use crate::{Override, Pattern};
+use crate::{Override, Pattern, Recipe};
 
 /// A sweep over the model, for people and for `--dry-run`.
 #[derive(Clone, Debug, Serialize)]
@@ -176,26 +176,37 @@ impl Bound {
             .collect()
     }
 
-    /// The plan for people.
-    pub(crate) fn plan(&self, file: &ModelFile, samples: usize, length: usize, flops_per_second: f64) -> Plan {
-        let model = file.model();
-        let blocks = model.blocks.len();
-        let tokens = if self.needs.any() { samples * length } else { 0 };
-        let mut sweeps = Vec::new();
+    /// The sweep that visits every block once.
+    fn sweep(&self, recipe: &Recipe, blocks: usize, samples: usize, length: usize) -> Sweep {
         let mut work: Vec<String> = Vec::new();
         if self.needs.any() {
             work.push(format!("statistics over {samples} × {length} tokens"));
         }
-        work.extend(
-            self.transforms.iter().map(|t| format!("{t:?}").split([' ', '{']).next().unwrap_or("").to_lowercase()),
-        );
-        let labels: std::collections::BTreeSet<String> =
-            self.grids.iter().flatten().flatten().map(|g| g.label()).collect();
-        if let Some(s) = &self.solver {
-            let name = format!("{s:?}").split([' ', '{']).next().unwrap_or("").to_lowercase();
-            work.push(format!("{name} to {}", labels.into_iter().collect::<Vec<_>>().join(", ")));
+        let labels: BTreeSet<String> = self.grids.iter().flatten().flatten().map(|g| g.label()).collect();
+        for name in recipe.pass_names() {
+            let is_grid = name.starts_with("grid.");
+            work.push(if is_grid {
+                format!("{name} ({})", Vec::from_iter(labels.clone()).join(", "))
+            } else {
+                name.to_owned()
+            });
         }
-        sweeps.push(Sweep { kind: "compress", blocks, work: work.join("; ") });
+        Sweep { kind: "compress", blocks, work: work.join("; ") }
+    }
+
+    /// The plan for people.
+    pub(crate) fn plan(
+        &self,
+        file: &ModelFile,
+        recipe: &Recipe,
+        samples: usize,
+        length: usize,
+        flops_per_second: f64,
+    ) -> Plan {
+        let model = file.model();
+        let blocks = model.blocks.len();
+        let tokens = if self.needs.any() { samples * length } else { 0 };
+        let sweeps = vec![self.sweep(recipe, blocks, samples, length)];
         let mut stored = 0u64;
         let (mut quantized_bits, mut flops, mut peak) = (0u64, 0f64, 0u64);
         for ((part, graph), grids) in compressible(file).zip(&self.grids) {

@@ -150,7 +150,7 @@ pub fn plan(request: &Request<'_>, flops_per_second: f64) -> Result<Plan> {
     let request = &request.settled()?;
     let (file, bound) = bind(request)?;
     let (samples, length) = sizes(request, &file);
-    Ok(bound.plan(&file, samples, length, flops_per_second))
+    Ok(bound.plan(&file, &request.recipe, samples, length, flops_per_second))
 }
 
 /// Compresses a model.
@@ -188,7 +188,7 @@ fn prepare(
     stop: &AtomicBool,
 ) -> Result<(String, Option<Calibration>)> {
     let room = |samples, length| {
-        let plan = bound.plan(file, samples, length, 1.0);
+        let plan = bound.plan(file, &request.recipe, samples, length, 1.0);
         places.check_space(plan.out_bytes + plan.work_bytes).map(|()| plan)
     };
     let mut plan = room(0, 0)?;

@@ -143,6 +143,11 @@ impl Recipe {
         })
     }
 
+    /// The passes by name, such as `solve.gptq`, in order.
+    pub fn pass_names(&self) -> impl Iterator<Item = &str> {
+        self.passes.iter().filter_map(|t| t.get("use")?.as_str())
+    }
+
     /// The calibration's settings under the command line's `calibration.KEY`.
     ///
     /// # Errors
