@@ -14,6 +14,7 @@ mod quantize;
 mod recipe;
 mod stats;
 mod stream;
+mod walk;
 
 pub use calibration::{Calibration, CalibrationSource};
 pub use fold::{BlockTensors, fold};

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fewbit_format::{Error, Mat, Result, Storage};
-use fewbit_graph::{Graph, Part, Rows, Site, WeightId, sites};
+use fewbit_graph::{Graph, Model, Part, Rows, Site, WeightId, sites};
+use fewbit_runtime::kept_between;
 use fewbit_store::ModelFile;
 use fewbit_store::layout::Scheme;
 use serde::Serialize;
@@ -11,7 +12,8 @@ use toml::Value;
 
 use crate::kinds::{BoundGrid, Grid, LANES, Needs, Params, Registry, Solver, Transform, Weighting};
 use crate::outputs::Format;
-use crate::recipe::{GridSettings, Pass};
+use crate::recipe::{CalibrationSettings, GridSettings, Pass, Sequential, StreamOf};
+use crate::walk::CHUNK_TOKENS;
 use crate::{Override, Pattern, Recipe};
 
 /// A sweep over the model, for people and for `--dry-run`.
@@ -54,6 +56,10 @@ pub(crate) struct Bound {
     pub(crate) format: Format,
     pub(crate) needs: Needs,
     pub(crate) notes: Vec<String>,
+    /// Whether all linears of a block see what the original block makes of its input.
+    pub(crate) is_whole: bool,
+    /// Whether the blocks before a block are the original ones.
+    pub(crate) is_original_stream: bool,
 }
 
 /// What the user chose beside the recipe.
@@ -66,7 +72,12 @@ pub(crate) struct Choices<'a> {
 
 impl Bound {
     /// Binds passes to a model, or refuses with one sentence.
-    pub(crate) fn new(file: &ModelFile, passes: Vec<Pass>, choices: &Choices<'_>) -> Result<Self> {
+    pub(crate) fn new(
+        file: &ModelFile,
+        passes: Vec<Pass>,
+        calibration: &CalibrationSettings,
+        choices: &Choices<'_>,
+    ) -> Result<Self> {
         let (mut transforms, mut grid, mut solver) = (Vec::new(), None, None);
         for pass in passes {
             match pass {
@@ -94,7 +105,10 @@ impl Bound {
         let mut needs = all().fold(Needs::default(), |n, g| n.and(g.needs()));
         needs = transforms.iter().fold(needs, |n, t| n.and(t.needs()));
         needs = solver.iter().fold(needs, |n, s| n.and(s.needs()));
-        let mut bound = Self { transforms, solver, grids, format: choices.format, needs, notes: Vec::new() };
+        let is_original_stream = calibration.stream == StreamOf::Original;
+        let is_whole = !transforms.is_empty() || calibration.sequential == Sequential::Block || is_original_stream;
+        let (format, notes) = (choices.format, Vec::new());
+        let mut bound = Self { transforms, solver, grids, format, needs, notes, is_whole, is_original_stream };
         bound.format = bound.fitting_format(file)?;
         if bound.format == Format::CompressedTensors {
             bound.notes.extend(fewbit_export::mixed_schemes(&bound.schemes(file)?));
@@ -176,6 +190,11 @@ impl Bound {
             .collect()
     }
 
+    /// Numbers per token that stops within a block keep, beside its input and output.
+    pub(crate) fn kept_width(&self, model: &Model) -> usize {
+        if self.is_whole { 0 } else { model.blocks.iter().map(kept_between).max().unwrap_or(0) }
+    }
+
     /// The sweep that visits every block once.
     fn sweep(&self, recipe: &Recipe, blocks: usize, samples: usize, length: usize) -> Sweep {
         let mut work: Vec<String> = Vec::new();
@@ -246,7 +265,7 @@ impl Bound {
             sweeps,
             peak_bytes: peak + BASE_BYTES,
             out_bytes: stored + quantized_bits / 8 + rest * element,
-            work_bytes: 2 * 4 * (tokens * model.hidden) as u64,
+            work_bytes: 4 * (tokens * (2 * model.hidden + self.kept_width(model))) as u64,
             seconds_estimate: flops / flops_per_second + file.checkpoint().size_bytes() as f64 / 1e9,
             bits_per_weight: self.bits_per_weight(file).unwrap_or(8.0 * element as f64),
             notes: self.notes.clone(),
@@ -267,7 +286,7 @@ impl Bound {
         let stored: u64 = (graph.weights.iter().zip(grids))
             .filter_map(|(w, g)| g.as_ref().map(|g| g.stored_bits(w.shape[0], w.shape[1]) / 8))
             .sum();
-        let chunk = crate::quantize::CHUNK_TOKENS.min(tokens);
+        let chunk = CHUNK_TOKENS.min(tokens);
         let widest: usize = graph.values.iter().map(|v| v.dim).max().unwrap_or(0);
         let forward = f32s(chunk * (3 * widest + 5 * graph.values[0].dim));
         let solve = (graph.weights.iter().zip(grids))

@@ -8,7 +8,7 @@ use std::time::Instant;
 use fewbit_format::{Dtype, Error, Kind, Mat, QuantizedLinear, Result, Storage, Tensor, hex};
 use fewbit_graph::{Graph, Part, Producer, Site, Stored, ValueId, WeightId};
 use fewbit_kernel::Team;
-use fewbit_runtime::{Arithmetic, Batch, Hooks, Layer, NoHooks, Rotations, Workspace, embed, language};
+use fewbit_runtime::{Arithmetic, Layer, NoHooks, language};
 use fewbit_store::{ModelFile, PartWeights};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -16,18 +16,14 @@ use sha2::{Digest, Sha256};
 use crate::calibration::{Calibration, CalibrationSource};
 use crate::finish::Finished;
 use crate::fold::{BlockTensors, fold, spread};
-use crate::journal::{Done, Identity, JOURNAL, Journal, crash_point};
+use crate::journal::{Done, Identity, JOURNAL, Journal};
 use crate::kinds::{Element, LinearJob, Registry, SiteJob};
 use crate::outputs::{Format, Shard, write_shard};
 use crate::places::Places;
 use crate::plan::{Bound, Choices, compressible};
-use crate::recipe::{Sequential, StreamOf};
 use crate::stats::{Collector, InputStats};
-use crate::stream::Stream;
+use crate::walk::{To, Walk, Walker};
 use crate::{Override, Pattern, Plan, Recipe, Settings};
-
-/// Tokens that go through a block at a time: a constant, since sums over tokens are made in its order.
-pub(crate) const CHUNK_TOKENS: usize = 2048;
 
 /// What is to be done.
 #[derive(Clone, Debug)]
@@ -229,7 +225,7 @@ fn bind(request: &Request<'_>) -> Result<(ModelFile, Bound)> {
         overrides: &request.overrides,
         format: request.format,
     };
-    let mut bound = Bound::new(&file, passes, &choices)?;
+    let mut bound = Bound::new(&file, passes, &request.recipe.calibration, &choices)?;
     if file.is_quantized() {
         // A layout that cannot be read is refused now.
         file.quantization().check(true).map_err(|e| e.file(&request.model))?;
@@ -322,20 +318,19 @@ impl Run<'_> {
             return Ok(self.report(journal.done.into_iter().map(|d| d.report).collect()));
         }
         let parts: Vec<Part> = compressible(&self.file).map(|(part, _)| part).collect();
-        let mut streams = self.streams(journal.done.len())?;
+        let mut walker = self.walker(journal.done.len())?;
         progress.begin("blocks", parts.len() as u64);
         for (i, part) in parts.iter().enumerate().skip(journal.done.len()) {
             progress.at(i as u64);
-            let report = self.part(i, *part, &mut streams)?;
+            let report = self.part(i, *part, &mut walker)?;
             report.warnings.iter().for_each(|w| progress.note(w));
-            if let Some((a, b)) = &mut streams {
-                b.flush()?;
-                std::mem::swap(a, b);
+            if let Some(walker) = &mut walker {
+                walker.next_block()?;
             }
             journal.add(Done { block: i, report })?;
         }
         progress.at(parts.len() as u64);
-        drop(streams);
+        drop(walker);
         let reports: Vec<BlockReport> = journal.done.into_iter().map(|d| d.report).collect();
         Finished {
             file: &self.file,
@@ -381,55 +376,46 @@ impl Run<'_> {
         check_stop(self.stop).map_err(|e| e.file(&self.places.partial))
     }
 
-    /// The stream that the next block reads, and the one that it writes.
-    fn streams(&self, done: usize) -> Result<Option<(Stream, Stream)>> {
+    /// The calibration tokens before the block after `done` others.
+    fn walker(&self, done: usize) -> Result<Option<Walker<'_>>> {
         let Some(calibration) = &self.calibration else { return Ok(None) };
-        let floats = calibration.ids.len() * self.file.model().hidden;
-        let path = |i: usize| self.places.partial.join(format!("stream-{}.f32", i % 2));
-        if done > 0 {
-            return Ok(Some((Stream::open(&path(done), floats)?, Stream::open(&path(done + 1), floats)?)));
-        }
-        let (mut first, second) = (Stream::create(&path(0), floats)?, Stream::create(&path(1), floats)?);
-        let weights = self.file.part(Part::Embed)?;
-        let matrix = weights.linears.first().ok_or_else(|| Error::internal("a model without embedding"))?;
-        let hidden = self.file.model().hidden;
-        for (at, ids) in calibration.ids.chunks(CHUNK_TOKENS).enumerate() {
-            let x = embed(&self.file.model().embed, matrix, ids)?;
-            first.write(at * CHUNK_TOKENS * hidden, &x);
-        }
-        self.file.drop_pages(Part::Embed);
-        first.flush()?;
-        Ok(Some((first, second)))
+        let kept = self.bound.kept_width(self.file.model());
+        Walker::new(self.team, &self.file, calibration, &self.places.partial, done, kept).map(Some)
     }
 
-    /// Compresses a block, or the head, and writes its shard; the second stream becomes the block's output.
+    /// Compresses a block, or the head, and writes its shard, and takes the calibration tokens through it.
     ///
     /// `i` counts the blocks, and the head after them.
-    fn part(&self, i: usize, part: Part, streams: &mut Option<(Stream, Stream)>) -> Result<BlockReport> {
+    fn part(&self, i: usize, part: Part, walker: &mut Option<Walker<'_>>) -> Result<BlockReport> {
         self.check_stop()?;
         let graph = Arc::new(self.file.model().part(part).clone());
         let mut report = BlockReport::default();
         let weights = self.file.part(part)?;
         let mut current: Vec<Arc<QuantizedLinear>> = weights.linears.clone();
         let mut tensors = None;
+        let mut walk = match walker {
+            Some(_) => Some(Walk::new(Layer::new(graph.clone(), weights.clone(), Arithmetic::Exact)?)),
+            None => None,
+        };
         for (values, of_stage) in self.stages(i, &graph) {
             let mut stats = Vec::new();
-            if let Some((input, output)) = streams {
-                let so_far = PartWeights { linears: current.clone(), vectors: weights.vectors.clone() };
-                let output = (self.is_original_stream() && part != Part::Head).then_some(output);
-                stats = self.look(&graph, so_far, (input, output), &values, &mut report)?;
+            if let (Some(walker), Some(walk)) = (&mut *walker, &mut walk) {
+                stats = self.look(part, walker, walk, &values, &mut report)?;
             }
             let clock = Instant::now();
             if !self.bound.transforms.is_empty() {
                 tensors = Some(self.transformed(i, part, &graph, &weights, &mut stats)?);
             }
             report.transform_seconds += clock.elapsed().as_secs_f64();
-            for w in of_stage {
+            for w in of_stage.iter().copied() {
                 self.check_stop()?;
                 let changed = tensors
                     .as_mut()
                     .map(|t| (std::mem::replace(&mut t.weights[w], Mat::zeros(0, 0)), t.biases[w].take()));
                 current[w] = Arc::new(self.linear(i, part, &graph, w, &weights, changed, &stats, &mut report)?);
+            }
+            if let (Some(walk), [value], false) = (&mut walk, &values[..], self.bound.is_whole) {
+                walk.layer.replace(*value, of_stage.iter().map(|w| current[*w].clone()).collect());
             }
         }
         let vectors = tensors.map_or_else(|| weights.vectors.clone(), |t| t.vectors);
@@ -447,83 +433,54 @@ impl Run<'_> {
         write_shard(&self.places.parts().join(shard_name(i)), &shard.tensors)?;
         drop(shard);
         report.write_seconds = clock.elapsed().as_secs_f64();
-        if let Some((input, output)) = streams.as_mut().filter(|_| !self.is_original_stream() && part != Part::Head) {
+        let goes_on = !self.bound.is_original_stream && part != Part::Head;
+        if let (Some(walker), Some(mut walk), true) = (walker, walk, goes_on) {
             let clock = Instant::now();
-            let layer = Layer::new(graph, PartWeights { linears, vectors }, Arithmetic::Exact)?;
-            self.forward(&layer, input, Some(output), &mut NoHooks)?;
+            if self.bound.is_whole {
+                walk = Walk::new(Layer::new(graph, PartWeights { linears, vectors }, Arithmetic::Exact)?);
+            }
+            walker.go(&mut walk, To::End, &mut NoHooks, &|| self.check_stop())?;
             report.forward_seconds += clock.elapsed().as_secs_f64();
         }
         self.file.drop_pages(part);
         Ok(report)
     }
 
-    fn is_original_stream(&self) -> bool {
-        self.request.recipe.calibration.stream == StreamOf::Original
-    }
-
     /// The values that are looked at together, and the linears that are rounded after.
     fn stages(&self, i: usize, graph: &Graph) -> Vec<(Vec<ValueId>, Vec<WeightId>)> {
-        if self.bound.grids[i].iter().all(Option::is_none) && !self.is_original_stream() {
+        if self.bound.grids[i].iter().all(Option::is_none) && !self.bound.is_original_stream {
             return Vec::new();
         }
         let groups = graph.linears_by_input();
-        let is_whole =
-            !self.bound.transforms.is_empty() || self.request.recipe.calibration.sequential == Sequential::Block;
-        if is_whole || self.calibration.is_none() {
+        if self.bound.is_whole || self.calibration.is_none() {
             return vec![(groups.iter().map(|(v, _)| *v).collect(), (0..graph.weights.len()).collect())];
         }
         groups.into_iter().map(|(v, ws)| (vec![v], ws)).collect()
     }
 
-    /// Statistics of some values over the whole input stream; with an output, the block's result too.
+    /// Statistics of some values over all tokens.
     fn look(
         &self,
-        graph: &Arc<Graph>,
-        weights: PartWeights,
-        (input, output): (&Stream, Option<&mut Stream>),
+        part: Part,
+        walker: &mut Walker<'_>,
+        walk: &mut Walk,
         values: &[ValueId],
         report: &mut BlockReport,
     ) -> Result<Vec<(ValueId, InputStats)>> {
         let clock = Instant::now();
-        let layer = Layer::new(graph.clone(), weights, Arithmetic::Exact)?;
-        let widths = values.iter().map(|v| (*v, graph.values[*v].dim));
-        let mut collector = Collector::new(self.team, self.bound.needs, widths, output.is_none());
-        self.forward(&layer, input, output, &mut collector)?;
+        let widths: Vec<_> = values.iter().map(|v| (*v, walk.layer.graph().values[*v].dim)).collect();
+        let mut collector = Collector::new(self.team, self.bound.needs, widths.into_iter());
+        let to = if self.bound.is_original_stream && part != Part::Head {
+            To::End
+        } else if self.bound.is_whole {
+            To::Dead(values)
+        } else {
+            To::Stop(values)
+        };
+        walker.go(walk, to, &mut collector, &|| self.check_stop())?;
         report.gram_seconds += collector.gram_seconds;
         report.forward_seconds += clock.elapsed().as_secs_f64() - collector.gram_seconds;
         Ok(collector.finish())
-    }
-
-    /// Runs a block over a stream in chunks of whole sequences.
-    fn forward(
-        &self,
-        layer: &Layer,
-        input: &Stream,
-        mut output: Option<&mut Stream>,
-        hooks: &mut dyn Hooks,
-    ) -> Result<()> {
-        let Some(calibration) = &self.calibration else { return Ok(()) };
-        let (length, hidden) = (calibration.length, self.file.model().hidden);
-        let at_once = (CHUNK_TOKENS / length).clamp(1, calibration.samples);
-        let mut workspace = Workspace::default();
-        let mut rotations: Option<(usize, Rotations)> = None;
-        for first in (0..calibration.samples).step_by(at_once) {
-            self.check_stop()?;
-            let count = at_once.min(calibration.samples - first);
-            let batch = Batch::sequences(count, length);
-            if rotations.as_ref().is_none_or(|(n, _)| *n != count) {
-                rotations = Some((count, Rotations::new(&self.file.model().ropes, &batch)));
-            }
-            let Some((_, turn)) = &rotations else { continue };
-            let (from, to) = (first * length * hidden, (first + count) * length * hidden);
-            let mut x = input.read(from, to);
-            layer.run(self.team, &batch, turn, None, hooks, &mut workspace, &mut x);
-            if let Some(out) = &mut output {
-                out.write(from, &x);
-                crash_point();
-            }
-        }
-        Ok(())
     }
 
     /// The block's tensors after all transforms.

@@ -40,20 +40,13 @@ pub(crate) struct Collector<'a> {
     needs: Needs,
     /// Per watched value: the value, `XᵀX`, `Σ|x|`, tokens.
     watched: Vec<(ValueId, Option<Mat>, Vec<f64>, usize)>,
-    ends_early: bool,
     pub(crate) gram_seconds: f64,
 }
 
 impl<'a> Collector<'a> {
-    /// `ends_early`: the run needs no output.
-    pub(crate) fn new(
-        team: &'a Team,
-        needs: Needs,
-        values: impl Iterator<Item = (ValueId, usize)>,
-        ends_early: bool,
-    ) -> Self {
+    pub(crate) fn new(team: &'a Team, needs: Needs, values: impl Iterator<Item = (ValueId, usize)>) -> Self {
         let watched = values.map(|(v, dim)| (v, needs.gram.then(|| Mat::zeros(dim, dim)), vec![0.0; dim], 0));
-        Self { team, needs, watched: watched.collect(), ends_early, gram_seconds: 0.0 }
+        Self { team, needs, watched: watched.collect(), gram_seconds: 0.0 }
     }
 
     pub(crate) fn finish(self) -> Vec<(ValueId, InputStats)> {
@@ -90,10 +83,5 @@ impl Hooks for Collector<'_> {
             }
             *seen += tokens;
         }
-    }
-
-    fn until(&self) -> Option<ValueId> {
-        // Nothing after the last value that is watched has to run.
-        self.watched.iter().map(|w| w.0).max().filter(|_| self.ends_early)
     }
 }

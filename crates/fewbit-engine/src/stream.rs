@@ -45,18 +45,22 @@ impl Stream {
         Ok(Self { path: path.to_owned(), map })
     }
 
-    /// Floats `from..to`, copied.
-    pub(crate) fn read(&self, from: usize, to: usize) -> Vec<f32> {
-        let values = self.map[4 * from..4 * to].as_chunks::<4>().0.iter().map(|c| f32::from_le_bytes(*c)).collect();
+    /// Copies the floats from `from` on; returns where they end.
+    pub(crate) fn read(&self, from: usize, out: &mut [f32]) -> usize {
+        let to = from + out.len();
+        let floats = self.map[4 * from..4 * to].as_chunks::<4>().0;
+        out.iter_mut().zip(floats).for_each(|(o, c)| *o = f32::from_le_bytes(*c));
         self.give_back(from, to);
-        values
+        to
     }
 
-    /// Replaces the floats from `from` on.
-    pub(crate) fn write(&mut self, from: usize, values: &[f32]) {
-        let out = self.map[4 * from..4 * (from + values.len())].as_chunks_mut::<4>().0;
+    /// Replaces the floats from `from` on; returns where they end.
+    pub(crate) fn write(&mut self, from: usize, values: &[f32]) -> usize {
+        let to = from + values.len();
+        let out = self.map[4 * from..4 * to].as_chunks_mut::<4>().0;
         out.iter_mut().zip(values).for_each(|(o, v)| *o = v.to_le_bytes());
-        self.give_back(from, from + values.len());
+        self.give_back(from, to);
+        to
     }
 
     /// The pages of floats `from..to` need not stay in this process: their content is in the file.

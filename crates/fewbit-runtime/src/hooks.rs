@@ -10,11 +10,6 @@ pub trait Hooks {
 
     /// Rows `[tokens, dim]` of a value; what is changed is what the readers see.
     fn edge(&mut self, value: ValueId, rows: &mut [f32], dim: usize);
-
-    /// The run ends after this value, without an output.
-    fn until(&self) -> Option<ValueId> {
-        None
-    }
 }
 
 /// Wants nothing.

@@ -1,6 +1,7 @@
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
-use fewbit_format::{Error, Result};
+use fewbit_format::{Error, QuantizedLinear, Result};
 use fewbit_graph::{Activation, Graph, Node, Op, Rope, ValueId};
 use fewbit_kernel::attention::{AttentionShape, attention};
 use fewbit_kernel::linear::{Arithmetic, Kernel, choose};
@@ -15,6 +16,7 @@ pub struct Layer {
     graph: Arc<Graph>,
     program: Program,
     kernels: Vec<Box<dyn Kernel>>,
+    arithmetic: Arithmetic,
     vectors: Vec<Vec<f32>>,
 }
 
@@ -44,25 +46,81 @@ impl Rotations {
 /// Buffers that a run needs, kept from run to run.
 #[derive(Debug, Default)]
 pub struct Workspace {
-    values: Vec<Vec<f32>>,
-    free: Vec<Vec<f32>>,
+    values: Vec<Buffer>,
+    free: Vec<Buffer>,
+}
+
+/// The first `len` numbers are a value; what follows was one of an earlier run, and is not written anew for each.
+#[derive(Debug, Default)]
+struct Buffer {
+    data: Vec<f32>,
+    len: usize,
+}
+
+impl Buffer {
+    fn of(data: Vec<f32>) -> Self {
+        Self { len: data.len(), data }
+    }
+
+    fn into_vec(mut self) -> Vec<f32> {
+        self.data.truncate(self.len);
+        self.data
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.data[..self.len]
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.data[..self.len]
+    }
 }
 
 impl Workspace {
+    /// A value of the graph that was run.
+    pub fn value(&self, value: ValueId) -> &[f32] {
+        &self.values[value]
+    }
+
+    /// Makes room for the `len` numbers of a value that is there before a run, and returns it.
+    pub fn begin(&mut self, value: ValueId, len: usize) -> &mut [f32] {
+        if self.values.len() <= value {
+            self.values.resize_with(value + 1, Buffer::default);
+        }
+        self.take(value, len);
+        &mut self.values[value]
+    }
+
+    /// Forgets all values; their buffers are kept.
+    pub fn clear(&mut self) {
+        (0..self.values.len()).for_each(|v| self.give_back(v));
+    }
+
     fn take(&mut self, value: ValueId, len: usize) {
         // The smallest buffer that holds it, else the largest: growing that one wastes least.
         let fit = (0..self.free.len()).min_by_key(|i| {
-            let capacity = self.free[*i].capacity();
-            if capacity >= len { (0, capacity) } else { (1, usize::MAX - capacity) }
+            let size = self.free[*i].data.len();
+            if size >= len { (0, size) } else { (1, usize::MAX - size) }
         });
         let mut buffer = fit.map(|i| self.free.swap_remove(i)).unwrap_or_default();
-        buffer.resize(len, 0.0);
+        if buffer.data.len() < len {
+            // The old content is of no use: what it lay in goes first.
+            drop(buffer);
+            buffer = Buffer::of(vec![0.0; len]);
+        }
+        buffer.len = len;
         self.values[value] = buffer;
     }
 
     fn give_back(&mut self, value: ValueId) {
         let buffer = std::mem::take(&mut self.values[value]);
-        if buffer.capacity() > 0 {
+        if !buffer.data.is_empty() {
             self.free.push(buffer);
         }
     }
@@ -84,7 +142,7 @@ impl Layer {
         let program = Program::of(&graph);
         let linears = |ws: &Vec<usize>| ws.iter().map(|w| weights.linears[*w].clone()).collect();
         let kernels = program.kernels.iter().map(|ws| choose(linears(ws), arithmetic)).collect();
-        Ok(Self { graph, program, kernels, vectors: weights.vectors })
+        Ok(Self { graph, program, kernels, arithmetic, vectors: weights.vectors })
     }
 
     /// The graph.
@@ -99,10 +157,28 @@ impl Layer {
 
     /// Runs the graph on `x [tokens, dim]`; `x` becomes the output `[tokens, output dim]`.
     ///
-    /// (It is left empty where the hooks end the run before.)
-    ///
     /// With `caches` (one per span) each span continues its sequence and is remembered; without, spans are whole sequences.
     pub fn run(
+        &self,
+        team: &Team,
+        batch: &Batch,
+        rotations: &Rotations,
+        caches: Option<&mut [&mut LayerCache]>,
+        hooks: &mut dyn Hooks,
+        workspace: &mut Workspace,
+        x: &mut Vec<f32>,
+    ) {
+        workspace.values.resize_with(self.graph.values.len(), Buffer::default);
+        workspace.values[Graph::INPUT] = Buffer::of(std::mem::take(x));
+        self.after(Graph::INPUT, hooks, workspace);
+        self.run_steps(team, batch, rotations, caches, hooks, workspace, 0..self.steps());
+        *x = std::mem::take(&mut workspace.values[self.graph.output]).into_vec();
+        workspace.clear();
+    }
+
+    /// Runs some of the graph's [`steps`](Self::steps) on the values in `workspace`: what they read must be there
+    /// ([`live`](Self::live)), and what later steps read is there afterwards.
+    pub fn run_steps(
         &self,
         team: &Team,
         batch: &Batch,
@@ -110,21 +186,19 @@ impl Layer {
         mut caches: Option<&mut [&mut LayerCache]>,
         hooks: &mut dyn Hooks,
         workspace: &mut Workspace,
-        x: &mut Vec<f32>,
+        steps: Range<usize>,
     ) {
         let tokens = batch.tokens();
-        workspace.values.resize_with(self.graph.values.len(), Vec::new);
-        workspace.values[Graph::INPUT] = std::mem::take(x);
-        self.after(Graph::INPUT, hooks, workspace);
-        for (step, dead) in self.program.steps.iter().zip(&self.program.dead_after) {
+        workspace.values.resize_with(self.graph.values.len(), Buffer::default);
+        for (step, dead) in self.program.steps[steps.clone()].iter().zip(&self.program.dead_after[steps]) {
             for v in step.outputs() {
                 workspace.take(*v, tokens * self.graph.values[*v].dim);
             }
             match step {
                 Step::Linears { input, outputs, kernel } => {
-                    let mut outs: Vec<Vec<f32>> =
+                    let mut outs: Vec<Buffer> =
                         outputs.iter().map(|v| std::mem::take(&mut workspace.values[*v])).collect();
-                    let mut slices: Vec<&mut [f32]> = outs.iter_mut().map(Vec::as_mut_slice).collect();
+                    let mut slices: Vec<&mut [f32]> = outs.iter_mut().map(|b| &mut **b).collect();
                     self.kernels[*kernel].run(team, tokens, &workspace.values[*input], &mut slices);
                     for (v, out) in outputs.iter().zip(outs) {
                         workspace.values[*v] = out;
@@ -139,18 +213,37 @@ impl Layer {
             for v in step.outputs() {
                 self.after(*v, hooks, workspace);
             }
-            if hooks.until().is_some_and(|last| step.outputs().contains(&last)) {
-                (0..self.graph.values.len()).for_each(|v| workspace.give_back(v));
-                return;
-            }
             for v in dead {
                 workspace.give_back(*v);
             }
         }
-        *x = std::mem::take(&mut workspace.values[self.graph.output]);
-        if self.graph.output != Graph::INPUT {
-            workspace.give_back(Graph::INPUT);
-        }
+    }
+
+    /// How many steps the graph has: nodes, with the linears that share an input as one.
+    pub fn steps(&self) -> usize {
+        self.program.steps.len()
+    }
+
+    /// How many steps are done once a value is there.
+    pub fn until(&self, value: ValueId) -> usize {
+        self.program.until(value)
+    }
+
+    /// The values that are there after `done` steps and are read later, the input among them.
+    pub fn live(&self, done: usize) -> Vec<ValueId> {
+        self.program.live(done)
+    }
+
+    /// Other weights for all linears that read `input`.
+    ///
+    /// # Panics
+    /// If their shapes are not the graph's.
+    pub fn replace(&mut self, input: ValueId, linears: Vec<Arc<QuantizedLinear>>) {
+        let groups = self.graph.linears_by_input();
+        let Some(kernel) = groups.iter().position(|(v, _)| *v == input) else { return };
+        let shapes = self.program.kernels[kernel].iter().map(|w| self.graph.weights[*w].shape);
+        assert!(shapes.eq(linears.iter().map(|l| l.shape)), "linears of the graph's shapes");
+        self.kernels[kernel] = choose(linears, self.arithmetic);
     }
 
     fn after(&self, value: ValueId, hooks: &mut dyn Hooks, workspace: &mut Workspace) {
@@ -166,10 +259,10 @@ impl Layer {
         rotations: &Rotations,
         caches: Option<&mut [&mut LayerCache]>,
         node: &Node,
-        values: &[Vec<f32>],
+        values: &[Buffer],
         out: &mut [f32],
     ) {
-        let input = |i: usize| values[node.inputs[i]].as_slice();
+        let input = |i: usize| &*values[node.inputs[i]];
         let dim = self.graph.values[node.output].dim;
         match &node.op {
             Op::RmsNorm { gain, eps, width } => by_rows(team, dim, out, &|at, out| {
@@ -245,11 +338,11 @@ impl Layer {
         batch: &Batch,
         caches: Option<&mut [&mut LayerCache]>,
         node: &Node,
-        values: &[Vec<f32>],
+        values: &[Buffer],
         shape: &AttentionShape,
         out: &mut [f32],
     ) {
-        let [q, k, v] = [0, 1, 2].map(|i| values[node.inputs[i]].as_slice());
+        let [q, k, v] = [0, 1, 2].map(|i| &*values[node.inputs[i]]);
         let (wide, narrow) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
         let slots = [1, 2].map(|i| match self.graph.producer(node.inputs[i]).map(|n| &n.op) {
             Some(Op::Cache { slot }) => Some(*slot),

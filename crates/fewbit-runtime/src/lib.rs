@@ -21,3 +21,4 @@ pub use hooks::{Hooks, NoHooks};
 pub use layer::{Layer, Rotations, Workspace};
 pub use runtime::{Runtime, embed};
 pub use sample::{Sampler, Sampling};
+pub use steps::kept_between;

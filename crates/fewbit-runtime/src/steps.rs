@@ -53,6 +53,30 @@ impl Program {
         let dead_after = dead_after(graph, &steps);
         Self { steps, kernels: groups.into_iter().map(|(_, ws)| ws).collect(), dead_after }
     }
+
+    /// How many steps are done once a value is there.
+    pub(crate) fn until(&self, value: ValueId) -> usize {
+        self.steps.iter().position(|s| s.outputs().contains(&value)).map_or(0, |i| i + 1)
+    }
+
+    /// The values that are there after `done` steps and are read by a later one.
+    pub(crate) fn live(&self, done: usize) -> Vec<ValueId> {
+        let (before, after) = self.steps.split_at(done);
+        let made = before.iter().flat_map(|s| s.outputs()).chain([&Graph::INPUT]);
+        made.filter(|v| after.iter().any(|s| s.inputs().contains(v))).copied().collect()
+    }
+}
+
+/// Numbers per token, beside the block's input, that must be kept where a run stops at the input of linears: the most
+/// over these stops.
+pub fn kept_between(graph: &Graph) -> usize {
+    let steps = Program::of(graph);
+    let stops = graph.linears_by_input().into_iter().scan(0, |done, (v, _)| {
+        *done = steps.until(v).max(*done);
+        Some(*done)
+    });
+    let width = |done| steps.live(done).iter().filter(|v| **v != Graph::INPUT).map(|v| graph.values[*v].dim).sum();
+    stops.map(width).max().unwrap_or(0)
 }
 
 fn output_of(graph: &Graph, weight: WeightId) -> ValueId {
