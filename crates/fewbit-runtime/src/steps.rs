@@ -62,7 +62,7 @@ impl Program {
     /// The values that are there after `done` steps and are read by a later one.
     pub(crate) fn live(&self, done: usize) -> Vec<ValueId> {
         let (before, after) = self.steps.split_at(done);
-        let made = before.iter().flat_map(|s| s.outputs()).chain([&Graph::INPUT]);
+        let made = before.iter().flat_map(Step::outputs).chain([&Graph::INPUT]);
         made.filter(|v| after.iter().any(|s| s.inputs().contains(v))).copied().collect()
     }
 }
