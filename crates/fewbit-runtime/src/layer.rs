@@ -191,11 +191,11 @@ impl Layer {
         let tokens = batch.tokens();
         workspace.values.resize_with(self.graph.values.len(), Buffer::default);
         for (step, dead) in self.program.steps[steps.clone()].iter().zip(&self.program.dead_after[steps]) {
-            for v in step.outputs() {
-                workspace.take(*v, tokens * self.graph.values[*v].dim);
-            }
             match step {
                 Step::Linears { input, outputs, kernel } => {
+                    for v in outputs {
+                        workspace.take(*v, tokens * self.graph.values[*v].dim);
+                    }
                     let mut outs: Vec<Buffer> =
                         outputs.iter().map(|v| std::mem::take(&mut workspace.values[*v])).collect();
                     let mut slices: Vec<&mut [f32]> = outs.iter_mut().map(|b| &mut **b).collect();
@@ -205,8 +205,13 @@ impl Layer {
                     }
                 }
                 Step::Node(node) => {
+                    let reused = reusable(node, dead);
+                    match reused {
+                        Some(i) => workspace.values.swap(node.inputs[i], node.output),
+                        None => workspace.take(node.output, tokens * self.graph.values[node.output].dim),
+                    }
                     let mut out = std::mem::take(&mut workspace.values[node.output]);
-                    self.node(team, batch, rotations, caches.as_deref_mut(), node, &workspace.values, &mut out);
+                    self.node(team, batch, rotations, caches.as_deref_mut(), node, reused, &workspace.values, &mut out);
                     workspace.values[node.output] = out;
                 }
             }
@@ -252,6 +257,7 @@ impl Layer {
         }
     }
 
+    /// Computes a node's output; `reused` says which input `out` holds already, if any.
     fn node(
         &self,
         team: &Team,
@@ -259,11 +265,18 @@ impl Layer {
         rotations: &Rotations,
         caches: Option<&mut [&mut LayerCache]>,
         node: &Node,
+        reused: Option<usize>,
         values: &[Buffer],
         out: &mut [f32],
     ) {
         let input = |i: usize| &*values[node.inputs[i]];
         let dim = self.graph.values[node.output].dim;
+        let first = |at: usize, out: &mut [f32]| {
+            if reused.is_none() {
+                out.copy_from_slice(&input(0)[at..at + out.len()]);
+            }
+        };
+        let second = || input(if reused == Some(1) { 0 } else { 1 });
         match &node.op {
             Op::RmsNorm { gain, eps, width } => by_rows(team, dim, out, &|at, out| {
                 elementwise::rms_norm(&input(0)[at..at + out.len()], *width, Some(&self.vectors[*gain]), *eps, out);
@@ -273,19 +286,19 @@ impl Layer {
                 elementwise::layer_norm(&input(0)[at..at + out.len()], dim, Some(gain), Some(bias), *eps, out);
             }),
             Op::Scale { factor } => by_rows(team, dim, out, &|at, out| {
-                out.copy_from_slice(&input(0)[at..at + out.len()]);
+                first(at, out);
                 elementwise::scale(out, *factor);
             }),
             Op::Add => by_rows(team, dim, out, &|at, out| {
-                out.copy_from_slice(&input(0)[at..at + out.len()]);
-                elementwise::add(out, &input(1)[at..at + out.len()]);
+                first(at, out);
+                elementwise::add(out, &second()[at..at + out.len()]);
             }),
             Op::Mul => by_rows(team, dim, out, &|at, out| {
-                out.copy_from_slice(&input(0)[at..at + out.len()]);
-                elementwise::mul(out, &input(1)[at..at + out.len()]);
+                first(at, out);
+                elementwise::mul(out, &second()[at..at + out.len()]);
             }),
             Op::Activation(f) => by_rows(team, dim, out, &|at, out| {
-                out.copy_from_slice(&input(0)[at..at + out.len()]);
+                first(at, out);
                 match f {
                     Activation::Silu => elementwise::silu(out),
                     Activation::GeluErf => elementwise::gelu_erf(out),
@@ -294,21 +307,21 @@ impl Layer {
                 }
             }),
             Op::Softcap { cap } => by_rows(team, dim, out, &|at, out| {
-                out.copy_from_slice(&input(0)[at..at + out.len()]);
+                first(at, out);
                 elementwise::softcap(out, *cap);
             }),
             Op::Rope { rope, heads, head_dim, rotary_dims } => {
                 let (cos, sin) = &rotations.tables[*rope];
                 let pairs = rotary_dims / 2;
                 by_rows(team, dim, out, &|at, out| {
-                    out.copy_from_slice(&input(0)[at..at + out.len()]);
-                    let (first, rows) = (at / dim, out.len() / dim);
-                    let table = first * pairs..(first + rows) * pairs;
+                    first(at, out);
+                    let (row, rows) = (at / dim, out.len() / dim);
+                    let table = row * pairs..(row + rows) * pairs;
                     elementwise::rope(out, *heads, *head_dim, *rotary_dims, &cos[table.clone()], &sin[table]);
                 });
             }
             Op::Cache { slot } => {
-                out.copy_from_slice(input(0));
+                first(0, out);
                 if let Some(caches) = caches {
                     for ((span, rows), cache) in batch.rows().zip(caches) {
                         cache.append(*slot, span.start, &out[rows.start * dim..rows.end * dim]);
@@ -367,6 +380,20 @@ impl std::fmt::Debug for Layer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let kernels: Vec<&str> = self.kernels.iter().map(|k| k.name()).collect();
         f.debug_struct("Layer").field("kernels", &kernels).finish_non_exhaustive()
+    }
+}
+
+/// The input whose place the output of an elementwise node may take, because nothing reads it afterwards.
+fn reusable(node: &Node, dead: &[ValueId]) -> Option<usize> {
+    let is_free =
+        |i: usize| dead.contains(&node.inputs[i]) && node.inputs.iter().filter(|v| **v == node.inputs[i]).count() == 1;
+    match node.op {
+        Op::Scale { .. } | Op::Activation(_) | Op::Softcap { .. } | Op::Rope { .. } | Op::Cache { .. } => {
+            Some(0).filter(|i| is_free(*i))
+        }
+        // Both are commutative, to the bit.
+        Op::Add | Op::Mul => [0, 1].into_iter().find(|i| is_free(*i)),
+        _ => None,
     }
 }
 
