@@ -392,15 +392,14 @@ fn check_patterns(file: &ModelFile, choices: &Choices<'_>) -> Result<()> {
 fn probe(grid: &dyn Grid, cols: usize) -> Result<Storage> {
     let row = Mat::zeros(1, cols);
     let bound: Box<dyn BoundGrid> = grid.begin(&row)?;
-    let (group, width) = (bound.group(), bound.width());
+    let group = bound.group();
     let zeros = vec![[0.0; LANES]; cols];
-    let (mut codes, mut decoded) = (vec![[0; LANES]; cols], vec![[0.0; LANES]; width]);
+    let (mut codes, mut decoded) = (vec![[0; LANES]; cols], vec![[0.0; LANES]; group]);
     let mut params: Vec<Params> = Vec::new();
     for k in 0..cols / group {
         let p = bound.fit(k, &zeros[k * group..(k + 1) * group], Weighting::None);
-        for c in (k * group..(k + 1) * group).step_by(width) {
-            bound.round(&p, &zeros[c..c + width], &mut codes[c..c + width], &mut decoded);
-        }
+        let at = k * group..(k + 1) * group;
+        bound.round(&p, &zeros[at.clone()], &mut codes[at], &mut decoded);
         params.push(p);
     }
     bound.store(vec![codes], vec![params])

@@ -145,7 +145,8 @@ impl IntCodes {
             )));
         }
         let most = ((1u32 << grid.bits) - 1) as u8;
-        if codes.iter().any(|c| *c > most) || matches!(&zeros, Zeros::Codes(z) if z.iter().any(|c| *c > most)) {
+        let all_bits = |codes: &[u8]| codes.iter().fold(0, |all, c| all | c);
+        if all_bits(codes) > most || matches!(&zeros, Zeros::Codes(z) if all_bits(z) > most) {
             return Err(Error::input(format!("holds a code beyond {} bits", grid.bits)));
         }
         let row_bytes = packed_len(cols, grid.bits);

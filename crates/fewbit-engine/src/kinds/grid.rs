@@ -1,9 +1,10 @@
 use std::ops::Range;
 
 use fewbit_format::{Mat, Result, Storage};
+use fewbit_kernel::strip::{STRIP, gather};
 
 /// Rows that are rounded together: one vector register of f32.
-pub const LANES: usize = 16;
+pub const LANES: usize = STRIP;
 
 /// Up to [`LANES`] consecutive rows of a matrix, column by column: `data[c][lane]` is row `rows.start + lane`.
 ///
@@ -21,11 +22,8 @@ impl Strip {
     pub fn of(w: &Mat, index: usize) -> Self {
         let rows = index * LANES..((index + 1) * LANES).min(w.rows());
         let mut data = vec![[0.0; LANES]; w.cols()];
-        for (lane, r) in rows.clone().enumerate() {
-            for (c, v) in w.row(r).iter().enumerate() {
-                data[c][lane] = *v;
-            }
-        }
+        let values = &w.data()[rows.start * w.cols()..rows.end * w.cols()];
+        gather(values, w.cols(), data.as_flattened_mut());
         Self { rows, data }
     }
 
@@ -75,7 +73,7 @@ pub trait Grid: Send + Sync + std::fmt::Debug {
 }
 
 /// A grid bound to one matrix. Solvers call [`fit`](Self::fit) once per group and strip, [`round`](Self::round) for
-/// every tile, and [`store`](Self::store) at the end with all codes and parameters.
+/// its tiles, and [`store`](Self::store) at the end with all codes and parameters.
 pub trait BoundGrid: Send + Sync {
     /// Columns that are rounded together: 1 for scalars, 8 for an 8-dimensional codebook.
     fn width(&self) -> usize;
@@ -86,7 +84,7 @@ pub trait BoundGrid: Send + Sync {
     /// Parameters of group `index` (columns `index·group..`) for the strip's rows, from the values `[group][lane]`.
     fn fit(&self, index: usize, values: &[[f32; LANES]], by: Weighting<'_>) -> Params;
 
-    /// Rounds one tile `[width][lane]`: writes `width` codes per lane and the values that they decode to.
+    /// Rounds tiles `[width][lane]` of one group, one or several: writes as many codes per lane, and what they decode to.
     fn round(&self, params: &Params, tile: &[[f32; LANES]], codes: &mut [[u16; LANES]], decoded: &mut [[f32; LANES]]);
 
     /// The stored form. `codes[strip][column]` and `params[strip][group]`, strips in order.

@@ -1,5 +1,6 @@
 use fewbit_engine::kinds::{BoundGrid, Entry, Grid, LANES, Needs, Params, Weighting, parse};
 use fewbit_format::{Error, Group, IntCodes, IntGrid, Mat, Result, ScaleType, Storage, Zeros};
+use fewbit_kernel::strip::{Affine, round_affine};
 use serde::Deserialize;
 
 pub(crate) const ENTRY: Entry<dyn Grid> = Entry {
@@ -229,20 +230,17 @@ impl Bound {
         if stored > 0.0 { stored } else { 1.0 }
     }
 
-    fn code(&self, w: f32, s: f32, z: f32) -> f32 {
-        let most = self.most();
-        if self.has_offsets { round((w - z) / s).clamp(0.0, most) } else { (round(w / s) + z).clamp(0.0, most) }
-    }
-
-    /// [`fewbit_format::Zero::value`] in vector form; a test holds the two together.
-    fn value(&self, q: f32, s: f32, z: f32) -> f32 {
-        if self.has_offsets { s * q + z } else { s * (q - z) }
+    /// The meaning of codes; [`fewbit_format::Zero::value`] says the same, and a test holds the two together.
+    fn affine<'a>(&self, scale: &'a [f32; LANES], zero: &'a [f32; LANES]) -> Affine<'a> {
+        Affine { scale, zero, most: self.most(), has_offsets: self.has_offsets }
     }
 
     /// Error of one row of a group under `(s, z)`; `row[c]`.
     fn error(&self, row: &[f32], s: f32, z: f32, by: Weighting<'_>, delta: &mut Vec<f32>) -> f64 {
         delta.clear();
-        delta.extend(row.iter().map(|w| w - self.value(self.code(*w, s, z), s, z)));
+        let (scale, zero) = ([s; LANES], [z; LANES]);
+        let affine = self.affine(&scale, &zero);
+        delta.extend(row.iter().map(|w| w - affine.value(affine.code(*w, 0), 0)));
         match by {
             Weighting::Gram(g) => {
                 let mut sum = 0.0;
@@ -258,14 +256,6 @@ impl Bound {
             Weighting::None => delta.iter().map(|d| f64::from(d.abs().powf(2.4))).sum(),
         }
     }
-}
-
-/// Nearest integer, ties to even, for magnitudes below 2²²: one addition and one subtraction, which every vector unit has.
-#[inline]
-fn round(x: f32) -> f32 {
-    const MAGIC: f32 = 12_582_912.0;
-    let x = x.clamp(-1_048_576.0, 1_048_576.0);
-    (x + MAGIC) - MAGIC
 }
 
 impl BoundGrid for Bound {
@@ -320,14 +310,7 @@ impl BoundGrid for Bound {
     }
 
     fn round(&self, params: &Params, tile: &[[f32; LANES]], codes: &mut [[u16; LANES]], decoded: &mut [[f32; LANES]]) {
-        let (scales, zeros) = (&params.0[0], &params.0[1]);
-        for ((w, code), out) in tile.iter().zip(codes).zip(decoded) {
-            for lane in 0..LANES {
-                let q = self.code(w[lane], scales[lane], zeros[lane]);
-                code[lane] = q as u16;
-                out[lane] = self.value(q, scales[lane], zeros[lane]);
-            }
-        }
+        round_affine(self.affine(&params.0[0], &params.0[1]), tile, codes, decoded);
     }
 
     fn store(&self, codes: Vec<Vec<[u16; LANES]>>, params: Vec<Vec<Params>>) -> Result<Storage> {

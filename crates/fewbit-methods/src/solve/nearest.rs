@@ -76,9 +76,7 @@ pub(crate) fn round_all(
         for k in 0..cols / group {
             let at = k * group..(k + 1) * group;
             let p = grid.fit(k, &strip.data[at.clone()], weighting(blocks, k));
-            for tile in at.step_by(grid.width()).map(|c| c..c + grid.width()) {
-                grid.round(&p, &strip.data[tile.clone()], &mut codes[tile.clone()], &mut values[tile]);
-            }
+            grid.round(&p, &strip.data[at.clone()], &mut codes[at.clone()], &mut values[at]);
             params.push(p);
         }
         if let Some(rows) = rows {
