@@ -77,6 +77,11 @@ fn linears(file: &ModelFile) -> Result<f64> {
     Ok(8.0 * bytes as f64 / of.weights.max(1) as f64)
 }
 
+/// The tensors whose bytes are a linear's bits, by its module ([`ModelFile::module`]).
+pub fn stored_tensors(file: &ModelFile, module: &str) -> Vec<String> {
+    stored(file, module).0
+}
+
 /// The tensors that hold a module's weight, and whether it is quantized.
 fn stored(file: &ModelFile, module: &str) -> (Vec<String>, bool) {
     let checkpoint = file.checkpoint();

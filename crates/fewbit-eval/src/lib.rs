@@ -15,7 +15,7 @@ mod row;
 mod text;
 mod windows;
 
-pub use bits::{Bits, bits_per_weight};
+pub use bits::{Bits, bits_per_weight, stored_tensors};
 pub use bootstrap::{Interval, intervals, quantile};
 pub use cache::Cache;
 pub use evaluate::{Divergence, Measured, WindowSums, evaluate};

@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use clap::Args;
+use fewbit_eval::{Bits, stored_tensors};
 use fewbit_format::Result;
 use fewbit_graph::{Container, Part};
 use fewbit_store::{Checkpoint, ModelFile, layout};
@@ -48,8 +49,9 @@ impl Inspect {
         let file = ModelFile::of(loading::checkpoint(&self.model)?)?;
         let layers = layers(&file);
         let outliers = if self.outliers { Some(outliers::of(session, &file)?) } else { None };
-        session.output.text(&text(&file, &layers))?;
-        let mut object = object(&file, &layers);
+        let bits = fewbit_eval::bits_per_weight(&file)?;
+        session.output.text(&text(&file, &layers, &bits))?;
+        let mut object = object(&file, &layers, &bits);
         if let Some(outliers) = outliers {
             session.output.text(&outliers::table(&outliers))?;
             object["outliers"] = outliers.iter().map(outliers::Tails::object).collect();
@@ -71,21 +73,12 @@ fn layers(file: &ModelFile) -> Vec<Layer> {
                 .collect();
             // Several weights may be views of one stored matrix.
             let modules: BTreeSet<&str> = linears.iter().map(|l| l.module.as_str()).collect();
-            let names = modules.into_iter().flat_map(|m| tensors_of(file, m));
+            let names = modules.into_iter().flat_map(|m| stored_tensors(file, m));
             let stored_bits = names.map(|name| 8 * bytes(file.checkpoint(), &name)).sum();
             let weights = linears.iter().map(|l| (l.shape[0] * l.shape[1]) as u64).sum();
             Layer { linears, stored_bits, weights }
         })
         .collect()
-}
-
-/// The tensors of a module's weight that the checkpoint has.
-fn tensors_of(file: &ModelFile, module: &str) -> Vec<String> {
-    let names = match file.checkpoint().container() {
-        Container::HuggingFace => layout::tensor_names(file.quantization(), module),
-        Container::Gguf => vec![format!("{module}.weight")],
-    };
-    names.into_iter().filter(|n| file.checkpoint().contains(n)).collect()
 }
 
 /// How a module's weight is stored, in a few words.
@@ -134,7 +127,7 @@ fn quantization(file: &ModelFile) -> Option<String> {
     })
 }
 
-fn object(file: &ModelFile, layers: &[Layer]) -> Value {
+fn object(file: &ModelFile, layers: &[Layer], bits: &Bits) -> Value {
     let (checkpoint, model) = (file.checkpoint(), file.model());
     let tensor = |name: &str| {
         let elements = checkpoint.elements(name).ok()?;
@@ -149,7 +142,6 @@ fn object(file: &ModelFile, layers: &[Layer]) -> Value {
             "linears": layer.linears.iter().map(linear).collect::<Vec<_>>(),
         })
     };
-    let size_bytes = checkpoint.size_bytes();
     json!({
         "architecture": architecture(checkpoint),
         "parameters": model.parameters(),
@@ -157,9 +149,9 @@ fn object(file: &ModelFile, layers: &[Layer]) -> Value {
         "vocabulary": model.vocabulary,
         "hidden": model.hidden,
         "is_tied": file.is_tied(),
-        "size_bytes": size_bytes,
+        "size_bytes": bits.size_bytes,
         "bits_per_weight": bits_per_weight(layers),
-        "bits_per_weight_model": 8.0 * size_bytes as f64 / model.parameters().max(1) as f64,
+        "bits_per_weight_model": bits.model,
         "quantization": quantization(file),
         "layers": layers.iter().enumerate().map(layer).collect::<Vec<_>>(),
         "tensors": checkpoint.names().filter_map(tensor).collect::<Vec<_>>(),
@@ -167,9 +159,8 @@ fn object(file: &ModelFile, layers: &[Layer]) -> Value {
     })
 }
 
-fn text(file: &ModelFile, layers: &[Layer]) -> String {
+fn text(file: &ModelFile, layers: &[Layer], bits: &Bits) -> String {
     let (checkpoint, model) = (file.checkpoint(), file.model());
-    let size = checkpoint.size_bytes();
     let mut out = String::new();
     let mut row = |name: &str, value: String| {
         let _ = writeln!(out, "{name:<16}{value}");
@@ -187,14 +178,7 @@ fn text(file: &ModelFile, layers: &[Layer]) -> String {
     );
     row("context", model.context.to_string());
     row("quantization", quantization(file).unwrap_or_else(|| "none".to_owned()));
-    row(
-        "size",
-        format!(
-            "{:.1} MB, {:.3} bits per parameter",
-            size as f64 / 1e6,
-            8.0 * size as f64 / model.parameters().max(1) as f64
-        ),
-    );
+    row("size", format!("{:.1} MB, {:.3} bits per parameter", bits.size_bytes as f64 / 1e6, bits.model));
     row("linears", format!("{:.3} bits per weight, all that is stored for them", bits_per_weight(layers)));
     for note in file.notes() {
         row("note", note.clone());
