@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
+use crate::bench::Bench;
 use crate::fewbit;
 
 /// A copy of the bundled model.
@@ -161,4 +162,25 @@ fn paths_that_are_no_model() {
     let empty: PathBuf = dir.path().join("empty");
     fs::create_dir(&empty).unwrap();
     fewbit(&["inspect", &empty.display().to_string()]).refused(&["holds no weights"]);
+}
+
+#[test]
+fn a_model_with_a_number_that_is_none_is_refused_before_the_work() {
+    let bench = Bench::new("2");
+    let shard = Path::new(&bench.model).join("model-00003-of-00004.safetensors");
+    let mut bytes = fs::read(&shard).unwrap();
+    let end = bytes.len();
+    for (value, word) in [([0xc0, 0x7f], "NaN"), ([0x80, 0x7f], "inf")] {
+        bytes[end - 2..].copy_from_slice(&value);
+        fs::write(&shard, &bytes).unwrap();
+        for recipe in ["rtn", "gptq"] {
+            bench.run(&bench.path("out"), &["--recipe", recipe]).refused(&[
+                "model-00003-of-00004.safetensors",
+                "model.layers.1.mlp.down_proj.weight",
+                word,
+                "[63, 127]",
+            ]);
+            bench.holds_only(&[]);
+        }
+    }
 }

@@ -1,16 +1,21 @@
 //! The compiled program, driven end to end.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails loudly, and says what it lacks")]
 
+mod bench;
+mod calibration;
 mod damage;
 mod evaluate;
 mod models;
+mod places;
 mod program;
+mod quantize;
+mod resume;
 mod talk;
 mod trouble;
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -21,7 +26,22 @@ struct Ran {
     stderr: String,
 }
 
+impl From<Output> for Ran {
+    fn from(out: Output) -> Self {
+        Self {
+            code: out.status.code(),
+            stdout: String::from_utf8(out.stdout).unwrap(),
+            stderr: String::from_utf8(out.stderr).unwrap(),
+        }
+    }
+}
+
 impl Ran {
+    /// Runs a command with nothing on stdin; the code of one that a signal ended is `None`.
+    fn of(command: &mut Command) -> Self {
+        command.stdin(Stdio::null()).output().unwrap().into()
+    }
+
     /// The one object on stdout.
     #[track_caller]
     fn json(&self) -> Value {
@@ -63,12 +83,7 @@ fn fewbit_reading(args: &[&str], stdin: &str) -> Ran {
     let mut child = command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // A program that refuses its arguments reads nothing.
     let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
-    let out = child.wait_with_output().unwrap();
-    Ran {
-        code: out.status.code(),
-        stdout: String::from_utf8(out.stdout).unwrap(),
-        stderr: String::from_utf8(out.stderr).unwrap(),
-    }
+    child.wait_with_output().unwrap().into()
 }
 
 /// A folder of the reference material, if it is there.
