@@ -1,8 +1,8 @@
 use std::path::{Path, PathBuf};
 
 use fewbit_format::{Error, Result, hex};
-use fewbit_runtime::language;
-use fewbit_store::Checkpoint;
+use fewbit_runtime::{check_ids, language};
+use fewbit_store::{Checkpoint, ModelFile};
 use fewbit_text::{Special, Tokenizer};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -44,10 +44,11 @@ impl Calibration {
     /// model's own rule adds no BOS.
     ///
     /// # Errors
-    /// If a file cannot be read, is empty or not UTF-8, or there is not one whole sequence.
+    /// If a file cannot be read, is empty or not UTF-8, there is not one whole sequence, or an id has no row in the
+    /// embedding.
     pub fn of_text(
         source: &CalibrationSource,
-        checkpoint: &Checkpoint,
+        model: &ModelFile,
         tokenizer: &Tokenizer,
         samples: usize,
         length: usize,
@@ -57,7 +58,7 @@ impl Calibration {
             CalibrationSource::Files(files) => {
                 let mut ids = Vec::new();
                 for file in files {
-                    ids.extend(file_ids(file, checkpoint, tokenizer)?);
+                    ids.extend(file_ids(file, model.checkpoint(), tokenizer)?);
                 }
                 ids
             }
@@ -82,6 +83,7 @@ impl Calibration {
             ids.extend(bos);
             ids.extend_from_slice(block);
         }
+        check_ids(&ids, model.model().vocabulary).map_err(|e| e.place("the calibration text"))?;
         Ok(Self::new(ids, length))
     }
 }

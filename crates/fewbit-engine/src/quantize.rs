@@ -292,7 +292,7 @@ fn calibrate(
         CalibrationSource::Own => {
             Calibration::of_model(file, &tokenizer, team, samples, length, request.seed, progress, stop)?
         }
-        source => Calibration::of_text(source, file.checkpoint(), &tokenizer, samples, length)?,
+        source => Calibration::of_text(source, file, &tokenizer, samples, length)?,
     };
     if calibration.samples < samples {
         progress.note(&format!(

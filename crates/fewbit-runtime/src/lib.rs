@@ -19,6 +19,6 @@ pub use fewbit_kernel::linear::Arithmetic;
 pub use generate::{Finish, Generated, Generation, Limits};
 pub use hooks::{Hooks, NoHooks};
 pub use layer::{Layer, Rotations, Workspace};
-pub use runtime::{Runtime, embed};
+pub use runtime::{Runtime, check_ids, embed};
 pub use sample::{Sampler, Sampling};
 pub use steps::kept_between;

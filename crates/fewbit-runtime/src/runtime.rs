@@ -121,19 +121,28 @@ impl Runtime {
     }
 }
 
+/// Whether an embedding of so many rows has one for each id.
+///
+/// # Errors
+/// Names the first id that has none.
+pub fn check_ids(ids: &[u32], rows: usize) -> Result<()> {
+    match ids.iter().find(|id| **id as usize >= rows) {
+        None => Ok(()),
+        Some(id) => Err(Error::input(format!("id {id} is beyond the embedding, which has {rows} rows"))
+            .hint("the tokenizer has tokens that the model does not know, or the ids are wrong")),
+    }
+}
+
 /// Runs an embedding graph: rows of the matrix, scaled where the family does so.
 ///
 /// # Errors
 /// If an id has no row.
 pub fn embed(graph: &Graph, matrix: &QuantizedLinear, ids: &[u32]) -> Result<Vec<f32>> {
     let [rows, hidden] = matrix.shape;
+    check_ids(ids, rows)?;
     let mut x = vec![0.0; ids.len() * hidden];
     for (id, out) in ids.iter().zip(x.chunks_exact_mut(hidden)) {
         let r = *id as usize;
-        if r >= rows {
-            return Err(Error::input(format!("id {r} is beyond the embedding, which has {rows} rows"))
-                .hint("the tokenizer has tokens that the model does not know, or the ids are wrong"));
-        }
         matrix.decode_rows(r..r + 1, out);
     }
     for node in &graph.nodes {
