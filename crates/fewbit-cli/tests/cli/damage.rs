@@ -21,13 +21,25 @@ fn model() -> TempDir {
     dir
 }
 
-/// Checks that every command that needs the weights refuses with these words.
+/// Checks that every command that needs the weights refuses with these words, and that nothing is written.
 #[track_caller]
 fn refused(dir: &TempDir, words: &[&str]) {
-    let path = dir.path().display().to_string();
+    refused_at(dir.path(), words);
+}
+
+#[track_caller]
+fn refused_at(model: &Path, words: &[&str]) {
+    let path = model.display().to_string();
     let words = [&[path.as_str()], words].concat();
     fewbit(&["inspect", &path]).refused(&words);
     fewbit(&["logits", &path, "--ids", "0"]).refused(&words);
+    let out = tempfile::tempdir().unwrap();
+    let made = out.path().join("out").display().to_string();
+    for more in [&[][..], &["--dry-run"]] {
+        let args = ["quantize", &path, "--recipe", "rtn", "--requantize", "--out", &made];
+        fewbit(&[&args[..], more].concat()).refused(&words);
+    }
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
 }
 
 fn write(dir: &TempDir, name: &str, bytes: impl AsRef<[u8]>) {
@@ -183,4 +195,74 @@ fn a_model_with_a_number_that_is_none_is_refused_before_the_work() {
             bench.holds_only(&[]);
         }
     }
+}
+
+#[test]
+fn a_shard_that_is_missing_cut_or_another_is_named() {
+    let bench = Bench::new("2");
+    let folder = Path::new(&bench.model);
+    let shard = |i: u32| folder.join(format!("model-0000{i}-of-00004.safetensors"));
+    let whole = fs::read(shard(2)).unwrap();
+    fs::remove_file(shard(2)).unwrap();
+    refused_at(folder, &["model-00002-of-00004.safetensors", "missing"]);
+    fs::write(shard(2), &whole[..whole.len() - 2]).unwrap();
+    refused_at(folder, &["model-00002-of-00004.safetensors", "truncated"]);
+    fs::copy(shard(3), shard(2)).unwrap();
+    refused_at(folder, &["model-00002-of-00004.safetensors", "model.layers.0."]);
+    fs::write(shard(2), whole).unwrap();
+    let index = folder.join("model.safetensors.index.json");
+    for (text, words) in [("{", "JSON"), ("{}", "weight_map"), ("{\"weight_map\": {\"a\": 3}}", "expected a string")] {
+        fs::write(&index, text).unwrap();
+        refused_at(folder, &["model.safetensors.index.json", words]);
+    }
+    fs::write(&index, "{\"weight_map\": {\"a\": \"../../etc/passwd\"}}").unwrap();
+    refused_at(folder, &["model.safetensors.index.json", "../../etc/passwd"]);
+}
+
+#[test]
+fn counts_and_lengths_of_a_gguf_file_are_checked() {
+    let bench = Bench::new("2");
+    let path = bench.path("model.gguf");
+    let blocks = ["--recipe", "rtn", "--format", "gguf", "--symmetric", "--set", "grid.scale=f16"];
+    assert_eq!(bench.run(&path, &blocks).code, Some(0));
+    let whole = fs::read(&path).unwrap();
+    // Version, number of tensors, number of keys; then the length of the first key.
+    for (at, value, words) in [
+        (4, 0, "is GGUF version 0"),
+        (8, 1 << 63, "9223372036854775808 tensors"),
+        (8, u64::MAX, "18446744073709551615 tensors"),
+        (16, 1 << 61, "2305843009213693952 keys"),
+        (24, 1 << 63, "name of a key: says that it holds 9223372036854775808 bytes"),
+        (24, u64::MAX, "name of a key: says that it holds 18446744073709551615 bytes"),
+    ] {
+        let mut bytes = whole.clone();
+        let width = if at == 4 { 4 } else { 8 };
+        bytes[at..at + width].copy_from_slice(&value.to_le_bytes()[..width]);
+        fs::write(&path, bytes).unwrap();
+        refused_at(&path, &[words, "again"]);
+    }
+    for length in [0, 3, 20, 100, whole.len() - 1] {
+        fs::write(&path, &whole[..length]).unwrap();
+        refused_at(&path, &["download it again"]);
+    }
+}
+
+#[test]
+fn a_token_without_a_row_is_named_where_it_is_used() {
+    let dir = model();
+    let path = dir.path().join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let token = json!({"id": 4096, "content": "<more>", "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": false});
+    tokenizer["added_tokens"].as_array_mut().unwrap().push(token);
+    write(&dir, "tokenizer.json", tokenizer.to_string());
+    write(&dir, "text.txt", "Once upon a time <more> there was a dog. ".repeat(9));
+    let (model, text) = (dir.path().display().to_string(), dir.path().join("text.txt").display().to_string());
+    let out = dir.path().join("out").display().to_string();
+    assert_eq!(fewbit(&["logits", &model, "--prompt", "Once"]).code, Some(0));
+    fewbit(&["logits", &model, "--prompt", "Once <more>"]).refused(&["id 4096", "4096 rows"]);
+    fewbit(&["eval", &model, "--text", &text, "--length", "16"]).refused(&["id 4096", "4096 rows"]);
+    let args = ["quantize", &model, "--recipe", "gptq", "--out", &out, "--calibration", &text, "--length", "16"];
+    fewbit(&args).refused(&["the calibration text", "id 4096", "4096 rows"]);
+    assert!(!dir.path().join("out").exists() && !dir.path().join("out.partial").exists());
 }
