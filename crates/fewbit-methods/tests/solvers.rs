@@ -149,6 +149,11 @@ fn dead_inputs_and_singular_statistics_are_survived() {
     assert!(q.data().iter().all(|v| v.is_finite()));
     let nearest = decoded(&solve(&*solver("nearest", ""), &*g, &w, &h, 1), &w);
     assert!(loss(&w, &q, &h, 0.0) < loss(&w, &nearest, &h, 0.0));
+    // What no input reaches is stored as zero, and takes no part in its group's range.
+    let mut loud = w.clone();
+    (0..16).for_each(|r| loud[(r, 17)] = 100.0);
+    assert_eq!(decoded(&solve(&*solver("gptq", ""), &*g, &loud, &h, 1), &w).data(), q.data());
+    assert!((0..16).all(|r| q[(r, 3)] == 0.0 && q[(r, 17)] == 0.0));
     // Rank one: no damping of 0.01 makes up for rounding errors of 1e-7 at a condition of 1e9; it is raised and said.
     let rank_one = Mat::from_fn(32, 32, |r, c| 1e6 * (1.0 + r as f32) * (1.0 + c as f32));
     let solved = solve(&*solver("gptq", "damping = 1e-9"), &*g, &w, &rank_one, 1);

@@ -1,7 +1,9 @@
+use std::borrow::Cow;
 use std::sync::Mutex;
 
 use fewbit_engine::kinds::{BoundGrid, Entry, LANES, LinearJob, Needs, Params, Solved, Solver, Strip, parse};
 use fewbit_format::{Error, Mat, Result};
+use fewbit_kernel::Team;
 use fewbit_kernel::product::product_nn;
 use fewbit_kernel::strip::feedback;
 use fewbit_linalg::upper_inverse_factor;
@@ -108,24 +110,30 @@ impl Solver for Gptq {
 
     fn solve(&self, job: &LinearJob<'_>) -> Result<Solved> {
         let gram = job.stats.gram.as_ref().ok_or_else(|| Error::internal("GPTQ without XᵀX"))?;
-        let bound = job.grid.begin(job.weight)?;
+        let weight = without_dead(job.weight, gram);
+        let bound = job.grid.begin(&weight)?;
         if self.act_order && bound.width() > 1 {
             return Err(Error::input("`solve.act_order` needs a grid that rounds one column at a time"));
         }
         let order = self.order(gram);
-        let is_dead: Vec<bool> = order.iter().map(|c| gram[(*c, *c)] <= 0.0).collect();
-        let (n, m) = (gram.cols(), job.weight.rows());
+        let (n, m) = (gram.cols(), weight.rows());
         let mut h = Mat::from_fn(n, n, |r, c| gram[(order[r], order[c])]);
-        let mut w = Mat::from_fn(m, n, |r, c| if is_dead[c] { 0.0 } else { job.weight[(r, order[c])] });
-        for (i, dead) in is_dead.iter().enumerate() {
-            if *dead {
-                h[(i, i)] = 1.0;
-            }
+        let mut w = Mat::from_fn(m, n, |r, c| weight[(r, order[c])]);
+        for i in (0..n).filter(|i| is_dead(gram, order[*i])) {
+            h[(i, i)] = 1.0;
         }
         let (u, damping) = self.factor(job, &h)?;
         drop(h);
         let blocks = gram_blocks(Some(gram).filter(|_| job.grid.needs().gram), bound.group());
-        let pass = Pass { bound: &*bound, job, order: &order, u: &u, blocks: &blocks, is_static: self.static_groups };
+        let pass = Pass {
+            bound: &*bound,
+            weight: &weight,
+            team: job.team,
+            order: &order,
+            u: &u,
+            blocks: &blocks,
+            is_static: self.static_groups,
+        };
         let (rounded, loss) = pass.run(&mut w, self.block);
         let (codes, params) = rounded.into_iter().unzip();
         let warning = (damping > self.damping).then(|| {
@@ -136,10 +144,26 @@ impl Solver for Gptq {
     }
 }
 
+/// Whether no calibration token reaches a column.
+fn is_dead(gram: &Mat, column: usize) -> bool {
+    gram[(column, column)] <= 0.0
+}
+
+/// The weights with zeros in dead columns: these have no part in the range of their groups.
+fn without_dead<'a>(weight: &'a Mat, gram: &Mat) -> Cow<'a, Mat> {
+    let mut weight = Cow::Borrowed(weight);
+    for c in (0..gram.cols()).filter(|c| is_dead(gram, *c)) {
+        let w = weight.to_mut();
+        (0..w.rows()).for_each(|r| w[(r, c)] = 0.0);
+    }
+    weight
+}
+
 /// One run over the columns.
 struct Pass<'a> {
     bound: &'a dyn BoundGrid,
-    job: &'a LinearJob<'a>,
+    weight: &'a Mat,
+    team: &'a Team,
     order: &'a [usize],
     u: &'a Mat,
     blocks: &'a [Mat],
@@ -161,7 +185,7 @@ impl Pass<'_> {
             let len = last - first;
             let errors = &mut errors[..m * len];
             let current = &*w;
-            self.job.team.for_pieces(errors, LANES * len, &|i, errors| {
+            self.team.for_pieces(errors, LANES * len, &|i, errors| {
                 let mut state = state[i].lock().expect("no task panics while it holds its strip");
                 let loss = self.block(current, i, first..last, &mut state, errors);
                 *losses[i].lock().expect("no task panics while it holds its strip") += loss;
@@ -169,7 +193,7 @@ impl Pass<'_> {
             if last < n {
                 let (u, rest) = (self.u.data(), n - last);
                 product_nn(
-                    self.job.team,
+                    self.team,
                     m,
                     rest,
                     len,
@@ -194,7 +218,7 @@ impl Pass<'_> {
         if !self.is_static {
             return vec![Params::default(); groups];
         }
-        let strip = Strip::of(self.job.weight, strip);
+        let strip = Strip::of(self.weight, strip);
         (0..groups)
             .map(|k| self.bound.fit(k, &strip.data[k * group..(k + 1) * group], weighting(self.blocks, k)))
             .collect()
