@@ -73,15 +73,17 @@ impl Gptq {
         order
     }
 
-    /// The factor under as much damping as it takes, and that damping.
-    fn factor(&self, job: &LinearJob<'_>, h: &Mat) -> Result<(Mat, f32)> {
-        let mean = (0..h.cols()).map(|i| f64::from(h[(i, i)])).sum::<f64>() / h.cols() as f64;
+    /// The factor of the columns in order under as much damping as it takes, and that damping.
+    fn factor(&self, job: &LinearJob<'_>, gram: &Mat, order: &[usize]) -> Result<(Mat, f32)> {
+        let diagonal: Vec<f32> = order.iter().map(|c| if is_dead(gram, *c) { 1.0 } else { gram[(*c, *c)] }).collect();
+        let mean = diagonal.iter().map(|d| f64::from(*d)).sum::<f64>() / diagonal.len() as f64;
         let mut damping = self.damping;
         for _ in 0..12 {
-            let mut damped = h.clone();
-            for i in 0..h.cols() {
-                damped[(i, i)] += (f64::from(damping) * mean) as f32;
-            }
+            let mut damped = Mat::zeros(order.len(), order.len());
+            job.team.for_pieces(damped.data_mut(), order.len(), &|r, row| {
+                gather(gram.row(order[r]), order, row);
+                row[r] = diagonal[r] + (f64::from(damping) * mean) as f32;
+            });
             if let Ok(u) = upper_inverse_factor(job.team, damped) {
                 return Ok((u, damping));
             }
@@ -99,8 +101,8 @@ impl Solver for Gptq {
     }
 
     fn scratch_bytes(&self, rows: usize, cols: usize) -> u64 {
-        // The permuted H, its factor and the factorization's scratch; the weights being worked on, their codes, one block of errors.
-        (4 * 2 * cols * cols + (4 + 3) * rows * cols + 4 * rows * self.block) as u64
+        // The permuted H, which becomes its factor; the weights being worked on, their codes, one block of errors.
+        (4 * cols * cols + (4 + 3) * rows * cols + 4 * rows * self.block) as u64
     }
 
     fn flops(&self, rows: usize, cols: usize) -> f64 {
@@ -117,13 +119,9 @@ impl Solver for Gptq {
         }
         let order = self.order(gram);
         let (n, m) = (gram.cols(), weight.rows());
-        let mut h = Mat::from_fn(n, n, |r, c| gram[(order[r], order[c])]);
-        let mut w = Mat::from_fn(m, n, |r, c| weight[(r, order[c])]);
-        for i in (0..n).filter(|i| is_dead(gram, order[*i])) {
-            h[(i, i)] = 1.0;
-        }
-        let (u, damping) = self.factor(job, &h)?;
-        drop(h);
+        let (u, damping) = self.factor(job, gram, &order)?;
+        let mut w = Mat::zeros(m, n);
+        job.team.for_pieces(w.data_mut(), n, &|r, row| gather(weight.row(r), &order, row));
         let blocks = gram_blocks(Some(gram).filter(|_| job.grid.needs().gram), bound.group());
         let pass = Pass {
             bound: &*bound,
@@ -142,6 +140,11 @@ impl Solver for Gptq {
         let output_mse = Some(loss / (job.stats.tokens.max(1) * m) as f64);
         Ok(Solved { storage: bound.store(codes, params)?, output_mse, warning })
     }
+}
+
+/// `out[i] = values[order[i]]`.
+fn gather(values: &[f32], order: &[usize], out: &mut [f32]) {
+    out.iter_mut().zip(order).for_each(|(o, i)| *o = values[*i]);
 }
 
 /// Whether no calibration token reaches a column.
