@@ -2,6 +2,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use fewbit_format::{Error, Result};
+use serde_json::Value;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::{
     AddedVocabulary, DecoderWrapper, Encoding, Model, ModelWrapper, NormalizerWrapper, OffsetType,
@@ -127,11 +128,10 @@ impl Tokenizer {
     ///
     /// A vocabulary with scores is written as the list of its merges; [`crate::check_round_trip`] proves the result.
     pub fn to_json(&self) -> Result<Vec<u8>> {
-        let text = match &self.engine {
-            Engine::Library(p) => p.to_string(false),
-            Engine::Scores(p) => merges_of(p).and_then(|p| p.to_string(false)),
-        };
-        text.map(String::into_bytes).map_err(|e| Error::internal(format!("the tokenizer cannot be written: {e}")))
+        match &self.engine {
+            Engine::Library(p) => json_of(p),
+            Engine::Scores(p) => json_of(&merges_of(p).map_err(|e| unwritten(&e))?),
+        }
     }
 
     /// The vocabulary that a GGUF file holds of this tokenizer.
@@ -325,6 +325,27 @@ fn pieces<M: Model>(p: &Pipeline<M>, spelling: &Spelling) -> Result<Pieces> {
         (id, if control { Token::Control } else { Token::Added(token.content.clone()) })
     });
     Pieces::new(model.chain(added).collect(), spelling)
+}
+
+fn unwritten(why: &dyn std::fmt::Display) -> Error {
+    Error::internal(format!("the tokenizer cannot be written: {why}"))
+}
+
+/// A pipeline as `tokenizer.json`.
+///
+/// The library writes as many ids as there are tokens, from 0 on: of a vocabulary with holes it leaves out the last.
+fn json_of(p: &Pipeline<ModelWrapper>) -> Result<Vec<u8>> {
+    let text = p.to_string(false).map_err(|e| unwritten(&e))?;
+    let mut tokens: Vec<(String, u32)> = p.get_model().get_vocab().into_iter().collect();
+    if tokens.iter().all(|(_, id)| (*id as usize) < tokens.len()) {
+        return Ok(text.into_bytes());
+    }
+    tokens.sort_by_key(|(_, id)| *id);
+    let mut json: Value = serde_json::from_str(&text).map_err(|e| unwritten(&e))?;
+    if let Some(written) = json["model"]["vocab"].as_object_mut() {
+        *written = tokens.into_iter().map(|(token, id)| (token, id.into())).collect();
+    }
+    serde_json::to_vec(&json).map_err(|e| unwritten(&e))
 }
 
 /// The same pipeline with scores turned into merges.

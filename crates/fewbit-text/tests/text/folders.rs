@@ -67,6 +67,25 @@ fn an_added_token_beyond_the_model_is_known_by_its_id() {
 }
 
 #[test]
+fn a_vocabulary_with_holes_keeps_its_last_tokens() {
+    for model in [
+        serde_json::json!({"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": {"a": 0, "b": 3, "ab": 9}, "merges": [["a", "b"]]}),
+        serde_json::json!({"type": "WordLevel", "vocab": {"a": 0, "b": 3, "ab": 9}, "unk_token": "a"}),
+    ] {
+        let json = serde_json::json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+            "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null, "model": model});
+        let settings = Settings::default();
+        let t = Tokenizer::from_json(json.to_string().as_bytes(), &settings).unwrap();
+        assert_eq!(t.encode("ab", Special::Plain).unwrap(), [9]);
+        let again = Tokenizer::from_json(&t.to_json().unwrap(), &settings).unwrap();
+        assert_eq!((again.vocab_size(), again.max_id(), again.token_to_id("ab")), (3, 9, Some(9)));
+        assert_eq!(again.encode("ab", Special::Plain).unwrap(), [9]);
+    }
+}
+
+#[test]
 fn a_bpe_without_words_gives_its_ids_on_short_and_long_texts() {
     let Some(t) = tokenizer("TinyStories-656K") else { return };
     let Some(cases) = cases("TinyStories-656K") else { return };
