@@ -50,12 +50,29 @@ fn translated(checkpoint: &Checkpoint, tokenizer: &Tokenizer, rows: usize) -> Re
         return Err(differs(&text));
     }
     let mut keys = keys(&v);
-    let ends = language::end_ids(checkpoint, Some(tokenizer));
-    let eot = ends.into_iter().find(|id| Some(*id) != v.eos).filter(|id| (*id as usize) < rows);
-    keys.extend(eot.map(|id| ("tokenizer.ggml.eot_token_id".into(), Value::U32(id))));
+    keys.extend(other_ends(checkpoint, tokenizer, v.eos, rows, &mut notes));
     let template = language::chat_template_source(checkpoint)?;
     keys.extend(template.map(|t| ("tokenizer.chat_template".into(), Value::String(t))));
     Ok(Exported { keys, reference, notes })
+}
+
+/// The ids that end a text beside `eos`: a GGUF file has keys for two, the ends of a turn and of a message.
+fn other_ends(
+    checkpoint: &Checkpoint,
+    tokenizer: &Tokenizer,
+    eos: Option<u32>,
+    rows: usize,
+    notes: &mut Vec<String>,
+) -> Vec<(String, Value)> {
+    let is_other = |id: &u32| Some(*id) != eos && (*id as usize) < rows;
+    let ends: Vec<u32> = language::end_ids(checkpoint, Some(tokenizer)).into_iter().filter(is_other).collect();
+    let names = ["eot", "eom"];
+    if let Some(rest) = ends.get(names.len()..).filter(|rest| !rest.is_empty()) {
+        let rest: Vec<String> = rest.iter().map(ToString::to_string).collect();
+        notes.push(format!("a GGUF file has keys for three ids that end a text: {} are not in it", rest.join(", ")));
+    }
+    let key = |(name, id): (&str, &u32)| (format!("tokenizer.ggml.{name}_token_id"), Value::U32(*id));
+    names.into_iter().zip(&ends).map(key).collect()
 }
 
 /// The sentence for a vocabulary that gives other ids.

@@ -191,6 +191,25 @@ fn what_is_left_out_is_noted() {
 }
 
 #[test]
+fn all_ends_of_a_text_are_kept_or_named() {
+    let dir = tempfile::tempdir().unwrap();
+    family("llama", dir.path());
+    let written = |ends: &str| {
+        let config = format!(r#"{{"eos_token_id": {ends}}}"#);
+        std::fs::write(dir.path().join("generation_config.json"), config).unwrap();
+        let path = dir.path().join(format!("{}.gguf", ends.len()));
+        let report = write_gguf(&open(dir.path()), &path).unwrap();
+        (language::end_ids(open(&path).checkpoint(), None), report.notes)
+    };
+    assert_eq!(written("0"), (vec![0], vec![]));
+    assert_eq!(written("[0, 5]"), (vec![0, 5], vec![]));
+    assert_eq!(written("[7, 0, 5]"), (vec![0, 7, 5], vec![]));
+    let (ends, notes) = written("[0, 7, 5, 8, 9]");
+    assert_eq!((ends, notes.len()), (vec![0, 7, 5], 1));
+    assert!(notes[0].contains("8, 9") && notes[0].contains("end a text"), "{notes:?}");
+}
+
+#[test]
 fn stories() {
     let Some(path) = shared("stories260K") else { return };
     let (source, dir) = (open(&path), tempfile::tempdir().unwrap());
