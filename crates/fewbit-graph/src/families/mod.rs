@@ -28,16 +28,24 @@ pub trait Architecture: Sync + std::fmt::Debug {
 pub const FAMILIES: &[&dyn Architecture] =
     &[&llama::Llama, &qwen2::Qwen2, &qwen3::Qwen3, &gemma3::Gemma3, &gpt_neox::GptNeox];
 
-/// The family of a configuration, by `model_type`, then by `architectures`.
+/// The family of a configuration, by `model_type` or by the first of `architectures`: one of them is enough.
 ///
 /// # Errors
-/// Names the unknown architecture, and what is known.
+/// Names the unknown architecture, and what is known; or two names of different families.
 pub fn architecture_of(config: &Map<String, Value>) -> Result<&'static dyn Architecture> {
     let model_type = config.get("model_type").and_then(Value::as_str);
     let class = (config.get("architectures").and_then(Value::as_array)).and_then(|a| a.first()).and_then(Value::as_str);
     let by = |name: &str| FAMILIES.iter().copied().find(|f| f.answers_to().contains(&name));
-    if let Some(found) = model_type.and_then(by).or_else(|| class.and_then(by)) {
-        return Ok(found);
+    match (model_type.and_then(by), class.and_then(by)) {
+        (Some(a), Some(b)) if a.answers_to() != b.answers_to() => {
+            let (model_type, class) = (model_type.unwrap_or_default(), class.unwrap_or_default());
+            return Err(Error::input(format!(
+                "config.json: `model_type` is `{model_type}`, and `architectures` names `{class}`, another family"
+            ))
+            .hint("take the configuration that belongs to the model"));
+        }
+        (Some(found), _) | (None, Some(found)) => return Ok(found),
+        (None, None) => {}
     }
     let known: Vec<&str> =
         FAMILIES.iter().flat_map(|f| f.answers_to()).copied().filter(|n| !n.contains("For")).collect();
