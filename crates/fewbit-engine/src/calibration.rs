@@ -64,26 +64,32 @@ impl Calibration {
             }
             CalibrationSource::Own => return Err(Error::internal("text of the model's own is sampled, not read")),
         };
+        let place = |e: Error| match source {
+            CalibrationSource::Files(files) if files.len() == 1 => e.file(&files[0]),
+            _ => e,
+        };
         let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
         let per_sample = length - usize::from(bos.is_some());
         if per_sample == 0 || text.len() < per_sample {
             let fits = text.len() + usize::from(bos.is_some());
-            return Err(Error::input(format!(
-                "the calibration text has {} tokens, fewer than one sequence of {length} needs",
-                text.len()
-            ))
-            .hint(if text.is_empty() {
-                "give a longer text".to_owned()
-            } else {
-                format!("give a longer text, or `--length {fits}`")
-            }));
+            return Err(place(
+                Error::input(format!(
+                    "the calibration text has {} tokens, fewer than one sequence of {length} needs",
+                    text.len()
+                ))
+                .hint(if text.is_empty() {
+                    "give a longer text".to_owned()
+                } else {
+                    format!("give a longer text, or `--length {fits}`")
+                }),
+            ));
         }
         let mut ids = Vec::new();
         for block in text.chunks_exact(per_sample).take(samples) {
             ids.extend(bos);
             ids.extend_from_slice(block);
         }
-        check_ids(&ids, model.model().vocabulary).map_err(|e| e.place("the calibration text"))?;
+        check_ids(&ids, model.model().vocabulary).map_err(|e| place(e.place("the calibration text")))?;
         Ok(Self::new(ids, length))
     }
 }

@@ -110,6 +110,13 @@ impl Bound {
         let (format, notes) = (choices.format, Vec::new());
         let mut bound = Self { transforms, solver, grids, format, needs, notes, is_whole, is_original_stream };
         bound.format = bound.fitting_format(file)?;
+        fewbit_export::check_source(file, bound.format == Format::Gguf)?;
+        if file.is_tied() && bound.has_head() {
+            bound.notes.push(
+                "head and embedding share a matrix: the head becomes one of its own, and the embedding stays"
+                    .to_owned(),
+            );
+        }
         if bound.format == Format::CompressedTensors {
             bound.notes.extend(fewbit_export::mixed_schemes(&bound.schemes(file)?));
         }

@@ -6,6 +6,7 @@ mod config;
 mod facts;
 mod gguf;
 mod sidecars;
+mod source;
 mod table;
 mod verify;
 
@@ -13,5 +14,6 @@ pub use card::{CardInfo, card};
 pub use config::config;
 pub use gguf::{GgufReport, can_hold_gguf, write_gguf};
 pub use sidecars::sidecars;
+pub use source::check_source;
 pub use table::{EvalRow, add_row};
 pub use verify::{mixed_schemes, verify_folder};

@@ -60,6 +60,17 @@ pub fn write_gguf(file: &ModelFile, path: &Path) -> Result<GgufReport> {
     Ok(report)
 }
 
+/// Whether the keys and the vocabulary of a model can be written.
+pub(crate) fn check(file: &ModelFile) -> Result<()> {
+    let place = |e: Error| e.file(file.checkpoint().path());
+    let family = metadata::family(file).map_err(place)?;
+    rotation::factors(file, family)?;
+    if file.checkpoint().gguf().is_none() {
+        rotation::keys(file.checkpoint().config()).map_err(place)?;
+    }
+    vocabulary::vocabulary(file).map(|_| ())
+}
+
 /// The file before it is checked; removed when it was not renamed.
 struct Aside(PathBuf);
 
