@@ -22,7 +22,11 @@ fn calibration_text_that_is_none_is_refused_and_a_short_one_is_said() {
         ("empty.txt", &b""[..], &["empty.txt", "holds no text"][..]),
         ("blank.txt", b"\n\n  \n", &["blank.txt", "holds no text"]),
         ("latin1.txt", b"Il \xe9tait une fois", &["latin1.txt", "byte 0xe9 at offset 3", "UTF-8"]),
-        ("short.txt", b"Once upon a time", &["calibration text has", "fewer than one sequence of 512", "--length"]),
+        (
+            "short.txt",
+            b"Once upon a time",
+            &["short.txt", "calibration text has", "fewer than one sequence of 512", "--length"],
+        ),
         ("broken.jsonl", format!("{text}{{\"text\": ").as_bytes(), &["broken.jsonl", "line 2", "not JSON"]),
         ("other.jsonl", format!("{text}{{\"content\": 3}}").as_bytes(), &["other.jsonl", "line 2", "`messages`"]),
     ] {

@@ -266,3 +266,24 @@ fn a_token_without_a_row_is_named_where_it_is_used() {
     fewbit(&args).refused(&["the calibration text", "id 4096", "4096 rows"]);
     assert!(!dir.path().join("out").exists() && !dir.path().join("out.partial").exists());
 }
+
+#[test]
+fn a_family_is_known_by_either_of_its_names() {
+    let dir = model();
+    let path = dir.path().display().to_string();
+    let whole = fewbit(&["logits", &path, "--ids", "0,5,9", "--json"]).good();
+    for (key, value) in [
+        ("model_type", json!("mammoth")),
+        ("model_type", Value::Null),
+        ("architectures", json!(["MammothForCausalLM"])),
+        ("architectures", json!([])),
+        ("architectures", Value::Null),
+    ] {
+        let dir = with_figure(key, value.clone());
+        let path = dir.path().display().to_string();
+        assert_eq!(fewbit(&["logits", &path, "--ids", "0,5,9", "--json"]).good(), whole, "{key} {value}");
+    }
+    // Two families at once: one of them is a mistake.
+    let dir = with_figure("architectures", json!(["GPTNeoXForCausalLM"]));
+    refused(&dir, &["`model_type` is `llama`", "`GPTNeoXForCausalLM`"]);
+}

@@ -12,6 +12,7 @@ mod quantize;
 mod resume;
 mod talk;
 mod trouble;
+mod trouble_quantizing;
 
 use std::io::Write;
 use std::path::PathBuf;

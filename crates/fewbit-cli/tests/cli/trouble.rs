@@ -26,14 +26,14 @@ fn python(program: &str, out: &Path) -> Option<()> {
 }
 
 /// The files of a case, and what is expected.
-fn case(id: &str) -> Option<(TempDir, Value)> {
+pub(crate) fn case(id: &str) -> Option<(TempDir, Value)> {
     let dir = tempfile::tempdir().unwrap();
     python(&format!("import sys, make_case as m; m.CASES['{id}'][1](sys.argv[1])"), dir.path())?;
     let expected = std::fs::read(dir.path().join("expected.json")).unwrap();
     Some((dir, serde_json::from_slice(&expected).unwrap()))
 }
 
-fn text(path: impl Into<PathBuf>) -> String {
+pub(crate) fn text(path: impl Into<PathBuf>) -> String {
     path.into().display().to_string()
 }
 
