@@ -9,11 +9,11 @@ use fewbit_store::ModelFile;
 use fewbit_store::layout::Scheme;
 use serde_json::{Value, json};
 
+use crate::bound::Bound;
 use crate::calibration::{Calibration, CalibrationSource};
 use crate::journal::{Identity, crash_point};
 use crate::outputs::{Format, rename, write_file};
 use crate::places::Places;
-use crate::plan::Bound;
 use crate::quantize::{BlockReport, Request, shard_name};
 
 /// What finishing needs to know of a run.

@@ -1,5 +1,6 @@
 //! From recipe to plan to sweeps: statistics, folding, journal, shards. Knows kinds of passes, no paper.
 
+mod bound;
 mod calibration;
 mod finish;
 mod fold;
@@ -7,6 +8,7 @@ mod journal;
 pub mod kinds;
 mod outputs;
 mod own_text;
+mod part;
 mod patterns;
 mod places;
 mod plan;

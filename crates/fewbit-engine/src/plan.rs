@@ -1,20 +1,14 @@
-//! What a recipe means for one model, before any work.
+//! What a run will do and need, said before any work.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use fewbit_format::{Error, Mat, Result, Storage};
-use fewbit_graph::{Graph, Model, Part, Rows, Site, WeightId, sites};
-use fewbit_runtime::kept_between;
+use fewbit_graph::{Graph, Part, WeightId};
 use fewbit_store::ModelFile;
-use fewbit_store::layout::Scheme;
 use serde::Serialize;
-use toml::Value;
 
-use crate::kinds::{BoundGrid, Grid, LANES, Needs, Params, Registry, Solver, Transform, Weighting};
-use crate::outputs::Format;
-use crate::recipe::{CalibrationSettings, GridSettings, Pass, Sequential, StreamOf};
+use crate::Recipe;
+use crate::bound::{Bound, compressible};
 use crate::walk::CHUNK_TOKENS;
-use crate::{Override, Pattern, Recipe};
 
 /// A sweep over the model, for people and for `--dry-run`.
 #[derive(Clone, Debug, Serialize)]
@@ -46,162 +40,7 @@ pub struct Plan {
     pub notes: Vec<String>,
 }
 
-/// The passes of a recipe, bound to a model.
-#[derive(Debug)]
-pub(crate) struct Bound {
-    pub(crate) transforms: Vec<Box<dyn Transform>>,
-    pub(crate) solver: Option<Box<dyn Solver>>,
-    /// Per block and then for the head, per weight of its graph; `None` stays as it is.
-    pub(crate) grids: Vec<Vec<Option<Box<dyn Grid>>>>,
-    pub(crate) format: Format,
-    pub(crate) needs: Needs,
-    pub(crate) notes: Vec<String>,
-    /// Whether all linears of a block see what the original block makes of its input.
-    pub(crate) is_whole: bool,
-    /// Whether the blocks before a block are the original ones.
-    pub(crate) is_original_stream: bool,
-}
-
-/// What the user chose beside the recipe.
-pub(crate) struct Choices<'a> {
-    pub(crate) registry: &'a Registry,
-    pub(crate) keep: &'a [Pattern],
-    pub(crate) overrides: &'a [Override],
-    pub(crate) format: Format,
-}
-
 impl Bound {
-    /// Binds passes to a model, or refuses with one sentence.
-    pub(crate) fn new(
-        file: &ModelFile,
-        passes: Vec<Pass>,
-        calibration: &CalibrationSettings,
-        choices: &Choices<'_>,
-    ) -> Result<Self> {
-        let (mut transforms, mut grid, mut solver) = (Vec::new(), None, None);
-        for pass in passes {
-            match pass {
-                Pass::Transform(t) => transforms.push(t),
-                Pass::Grid(g) => grid = Some(g),
-                Pass::Solve(s) => {
-                    if solver.replace(s).is_some() {
-                        return Err(
-                            Error::input("the recipe rounds twice").hint("one `solve` pass per recipe is possible")
-                        );
-                    }
-                }
-            }
-        }
-        if solver.is_some() && grid.is_none() {
-            return Err(Error::input("the recipe rounds, but says not to which numbers")
-                .hint("put a `grid` pass before `solve`"));
-        }
-        let mut grids = Vec::new();
-        for (part, graph) in compressible(file) {
-            grids.push(part_grids(file, part, graph, grid.as_ref().filter(|_| solver.is_some()), choices)?);
-        }
-        check_patterns(file, choices)?;
-        let all = || grids.iter().flatten().flatten();
-        let mut needs = all().fold(Needs::default(), |n, g| n.and(g.needs()));
-        needs = transforms.iter().fold(needs, |n, t| n.and(t.needs()));
-        needs = solver.iter().fold(needs, |n, s| n.and(s.needs()));
-        let is_original_stream = calibration.stream == StreamOf::Original;
-        let is_whole = !transforms.is_empty() || calibration.sequential == Sequential::Block || is_original_stream;
-        let (format, notes) = (choices.format, Vec::new());
-        let mut bound = Self { transforms, solver, grids, format, needs, notes, is_whole, is_original_stream };
-        bound.format = bound.fitting_format(file)?;
-        fewbit_export::check_source(file, bound.format == Format::Gguf)?;
-        if file.is_tied() && bound.has_head() {
-            bound.notes.push(
-                "head and embedding share a matrix: the head becomes one of its own, and the embedding stays"
-                    .to_owned(),
-            );
-        }
-        if bound.format == Format::CompressedTensors {
-            bound.notes.extend(fewbit_export::mixed_schemes(&bound.schemes(file)?));
-        }
-        Ok(bound)
-    }
-
-    /// The format asked for, if it can hold every linear.
-    fn fitting_format(&mut self, file: &ModelFile) -> Result<Format> {
-        let wanted = if self.format == Format::Auto { Format::CompressedTensors } else { self.format };
-        let mut why_not = None;
-        for ((part, graph), grids) in compressible(file).zip(&self.grids) {
-            for (w, grid) in grids.iter().enumerate() {
-                let Some(grid) = grid else { continue };
-                let storage = probe(&**grid, graph.weights[w].shape[1])?;
-                let held = match wanted {
-                    Format::Gguf => fewbit_export::can_hold_gguf(&storage).map(|_| ()),
-                    _ => wanted.layout().can_hold(&storage),
-                };
-                if let (Err(reason), None) = (held, &why_not) {
-                    let module = file.exported(part, graph.weights[w].name)?.name;
-                    why_not = Some(Error::input(format!("{} cannot hold it: {reason}", wanted.name())).tensor(&module));
-                }
-            }
-        }
-        match (why_not, self.format) {
-            (None, _) => Ok(wanted),
-            (Some(e), Format::Auto) => {
-                self.notes.push(format!("written in fewbit's own layout, since {e}"));
-                Ok(Format::Fewbit)
-            }
-            (Some(e), _) => Err(e.hint("choose a grid that it holds, or `--format fewbit`")),
-        }
-    }
-
-    /// What every linear of the written model is stored as, by module.
-    pub(crate) fn schemes(&self, file: &ModelFile) -> Result<Vec<(String, Option<Scheme>)>> {
-        let mut schemes: BTreeMap<String, Option<Scheme>> = BTreeMap::new();
-        for ((part, graph), grids) in compressible(file).zip(&self.grids) {
-            for (w, grid) in graph.weights.iter().zip(grids) {
-                let scheme = match grid {
-                    Some(g) => Scheme::of(&probe(&**g, w.shape[1])?),
-                    None => None,
-                };
-                schemes.insert(file.exported(part, w.name)?.name, scheme);
-            }
-        }
-        Ok(schemes.into_iter().collect())
-    }
-
-    /// Whether the head is compressed too.
-    pub(crate) fn has_head(&self) -> bool {
-        self.grids.last().is_some_and(|g| g.iter().any(Option::is_some))
-    }
-
-    /// Everything stored ÷ weights, of the linears that are compressed; `None` where none is.
-    pub(crate) fn bits_per_weight(&self, file: &ModelFile) -> Option<f64> {
-        let (mut bits, mut weights) = (0, 0);
-        for ((_, graph), grids) in compressible(file).zip(&self.grids) {
-            for (w, grid) in graph.weights.iter().zip(grids) {
-                if let Some(g) = grid {
-                    bits += g.stored_bits(w.shape[0], w.shape[1]);
-                    weights += w.shape[0] * w.shape[1];
-                }
-            }
-        }
-        (weights > 0).then(|| bits as f64 / weights as f64)
-    }
-
-    /// The sites of a block that transforms may act on, with the transform's index.
-    pub(crate) fn sites(&self, graph: &Graph) -> Vec<(usize, Site)> {
-        let all = sites(graph);
-        (0..self.transforms.len())
-            .flat_map(|t| {
-                let symmetry = self.transforms[t].symmetry();
-                let fits = move |s: &&Site| !s.consumers.is_empty() && s.folds.keys().any(|(y, _)| *y == symmetry);
-                all.iter().filter(fits).map(move |s| (t, s.clone())).collect::<Vec<_>>()
-            })
-            .collect()
-    }
-
-    /// Numbers per token that stops within a block keep, beside its input and output.
-    pub(crate) fn kept_width(&self, model: &Model) -> usize {
-        if self.is_whole { 0 } else { model.blocks.iter().map(kept_between).max().unwrap_or(0) }
-    }
-
     /// The sweep that visits every block once.
     fn sweep(&self, recipe: &Recipe, blocks: usize, samples: usize, length: usize) -> Sweep {
         let mut work: Vec<String> = Vec::new();
@@ -230,184 +69,152 @@ impl Bound {
         flops_per_second: f64,
     ) -> Plan {
         let model = file.model();
-        let blocks = model.blocks.len();
         let tokens = if self.needs.any() { samples * length } else { 0 };
-        let sweeps = vec![self.sweep(recipe, blocks, samples, length)];
-        let mut stored = 0u64;
-        let (mut quantized_bits, mut flops, mut peak) = (0u64, 0f64, 0u64);
-        for ((part, graph), grids) in compressible(file).zip(&self.grids) {
-            if part == Part::Head && !self.has_head() {
-                continue;
-            }
-            let mut plain = 0u64;
-            for (w, grid) in graph.weights.iter().zip(grids) {
-                let count = (w.shape[0] * w.shape[1]) as u64;
-                match grid {
-                    Some(g) => {
-                        let bits = g.stored_bits(w.shape[0], w.shape[1]);
-                        quantized_bits += bits;
-                        flops += self.solver.as_ref().map_or(0.0, |s| s.flops(w.shape[0], w.shape[1]));
-                    }
-                    None => plain += count,
-                }
-                flops += 2.0 * 2.0 * count as f64 * tokens as f64;
-            }
-            if self.needs.gram {
-                flops +=
-                    graph.linears_by_input().iter().map(|(v, _)| (graph.values[*v].dim as f64).powi(2)).sum::<f64>()
-                        * tokens as f64;
-            }
-            for (t, site) in self.sites(graph) {
-                let rows: usize = site.consumers.iter().map(|w| graph.weights[*w].shape[0]).sum();
-                flops += self.transforms[t].flops(rows, site.dim);
-            }
-            let vectors: u64 = graph.vectors.iter().map(|v| v.dim as u64).sum();
-            stored += 2 * (plain + vectors);
-            peak = peak.max(self.block_peak(graph, grids, tokens));
-        }
-        let kept_head = if model.is_tied || self.has_head() { 0 } else { model.head.parameters() };
-        let rest = model.embed.parameters() + kept_head;
         let element = file.dtype().size_bytes() as u64;
+        let kept_head = if model.is_tied || self.has_head() { 0 } else { model.head.parameters() };
+        let mut out_bytes = element * (model.embed.parameters() + kept_head);
+        let (mut flops, mut peak) = (0.0, Memory::default());
+        let parts = compressible(file).filter(|(part, _)| *part != Part::Head || self.has_head());
+        for (i, (_, graph)) in parts.enumerate() {
+            out_bytes += self.stored(i, graph, element);
+            flops += self.flops(i, graph, tokens);
+            peak = peak.or(self.memory(i, graph, tokens));
+        }
         Plan {
-            sweeps,
-            peak_bytes: peak + BASE_BYTES,
-            out_bytes: stored + quantized_bits / 8 + rest * element,
+            sweeps: vec![self.sweep(recipe, model.blocks.len(), samples, length)],
+            peak_bytes: peak.bytes() + BASE_BYTES,
+            out_bytes,
             work_bytes: 4 * (tokens * (2 * model.hidden + self.kept_width(model))) as u64,
-            seconds_estimate: flops / flops_per_second + file.checkpoint().size_bytes() as f64 / 1e9,
+            seconds_estimate: flops / (SHARE_OF_PEAK * flops_per_second) + file.checkpoint().size_bytes() as f64 / 1e9,
             bits_per_weight: self.bits_per_weight(file).unwrap_or(8.0 * element as f64),
             notes: self.notes.clone(),
         }
     }
 
-    /// Anonymous memory of the largest moment in one block.
-    fn block_peak(&self, graph: &Graph, grids: &[Option<Box<dyn Grid>>], tokens: usize) -> u64 {
-        let f32s = |n: usize| 4 * n as u64;
-        let size = |w: &WeightId| f32s(graph.weights[*w].shape[0] * graph.weights[*w].shape[1]);
-        let all: Vec<WeightId> = (0..graph.weights.len()).collect();
-        let stats: u64 = if self.needs.gram {
-            graph.linears_by_input().iter().map(|(v, _)| f32s(graph.values[*v].dim.pow(2))).sum()
-        } else {
-            0
+    /// Bytes of what is written of a part.
+    fn stored(&self, i: usize, graph: &Graph, element: u64) -> u64 {
+        let weights = graph.weights.iter().zip(&self.grids[i]).map(|(w, grid)| match grid {
+            Some(g) => g.stored_bits(w.shape[0], w.shape[1]) / 8,
+            None => element * (w.shape[0] * w.shape[1]) as u64,
+        });
+        weights.sum::<u64>() + element * graph.vectors.iter().map(|v| v.dim as u64).sum::<u64>()
+    }
+
+    /// Operations on a part; those of attention are few beside the linears'.
+    fn flops(&self, i: usize, graph: &Graph, tokens: usize) -> f64 {
+        let [weights, squares] = [graph.parameters() as f64, gram_floats(graph).sum::<usize>() as f64];
+        let forwards = if self.is_whole && !self.is_original_stream { 2.0 } else { 1.0 };
+        let mut flops = 2.0 * forwards * weights * tokens as f64;
+        if self.needs.gram {
+            flops += squares * tokens as f64;
+        }
+        if let Some(solver) = &self.solver {
+            let rounded = graph.weights.iter().zip(&self.grids[i]).filter(|(_, g)| g.is_some());
+            flops += rounded.map(|(w, _)| solver.flops(w.shape[0], w.shape[1])).sum::<f64>();
+        }
+        for (t, site) in self.sites(graph) {
+            let rows: usize = site.consumers.iter().map(|w| graph.weights[*w].shape[0]).sum();
+            flops += self.transforms[t].flops(rows, site.dim);
+        }
+        flops
+    }
+
+    /// Anonymous memory of the largest moments in one part.
+    fn memory(&self, i: usize, graph: &Graph, tokens: usize) -> Memory {
+        let floats = |w: &WeightId| graph.weights[*w].shape[0] * graph.weights[*w].shape[1];
+        let packed = |w: &WeightId| {
+            let [rows, cols] = graph.weights[*w].shape;
+            self.grids[i][*w].as_ref().map_or(0, |g| g.stored_bits(rows, cols) / 8)
         };
-        let folded: u64 = if self.transforms.is_empty() { 0 } else { all.iter().map(size).sum() };
-        let stored: u64 = (graph.weights.iter().zip(grids))
-            .filter_map(|(w, g)| g.as_ref().map(|g| g.stored_bits(w.shape[0], w.shape[1]) / 8))
-            .sum();
-        let chunk = CHUNK_TOKENS.min(tokens);
-        let widest: usize = graph.values.iter().map(|v| v.dim).max().unwrap_or(0);
-        let forward = f32s(chunk * (3 * widest + 5 * graph.values[0].dim));
-        let solve = (graph.weights.iter().zip(grids))
-            .filter(|(_, g)| g.is_some())
-            .map(|(w, _)| {
-                let [rows, cols] = w.shape;
+        let mut all = Memory::default();
+        let mut done = Memory::default();
+        for (values, weights) in self.stages(i, graph) {
+            let mut held = done;
+            if self.needs.gram {
+                held = values.iter().fold(held, |m, v| m.and_f32s(graph.values[*v].dim.pow(2)));
+            }
+            if tokens > 0 {
+                all = all.or(held.with(forward(graph, tokens)));
+            }
+            if !self.transforms.is_empty() {
+                held = weights.iter().fold(held, |m, w| m.and_f32s(floats(w)));
+            }
+            for w in &weights {
+                let [rows, cols] = graph.weights[*w].shape;
+                let mut solve = held;
+                if self.transforms.is_empty() {
+                    solve = solve.and_f32s(floats(w));
+                } else {
+                    // A search rounds a scaled copy, and looks at the difference.
+                    all = all.or(held.and_f32s(floats(w)).and_f32s(floats(w)));
+                }
                 let scratch = self.solver.as_ref().map_or(0, |s| s.scratch_bytes(rows, cols));
-                let search = if self.transforms.is_empty() { 0 } else { 2 * f32s(rows * cols) };
-                f32s(rows * cols) + scratch.max(search)
-            })
-            .max()
-            .unwrap_or(0);
-        // Writing holds the packed tensors beside the storages.
-        stats + folded + 2 * stored + forward.max(solve)
+                all = all.or(solve.and(scratch));
+                done = done.and(packed(w));
+                held = held.and(packed(w));
+            }
+        }
+        // Writing holds the packed tensors beside the storages; then the compressed block makes the next one's input.
+        let written = (0..graph.weights.len()).map(|w| packed(&w)).fold(done, Memory::and);
+        all.or(written).or(if tokens > 0 { done.with(forward(graph, tokens)) } else { done })
     }
 }
 
-/// Keys of a grid that an override changes.
-type Changes = Vec<(String, Value)>;
+/// Values of one chunk that are there at a time: two of the MLP, and the residual stream, before and after its norm, as
+/// far as buffers of one size serve several.
+fn forward(graph: &Graph, tokens: usize) -> Memory {
+    let chunk = CHUNK_TOKENS.min(tokens);
+    let widest = graph.values.iter().map(|v| v.dim).max().unwrap_or(0);
+    let stream = graph.values[Graph::INPUT].dim;
+    [widest, widest, stream, stream, stream, stream, stream]
+        .into_iter()
+        .fold(Memory::default(), |m, d| m.and_f32s(chunk * d))
+}
+
+/// The sizes of `XᵀX` of all inputs of linears.
+fn gram_floats(graph: &Graph) -> impl Iterator<Item = usize> {
+    graph.linears_by_input().into_iter().map(|(v, _)| graph.values[v].dim.pow(2))
+}
+
+/// Memory at some moment. What is large goes back to the system when it is let go; what is small stays with the
+/// allocator for the next phase, so that each kind has its own peak.
+#[derive(Clone, Copy, Debug, Default)]
+struct Memory {
+    small: u64,
+    large: u64,
+}
+
+impl Memory {
+    /// Where glibc's threshold for pieces that are mapped one by one ends up.
+    const LARGE: u64 = 32 << 20;
+
+    /// Beside a piece of so many bytes.
+    fn and(mut self, bytes: u64) -> Self {
+        *(if bytes >= Self::LARGE { &mut self.large } else { &mut self.small }) += bytes;
+        self
+    }
+
+    fn and_f32s(self, count: usize) -> Self {
+        self.and(4 * count as u64)
+    }
+
+    /// Both at a time.
+    fn with(self, other: Self) -> Self {
+        Self { small: self.small + other.small, large: self.large + other.large }
+    }
+
+    /// One after the other.
+    fn or(self, other: Self) -> Self {
+        Self { small: self.small.max(other.small), large: self.large.max(other.large) }
+    }
+
+    fn bytes(self) -> u64 {
+        self.small + self.large
+    }
+}
+
+/// What the work as a whole reaches of the speed of a plain product.
+const SHARE_OF_PEAK: f64 = 0.7;
 
 /// Code, tokenizer, tables: what a run has before any block.
 const BASE_BYTES: u64 = 24 << 20;
-
-fn part_grids(
-    file: &ModelFile,
-    part: Part,
-    graph: &Graph,
-    settings: Option<&GridSettings>,
-    choices: &Choices<'_>,
-) -> Result<Vec<Option<Box<dyn Grid>>>> {
-    let block_module = file.exported(Part::Block(0), file.model().blocks[0].weights[0].name)?.name;
-    let mut grids = Vec::new();
-    let mut fused: Vec<(String, Option<Changes>)> = Vec::new();
-    for w in &graph.weights {
-        let source = file.exported(part, w.name)?;
-        // The head is compressed only where an override names it, and not everything.
-        let is_named = |o: &&Override| o.pattern.matches(&source.name) && !o.pattern.matches(&block_module);
-        let is_kept = settings.is_none()
-            || choices.keep.iter().any(|k| k.matches(&source.name))
-            || (part == Part::Head && !choices.overrides.iter().any(|o| is_named(&o)));
-        let changes: Vec<(String, Value)> = (choices.overrides.iter())
-            .filter(|o| o.pattern.matches(&source.name))
-            .flat_map(|o| o.changes.iter().cloned())
-            .collect();
-        if source.rows != Rows::All {
-            fused.push((source.name.clone(), (!is_kept).then(|| changes.clone())));
-        }
-        let place = |e: Error| e.tensor(&format!("{}.weight", source.name)).file(file.checkpoint().path());
-        grids.push(match settings.filter(|_| !is_kept) {
-            None => None,
-            Some(s) => {
-                let grid = s.build(choices.registry, &changes).map_err(place)?;
-                grid.check(w.shape[0], w.shape[1]).map_err(place)?;
-                Some(grid)
-            }
-        });
-    }
-    for (name, choice) in &fused {
-        if fused.iter().any(|(n, c)| n == name && c != choice) {
-            return Err(Error::input("holds several linears that are to be stored differently")
-                .hint("give them the same settings")
-                .tensor(name));
-        }
-    }
-    Ok(grids)
-}
-
-/// The parts with linears that a recipe may compress: the blocks, then the head.
-pub(crate) fn compressible(file: &ModelFile) -> impl Iterator<Item = (Part, &Graph)> {
-    file.model().parts().skip(1)
-}
-
-/// A pattern that chooses nothing is a mistake, and so is another grid for what is never rounded.
-fn check_patterns(file: &ModelFile, choices: &Choices<'_>) -> Result<()> {
-    let (mut rounded, mut kept) = (Vec::new(), Vec::new());
-    for (part, graph) in file.model().parts() {
-        for w in &graph.weights {
-            let names = if part == Part::Embed { &mut kept } else { &mut rounded };
-            names.push(file.exported(part, w.name)?.name);
-        }
-    }
-    let patterns =
-        choices.keep.iter().map(|k| ("--keep", k)).chain(choices.overrides.iter().map(|o| ("--override", &o.pattern)));
-    for (option, pattern) in patterns {
-        let always = kept.iter().find(|n| pattern.matches(n));
-        if rounded.iter().any(|n| pattern.matches(n)) || (option == "--keep" && always.is_some()) {
-            continue;
-        }
-        let example = rounded.first().cloned().unwrap_or_default();
-        let what = format!("`{option} {}`", pattern.as_str());
-        return Err(match always {
-            Some(name) => {
-                Error::input(format!("{what} chooses `{name}`, which every recipe keeps as it is")).hint("leave it out")
-            }
-            None => Error::input(format!("{what} matches no linear of the model"))
-                .hint(format!("a linear is called, for example, `{example}`")),
-        });
-    }
-    Ok(())
-}
-
-/// The storage of one row of zeros: what a layout is asked about.
-fn probe(grid: &dyn Grid, cols: usize) -> Result<Storage> {
-    let row = Mat::zeros(1, cols);
-    let bound: Box<dyn BoundGrid> = grid.begin(&row)?;
-    let group = bound.group();
-    let zeros = vec![[0.0; LANES]; cols];
-    let (mut codes, mut decoded) = (vec![[0; LANES]; cols], vec![[0.0; LANES]; group]);
-    let mut params: Vec<Params> = Vec::new();
-    for k in 0..cols / group {
-        let p = bound.fit(k, &zeros[k * group..(k + 1) * group], Weighting::None);
-        let at = k * group..(k + 1) * group;
-        bound.round(&p, &zeros[at.clone()], &mut codes[at], &mut decoded);
-        params.push(p);
-    }
-    bound.store(vec![codes], vec![params])
-}

@@ -3,26 +3,23 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
-use fewbit_format::{Dtype, Error, Kind, Mat, QuantizedLinear, Result, Storage, Tensor, hex};
-use fewbit_graph::{Graph, Part, Producer, Site, Stored, ValueId, WeightId};
+use fewbit_format::{Dtype, Error, Kind, Result, hex};
+use fewbit_graph::Part;
 use fewbit_kernel::Team;
-use fewbit_runtime::{Arithmetic, Layer, NoHooks, language};
-use fewbit_store::{ModelFile, PartWeights};
+use fewbit_runtime::language;
+use fewbit_store::ModelFile;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::bound::{Bound, Choices, compressible};
 use crate::calibration::{Calibration, CalibrationSource};
 use crate::finish::Finished;
-use crate::fold::{BlockTensors, fold, spread};
 use crate::journal::{Done, Identity, JOURNAL, Journal};
-use crate::kinds::{Element, LinearJob, Registry, SiteJob};
-use crate::outputs::{Format, Shard, write_shard};
+use crate::kinds::Registry;
+use crate::outputs::Format;
 use crate::places::Places;
-use crate::plan::{Bound, Choices, compressible};
-use crate::stats::{Collector, InputStats};
-use crate::walk::{To, Walk, Walker};
+use crate::walk::Walker;
 use crate::{Override, Pattern, Plan, Recipe, Settings};
 
 /// What is to be done.
@@ -128,14 +125,14 @@ pub struct Report {
 }
 
 /// Everything that a run knows.
-struct Run<'a> {
-    request: &'a Request<'a>,
-    file: ModelFile,
-    bound: Bound,
-    team: &'a Arc<Team>,
-    calibration: Option<Calibration>,
-    places: Places,
-    stop: &'a AtomicBool,
+pub(crate) struct Run<'a> {
+    pub(crate) request: &'a Request<'a>,
+    pub(crate) file: ModelFile,
+    pub(crate) bound: Bound,
+    pub(crate) team: &'a Arc<Team>,
+    pub(crate) calibration: Option<Calibration>,
+    pub(crate) places: Places,
+    pub(crate) stop: &'a AtomicBool,
 }
 
 /// Says what a request means, without doing it.
@@ -372,7 +369,7 @@ impl Run<'_> {
         }
     }
 
-    fn check_stop(&self) -> Result<()> {
+    pub(crate) fn check_stop(&self) -> Result<()> {
         check_stop(self.stop).map_err(|e| e.file(&self.places.partial))
     }
 
@@ -381,216 +378,6 @@ impl Run<'_> {
         let Some(calibration) = &self.calibration else { return Ok(None) };
         let kept = self.bound.kept_width(self.file.model());
         Walker::new(self.team, &self.file, calibration, &self.places.partial, done, kept).map(Some)
-    }
-
-    /// Compresses a block, or the head, and writes its shard, and takes the calibration tokens through it.
-    ///
-    /// `i` counts the blocks, and the head after them.
-    fn part(&self, i: usize, part: Part, walker: &mut Option<Walker<'_>>) -> Result<BlockReport> {
-        self.check_stop()?;
-        let graph = Arc::new(self.file.model().part(part).clone());
-        let mut report = BlockReport::default();
-        let weights = self.file.part(part)?;
-        let mut current: Vec<Arc<QuantizedLinear>> = weights.linears.clone();
-        let mut tensors = None;
-        let mut walk = match walker {
-            Some(_) => Some(Walk::new(Layer::new(graph.clone(), weights.clone(), Arithmetic::Exact)?)),
-            None => None,
-        };
-        for (values, of_stage) in self.stages(i, &graph) {
-            let mut stats = Vec::new();
-            if let (Some(walker), Some(walk)) = (&mut *walker, &mut walk) {
-                stats = self.look(part, walker, walk, &values, &mut report)?;
-            }
-            let clock = Instant::now();
-            if !self.bound.transforms.is_empty() {
-                tensors = Some(self.transformed(i, part, &graph, &weights, &mut stats)?);
-            }
-            report.transform_seconds += clock.elapsed().as_secs_f64();
-            for w in of_stage.iter().copied() {
-                self.check_stop()?;
-                let changed = tensors
-                    .as_mut()
-                    .map(|t| (std::mem::replace(&mut t.weights[w], Mat::zeros(0, 0)), t.biases[w].take()));
-                current[w] = Arc::new(self.linear(i, part, &graph, w, &weights, changed, &stats, &mut report)?);
-            }
-            if let (Some(walk), [value], false) = (&mut walk, &values[..], self.bound.is_whole) {
-                walk.layer.replace(*value, of_stage.iter().map(|w| current[*w].clone()).collect());
-            }
-        }
-        let vectors = tensors.map_or_else(|| weights.vectors.clone(), |t| t.vectors);
-        let linears = current;
-        drop(weights);
-        let clock = Instant::now();
-        let layout = self.bound.format.layout();
-        let mut shard = Shard::new(&self.file, layout);
-        if part == Part::Head {
-            let embed = self.file.part(Part::Embed)?;
-            shard.add(Part::Embed, &embed.linears, &embed.vectors)?;
-        }
-        let is_shared = part == Part::Head && self.file.is_tied() && !self.bound.has_head();
-        shard.add(part, if is_shared { &[] } else { &linears }, &vectors)?;
-        write_shard(&self.places.parts().join(shard_name(i)), &shard.tensors)?;
-        drop(shard);
-        report.write_seconds = clock.elapsed().as_secs_f64();
-        let goes_on = !self.bound.is_original_stream && part != Part::Head;
-        if let (Some(walker), Some(mut walk), true) = (walker, walk, goes_on) {
-            let clock = Instant::now();
-            if self.bound.is_whole {
-                walk = Walk::new(Layer::new(graph, PartWeights { linears, vectors }, Arithmetic::Exact)?);
-            }
-            walker.go(&mut walk, To::End, &mut NoHooks, &|| self.check_stop())?;
-            report.forward_seconds += clock.elapsed().as_secs_f64();
-        }
-        self.file.drop_pages(part);
-        Ok(report)
-    }
-
-    /// The values that are looked at together, and the linears that are rounded after.
-    fn stages(&self, i: usize, graph: &Graph) -> Vec<(Vec<ValueId>, Vec<WeightId>)> {
-        if self.bound.grids[i].iter().all(Option::is_none) && !self.bound.is_original_stream {
-            return Vec::new();
-        }
-        let groups = graph.linears_by_input();
-        if self.bound.is_whole || self.calibration.is_none() {
-            return vec![(groups.iter().map(|(v, _)| *v).collect(), (0..graph.weights.len()).collect())];
-        }
-        groups.into_iter().map(|(v, ws)| (vec![v], ws)).collect()
-    }
-
-    /// Statistics of some values over all tokens.
-    fn look(
-        &self,
-        part: Part,
-        walker: &mut Walker<'_>,
-        walk: &mut Walk,
-        values: &[ValueId],
-        report: &mut BlockReport,
-    ) -> Result<Vec<(ValueId, InputStats)>> {
-        let clock = Instant::now();
-        let widths: Vec<_> = values.iter().map(|v| (*v, walk.layer.graph().values[*v].dim)).collect();
-        let mut collector = Collector::new(self.team, self.bound.needs, widths.into_iter());
-        let to = if self.bound.is_original_stream && part != Part::Head {
-            To::End
-        } else if self.bound.is_whole {
-            To::Dead(values)
-        } else {
-            To::Stop(values)
-        };
-        walker.go(walk, to, &mut collector, &|| self.check_stop())?;
-        report.gram_seconds += collector.gram_seconds;
-        report.forward_seconds += clock.elapsed().as_secs_f64() - collector.gram_seconds;
-        Ok(collector.finish())
-    }
-
-    /// The block's tensors after all transforms.
-    fn transformed(
-        &self,
-        i: usize,
-        part: Part,
-        graph: &Graph,
-        weights: &PartWeights,
-        stats: &mut [(ValueId, InputStats)],
-    ) -> Result<BlockTensors> {
-        let mut tensors = BlockTensors {
-            weights: weights.linears.iter().map(|l| l.decode()).collect(),
-            biases: weights.linears.iter().map(|l| l.bias.clone()).collect(),
-            vectors: weights.vectors.clone(),
-        };
-        for (t, site) in self.bound.sites(graph) {
-            self.check_stop()?;
-            let transform = &self.bound.transforms[t];
-            let grids: Option<Vec<_>> = site.consumers.iter().map(|w| self.bound.grids[i][*w].as_deref()).collect();
-            let (Some(grids), Some(known)) = (grids, stats.iter().position(|(v, _)| *v == site.value)) else {
-                continue;
-            };
-            let Some(((_, tied), to)) = site.folds.iter().find(|((y, _), _)| *y == transform.symmetry()) else {
-                continue;
-            };
-            let job = SiteJob {
-                name: graph.values[site.value].name,
-                weights: site.consumers.iter().map(|w| &tensors.weights[*w]).collect(),
-                grids,
-                stats: &stats[known].1,
-                tied: *tied,
-                team: self.team,
-            };
-            let Some(mut element) = transform.choose(&job)? else { continue };
-            if let Element::Diagonal(factors) = &mut element {
-                self.snap(part, graph, &tensors, &site, &to.producers, factors)?;
-            }
-            if let Element::Diagonal(factors) = spread(&element, *tied, site.dim)? {
-                stats[known].1.scale(&factors);
-            }
-            fold(graph, &mut tensors, &site, *tied, to, &element)?;
-        }
-        Ok(tensors)
-    }
-
-    /// Moves factors to where the gain that takes them can be stored exactly, so that the saved model is the one that was rounded.
-    fn snap(
-        &self,
-        part: Part,
-        graph: &Graph,
-        tensors: &BlockTensors,
-        site: &Site,
-        producers: &std::collections::BTreeSet<Producer>,
-        factors: &mut [f32],
-    ) -> Result<()> {
-        let mut gains = producers.iter().filter_map(|p| if let Producer::Gain(v) = p { Some(*v) } else { None });
-        let Some(v) = gains.next() else { return Ok(()) };
-        let name = graph.vectors[v].name;
-        let dtype = self.file.vector_dtype(part, name)?;
-        let offset = if self.file.exported(part, name)?.stored == Stored::MinusOne { 1.0 } else { 0.0 };
-        let wanted: Vec<f32> = tensors.vectors[v].iter().zip(factors.iter()).map(|(g, f)| g * f - offset).collect();
-        let mut stored = vec![0.0; site.dim];
-        let bytes = dtype.narrow(&wanted).ok_or_else(|| Error::internal("a gain that is no float"))?;
-        dtype.widen(&bytes, &mut stored);
-        for ((f, s), g) in factors.iter_mut().zip(&stored).zip(&tensors.vectors[v]) {
-            let exact = (s + offset) / g;
-            if exact.is_finite() && exact > 0.0 {
-                *f = exact;
-            }
-        }
-        Ok(())
-    }
-
-    fn linear(
-        &self,
-        i: usize,
-        part: Part,
-        graph: &Graph,
-        w: usize,
-        weights: &PartWeights,
-        changed: Option<(Mat, Option<Vec<f32>>)>,
-        stats: &[(ValueId, InputStats)],
-        report: &mut BlockReport,
-    ) -> Result<QuantizedLinear> {
-        let original = &weights.linears[w];
-        let (Some(grid), Some(solver)) = (&self.bound.grids[i][w], &self.bound.solver) else {
-            return match changed {
-                // Written in the source's type; the run goes on with what will be read.
-                Some((m, bias)) => {
-                    let t = Tensor::from_f32(self.file.dtype(), &[m.rows(), m.cols()], m.data())?;
-                    Ok(QuantizedLinear::uniform(Storage::Dense(t), bias))
-                }
-                None => Ok(QuantizedLinear::clone(original)),
-            };
-        };
-        let name = self.file.exported(part, graph.weights[w].name)?.name;
-        let (weight, bias) = changed.unwrap_or_else(|| (original.decode(), original.bias.clone()));
-        let empty = InputStats::default();
-        let input = graph.input_of(w);
-        let stats = stats.iter().find(|(v, _)| Some(*v) == input).map_or(&empty, |(_, s)| s);
-        let clock = Instant::now();
-        let job = LinearJob { name: &name, weight: &weight, stats, grid: &**grid, team: self.team };
-        let solved = solver.solve(&job)?;
-        report.solve_seconds += clock.elapsed().as_secs_f64();
-        report.warnings.extend(solved.warning);
-        let bits = solved.storage.stored_bits() as f64 / (weight.rows() * weight.cols()) as f64;
-        let (grid, output_mse) = (grid.label(), solved.output_mse);
-        report.linears.push(LinearReport { name, grid, bits_per_weight: bits, output_mse });
-        Ok(QuantizedLinear::uniform(solved.storage, bias))
     }
 }
 

@@ -1,0 +1,282 @@
+//! What a recipe means for one model: a grid for each linear, and who rounds it.
+
+use std::collections::BTreeMap;
+
+use fewbit_format::{Error, Mat, Result, Storage};
+use fewbit_graph::{Graph, Model, Part, Rows, Site, ValueId, WeightId, sites};
+use fewbit_runtime::kept_between;
+use fewbit_store::ModelFile;
+use fewbit_store::layout::Scheme;
+use toml::Value;
+
+use crate::kinds::{BoundGrid, Grid, LANES, Needs, Params, Registry, Solver, Transform, Weighting};
+use crate::outputs::Format;
+use crate::recipe::{CalibrationSettings, GridSettings, Pass, Sequential, StreamOf};
+use crate::{Override, Pattern};
+
+/// The passes of a recipe, bound to a model.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    pub(crate) transforms: Vec<Box<dyn Transform>>,
+    pub(crate) solver: Option<Box<dyn Solver>>,
+    /// Per block and then for the head, per weight of its graph; `None` stays as it is.
+    pub(crate) grids: Vec<Vec<Option<Box<dyn Grid>>>>,
+    pub(crate) format: Format,
+    pub(crate) needs: Needs,
+    pub(crate) notes: Vec<String>,
+    /// Whether all linears of a block see what the original block makes of its input.
+    pub(crate) is_whole: bool,
+    /// Whether the blocks before a block are the original ones.
+    pub(crate) is_original_stream: bool,
+}
+
+/// What the user chose beside the recipe.
+pub(crate) struct Choices<'a> {
+    pub(crate) registry: &'a Registry,
+    pub(crate) keep: &'a [Pattern],
+    pub(crate) overrides: &'a [Override],
+    pub(crate) format: Format,
+}
+
+impl Bound {
+    /// Binds passes to a model, or refuses with one sentence.
+    pub(crate) fn new(
+        file: &ModelFile,
+        passes: Vec<Pass>,
+        calibration: &CalibrationSettings,
+        choices: &Choices<'_>,
+    ) -> Result<Self> {
+        let (mut transforms, mut grid, mut solver) = (Vec::new(), None, None);
+        for pass in passes {
+            match pass {
+                Pass::Transform(t) => transforms.push(t),
+                Pass::Grid(g) => grid = Some(g),
+                Pass::Solve(s) => {
+                    if solver.replace(s).is_some() {
+                        return Err(
+                            Error::input("the recipe rounds twice").hint("one `solve` pass per recipe is possible")
+                        );
+                    }
+                }
+            }
+        }
+        if solver.is_some() && grid.is_none() {
+            return Err(Error::input("the recipe rounds, but says not to which numbers")
+                .hint("put a `grid` pass before `solve`"));
+        }
+        let mut grids = Vec::new();
+        for (part, graph) in compressible(file) {
+            grids.push(part_grids(file, part, graph, grid.as_ref().filter(|_| solver.is_some()), choices)?);
+        }
+        check_patterns(file, choices)?;
+        let all = || grids.iter().flatten().flatten();
+        let mut needs = all().fold(Needs::default(), |n, g| n.and(g.needs()));
+        needs = transforms.iter().fold(needs, |n, t| n.and(t.needs()));
+        needs = solver.iter().fold(needs, |n, s| n.and(s.needs()));
+        let is_original_stream = calibration.stream == StreamOf::Original;
+        let is_whole = !transforms.is_empty() || calibration.sequential == Sequential::Block || is_original_stream;
+        let (format, notes) = (choices.format, Vec::new());
+        let mut bound = Self { transforms, solver, grids, format, needs, notes, is_whole, is_original_stream };
+        bound.format = bound.fitting_format(file)?;
+        fewbit_export::check_source(file, bound.format == Format::Gguf)?;
+        if file.is_tied() && bound.has_head() {
+            bound.notes.push(
+                "head and embedding share a matrix: the head becomes one of its own, and the embedding stays"
+                    .to_owned(),
+            );
+        }
+        if bound.format == Format::CompressedTensors {
+            bound.notes.extend(fewbit_export::mixed_schemes(&bound.schemes(file)?));
+        }
+        Ok(bound)
+    }
+
+    /// The format asked for, if it can hold every linear.
+    fn fitting_format(&mut self, file: &ModelFile) -> Result<Format> {
+        let wanted = if self.format == Format::Auto { Format::CompressedTensors } else { self.format };
+        let mut why_not = None;
+        for ((part, graph), grids) in compressible(file).zip(&self.grids) {
+            for (w, grid) in grids.iter().enumerate() {
+                let Some(grid) = grid else { continue };
+                let storage = probe(&**grid, graph.weights[w].shape[1])?;
+                let held = match wanted {
+                    Format::Gguf => fewbit_export::can_hold_gguf(&storage).map(|_| ()),
+                    _ => wanted.layout().can_hold(&storage),
+                };
+                if let (Err(reason), None) = (held, &why_not) {
+                    let module = file.exported(part, graph.weights[w].name)?.name;
+                    why_not = Some(Error::input(format!("{} cannot hold it: {reason}", wanted.name())).tensor(&module));
+                }
+            }
+        }
+        match (why_not, self.format) {
+            (None, _) => Ok(wanted),
+            (Some(e), Format::Auto) => {
+                self.notes.push(format!("written in fewbit's own layout, since {e}"));
+                Ok(Format::Fewbit)
+            }
+            (Some(e), _) => Err(e.hint("choose a grid that it holds, or `--format fewbit`")),
+        }
+    }
+
+    /// What every linear of the written model is stored as, by module.
+    pub(crate) fn schemes(&self, file: &ModelFile) -> Result<Vec<(String, Option<Scheme>)>> {
+        let mut schemes: BTreeMap<String, Option<Scheme>> = BTreeMap::new();
+        for ((part, graph), grids) in compressible(file).zip(&self.grids) {
+            for (w, grid) in graph.weights.iter().zip(grids) {
+                let scheme = match grid {
+                    Some(g) => Scheme::of(&probe(&**g, w.shape[1])?),
+                    None => None,
+                };
+                schemes.insert(file.exported(part, w.name)?.name, scheme);
+            }
+        }
+        Ok(schemes.into_iter().collect())
+    }
+
+    /// Whether the head is compressed too.
+    pub(crate) fn has_head(&self) -> bool {
+        self.grids.last().is_some_and(|g| g.iter().any(Option::is_some))
+    }
+
+    /// Everything stored ÷ weights, of the linears that are compressed; `None` where none is.
+    pub(crate) fn bits_per_weight(&self, file: &ModelFile) -> Option<f64> {
+        let (mut bits, mut weights) = (0, 0);
+        for ((_, graph), grids) in compressible(file).zip(&self.grids) {
+            for (w, grid) in graph.weights.iter().zip(grids) {
+                if let Some(g) = grid {
+                    bits += g.stored_bits(w.shape[0], w.shape[1]);
+                    weights += w.shape[0] * w.shape[1];
+                }
+            }
+        }
+        (weights > 0).then(|| bits as f64 / weights as f64)
+    }
+
+    /// The sites of a block that transforms may act on, with the transform's index.
+    pub(crate) fn sites(&self, graph: &Graph) -> Vec<(usize, Site)> {
+        let all = sites(graph);
+        (0..self.transforms.len())
+            .flat_map(|t| {
+                let symmetry = self.transforms[t].symmetry();
+                let fits = move |s: &&Site| !s.consumers.is_empty() && s.folds.keys().any(|(y, _)| *y == symmetry);
+                all.iter().filter(fits).map(move |s| (t, s.clone())).collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// Of part `i`: the values that are looked at together, and the linears that are rounded after.
+    pub(crate) fn stages(&self, i: usize, graph: &Graph) -> Vec<(Vec<ValueId>, Vec<WeightId>)> {
+        if self.grids[i].iter().all(Option::is_none) && !self.is_original_stream {
+            return Vec::new();
+        }
+        let groups = graph.linears_by_input();
+        if self.is_whole || !self.needs.any() {
+            return vec![(groups.iter().map(|(v, _)| *v).collect(), (0..graph.weights.len()).collect())];
+        }
+        groups.into_iter().map(|(v, ws)| (vec![v], ws)).collect()
+    }
+
+    /// Numbers per token that stops within a block keep, beside its input and output.
+    pub(crate) fn kept_width(&self, model: &Model) -> usize {
+        if self.is_whole { 0 } else { model.blocks.iter().map(kept_between).max().unwrap_or(0) }
+    }
+}
+
+/// Keys of a grid that an override changes.
+type Changes = Vec<(String, Value)>;
+
+fn part_grids(
+    file: &ModelFile,
+    part: Part,
+    graph: &Graph,
+    settings: Option<&GridSettings>,
+    choices: &Choices<'_>,
+) -> Result<Vec<Option<Box<dyn Grid>>>> {
+    let block_module = file.exported(Part::Block(0), file.model().blocks[0].weights[0].name)?.name;
+    let mut grids = Vec::new();
+    let mut fused: Vec<(String, Option<Changes>)> = Vec::new();
+    for w in &graph.weights {
+        let source = file.exported(part, w.name)?;
+        // The head is compressed only where an override names it, and not everything.
+        let is_named = |o: &&Override| o.pattern.matches(&source.name) && !o.pattern.matches(&block_module);
+        let is_kept = settings.is_none()
+            || choices.keep.iter().any(|k| k.matches(&source.name))
+            || (part == Part::Head && !choices.overrides.iter().any(|o| is_named(&o)));
+        let changes: Vec<(String, Value)> = (choices.overrides.iter())
+            .filter(|o| o.pattern.matches(&source.name))
+            .flat_map(|o| o.changes.iter().cloned())
+            .collect();
+        if source.rows != Rows::All {
+            fused.push((source.name.clone(), (!is_kept).then(|| changes.clone())));
+        }
+        let place = |e: Error| e.tensor(&format!("{}.weight", source.name)).file(file.checkpoint().path());
+        grids.push(match settings.filter(|_| !is_kept) {
+            None => None,
+            Some(s) => {
+                let grid = s.build(choices.registry, &changes).map_err(place)?;
+                grid.check(w.shape[0], w.shape[1]).map_err(place)?;
+                Some(grid)
+            }
+        });
+    }
+    for (name, choice) in &fused {
+        if fused.iter().any(|(n, c)| n == name && c != choice) {
+            return Err(Error::input("holds several linears that are to be stored differently")
+                .hint("give them the same settings")
+                .tensor(name));
+        }
+    }
+    Ok(grids)
+}
+
+/// The parts with linears that a recipe may compress: the blocks, then the head.
+pub(crate) fn compressible(file: &ModelFile) -> impl Iterator<Item = (Part, &Graph)> {
+    file.model().parts().skip(1)
+}
+
+/// A pattern that chooses nothing is a mistake, and so is another grid for what is never rounded.
+fn check_patterns(file: &ModelFile, choices: &Choices<'_>) -> Result<()> {
+    let (mut rounded, mut kept) = (Vec::new(), Vec::new());
+    for (part, graph) in file.model().parts() {
+        for w in &graph.weights {
+            let names = if part == Part::Embed { &mut kept } else { &mut rounded };
+            names.push(file.exported(part, w.name)?.name);
+        }
+    }
+    let patterns =
+        choices.keep.iter().map(|k| ("--keep", k)).chain(choices.overrides.iter().map(|o| ("--override", &o.pattern)));
+    for (option, pattern) in patterns {
+        let always = kept.iter().find(|n| pattern.matches(n));
+        if rounded.iter().any(|n| pattern.matches(n)) || (option == "--keep" && always.is_some()) {
+            continue;
+        }
+        let example = rounded.first().cloned().unwrap_or_default();
+        let what = format!("`{option} {}`", pattern.as_str());
+        return Err(match always {
+            Some(name) => {
+                Error::input(format!("{what} chooses `{name}`, which every recipe keeps as it is")).hint("leave it out")
+            }
+            None => Error::input(format!("{what} matches no linear of the model"))
+                .hint(format!("a linear is called, for example, `{example}`")),
+        });
+    }
+    Ok(())
+}
+
+/// The storage of one row of zeros: what a layout is asked about.
+fn probe(grid: &dyn Grid, cols: usize) -> Result<Storage> {
+    let row = Mat::zeros(1, cols);
+    let bound: Box<dyn BoundGrid> = grid.begin(&row)?;
+    let group = bound.group();
+    let zeros = vec![[0.0; LANES]; cols];
+    let (mut codes, mut decoded) = (vec![[0; LANES]; cols], vec![[0.0; LANES]; group]);
+    let mut params: Vec<Params> = Vec::new();
+    for k in 0..cols / group {
+        let p = bound.fit(k, &zeros[k * group..(k + 1) * group], Weighting::None);
+        let at = k * group..(k + 1) * group;
+        bound.round(&p, &zeros[at.clone()], &mut codes[at], &mut decoded);
+        params.push(p);
+    }
+    bound.store(vec![codes], vec![params])
+}
