@@ -68,7 +68,10 @@ fn close_up<const BITS: usize>(x: u64) -> u64 {
 /// The inverse of [`close_up`]; bits beyond `8 · BITS` are ignored.
 fn spread_out<const BITS: usize>(x: u64) -> u64 {
     let ones = |n: usize| u64::MAX >> (64 - n);
-    let halves = |x: u64, n: usize, gap: usize, lanes: u64| x & ones(n) * lanes | (x & (ones(n) << n) * lanes) << gap;
+    let halves = |x: u64, n: usize, gap: usize, lanes: u64| {
+        let low = ones(n) * lanes;
+        (x & low) | ((x & (low << n)) << gap)
+    };
     let x = halves(x, 4 * BITS, 32 - 4 * BITS, 1);
     let x = halves(x, 2 * BITS, 16 - 2 * BITS, 0x1_0000_0001);
     halves(x, BITS, 8 - BITS, 0x0001_0001_0001_0001)

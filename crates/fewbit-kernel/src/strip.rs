@@ -58,6 +58,35 @@ fn gather_all<S: Simd>(s: S, w: &[f32], columns: usize, out: &mut [f32]) {
     }
 }
 
+vectorised! {
+    /// `xᵀ G x` for each lane of a strip `x [columns][16]` and a symmetric `G [columns, columns]`.
+    ///
+    /// # Panics
+    /// If sizes disagree.
+    pub fn quadratic(g: &[f32], x: &[f32]) -> [f64; STRIP] = quadratic_all
+}
+
+#[inline(always)]
+fn quadratic_all<S: Simd>(s: S, g: &[f32], x: &[f32]) -> [f64; STRIP] {
+    let columns = x.len() / STRIP;
+    assert!(x.len() == STRIP * columns && g.len() == columns * columns, "{} weights of {columns} columns", g.len());
+    let (mut sums, mut inner) = ([0.0; STRIP], [0.0; STRIP]);
+    for (row, own) in g.chunks_exact(columns.max(1)).zip(x.chunks_exact(STRIP)) {
+        for lanes in (0..STRIP).step_by(S::LANES) {
+            // Two chains, since an addition waits for the one before.
+            let mut sum = [s.splat(0.0); 2];
+            for (by, column) in row.chunks(2).zip(x.chunks(2 * STRIP)) {
+                for (i, by) in by.iter().enumerate() {
+                    sum[i] = s.mul_add(s.splat(*by), s.load(&column[i * STRIP + lanes..]), sum[i]);
+                }
+            }
+            s.store(&mut inner[lanes..], s.mul(s.add(sum[0], sum[1]), s.load(&own[lanes..])));
+        }
+        sums.iter_mut().zip(&inner).for_each(|(sum, v)| *sum += f64::from(*v));
+    }
+    sums
+}
+
 /// How integer codes stand for numbers, for each row of a strip.
 #[derive(Clone, Copy, Debug)]
 pub struct Affine<'a> {
@@ -161,6 +190,23 @@ mod tests {
                 }
             }
         });
+    }
+
+    #[test]
+    fn quadratic_forms_of_all_lanes() {
+        for columns in [1, 2, 7, 32] {
+            let g: Vec<f32> = (0..columns * columns).map(|i| ((i / columns + i % columns) % 5) as f32 - 1.5).collect();
+            let x: Vec<f32> = (0..STRIP * columns).map(|i| ((i * 7) % 11) as f32 - 5.0).collect();
+            at_every_level(|level| {
+                let all = quadratic(&g, &x);
+                for lane in 0..STRIP {
+                    let at = |c: usize| f64::from(x[c * STRIP + lane]);
+                    let expected: f64 =
+                        (0..columns * columns).map(|i| f64::from(g[i]) * at(i / columns) * at(i % columns)).sum();
+                    assert_eq!(all[lane], expected, "{level:?}: {columns} columns, lane {lane}");
+                }
+            });
+        }
     }
 
     #[test]

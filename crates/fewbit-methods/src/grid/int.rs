@@ -1,6 +1,6 @@
 use fewbit_engine::kinds::{BoundGrid, Entry, Grid, LANES, Needs, Params, Weighting, parse};
 use fewbit_format::{Error, Group, IntCodes, IntGrid, Mat, Result, ScaleType, Storage, Zeros};
-use fewbit_kernel::strip::{Affine, round_affine};
+use fewbit_kernel::strip::{Affine, quadratic, round_affine};
 use serde::Deserialize;
 
 pub(crate) const ENTRY: Entry<dyn Grid> = Entry {
@@ -20,7 +20,7 @@ pub(crate) const ENTRY: Entry<dyn Grid> = Entry {
         ),
         (
             "clip = \"minmax\"",
-            "how a group's range is chosen: `minmax`, `mse` (least `Σ|w − ŵ|^2.4`), `output` (least error of the group's output)",
+            "how a group's range is chosen: `minmax`, `mse` (least `Σ|w − ŵ|^2.4`), `output` (least error of the group's output; `minmax` while scales are searched)",
         ),
         ("steps = 0", "shrunken ranges that a search tries; 0 is the method's own number (mse 100, output 20)"),
     ],
@@ -224,6 +224,15 @@ impl Bound {
         }
     }
 
+    /// [`params`](Self::params) of each lane.
+    fn all_params(&self, lo: &[f32; LANES], hi: &[f32; LANES]) -> Params {
+        let mut all = Params(vec![[1.0; LANES], [0.0; LANES]]);
+        for lane in 0..LANES {
+            (all.0[0][lane], all.0[1][lane]) = self.params(lo[lane], hi[lane]);
+        }
+        all
+    }
+
     /// A group of zeros gets the scale 1.
     fn stored_scale(&self, s: f32) -> f32 {
         let stored = self.grid.scale.round(s);
@@ -235,27 +244,35 @@ impl Bound {
         Affine { scale, zero, most: self.most(), has_offsets: self.has_offsets }
     }
 
-    /// Error of one row of a group under `(s, z)`; `row[c]`.
-    fn error(&self, row: &[f32], s: f32, z: f32, by: Weighting<'_>, delta: &mut Vec<f32>) -> f64 {
-        delta.clear();
-        let (scale, zero) = ([s; LANES], [z; LANES]);
-        let affine = self.affine(&scale, &zero);
-        delta.extend(row.iter().map(|w| w - affine.value(affine.code(*w, 0), 0)));
-        match by {
-            Weighting::Gram(g) => {
-                let mut sum = 0.0;
-                for (r, d) in delta.iter().enumerate() {
-                    let inner: f32 = g.row(r).iter().zip(delta.iter()).map(|(h, d)| h * d).sum();
-                    sum += f64::from(inner * d);
-                }
-                sum
-            }
-            Weighting::Column(weights) => {
-                delta.iter().zip(weights).map(|(d, w)| f64::from(w * d.abs().powf(2.4))).sum()
-            }
-            Weighting::None => delta.iter().map(|d| f64::from(d.abs().powf(2.4))).sum(),
+    /// The range of a group, shrunken by `p`.
+    fn shrunken(&self, lo: f32, hi: f32, p: f32) -> (f32, f32) {
+        if self.clip == Clip::Output {
+            let reach = p * hi.max(-lo);
+            (lo.max(-reach), hi.min(reach))
+        } else {
+            (p * lo, p * hi)
         }
     }
+}
+
+/// How bad errors `[column][lane]` of a group are, per lane.
+fn errors(delta: &[[f32; LANES]], by: Weighting<'_>) -> [f64; LANES] {
+    const POWER: f32 = 2.4;
+    let mut sums = [0.0; LANES];
+    match by {
+        Weighting::Gram(g) => return quadratic(g.data(), delta.as_flattened()),
+        Weighting::Column(weights) => {
+            for (column, w) in delta.iter().zip(weights) {
+                sums.iter_mut().zip(column).for_each(|(sum, d)| *sum += f64::from(w * d.abs().powf(POWER)));
+            }
+        }
+        Weighting::None => {
+            for column in delta {
+                sums.iter_mut().zip(column).for_each(|(sum, d)| *sum += f64::from(d.abs().powf(POWER)));
+            }
+        }
+    }
+    sums
 }
 
 impl BoundGrid for Bound {
@@ -281,32 +298,33 @@ impl BoundGrid for Bound {
                 hi[lane] = hi[lane].max(column[lane]);
             }
         }
-        let mut out = Params(vec![[1.0; LANES], [0.0; LANES]]);
-        let mut row = vec![0.0; values.len()];
-        let mut delta = Vec::new();
-        let by = if self.clip == Clip::Mse && matches!(by, Weighting::Gram(_)) { Weighting::None } else { by };
-        for lane in 0..LANES {
-            let (mut best, mut least) = (self.params(lo[lane], hi[lane]), f64::INFINITY);
-            if self.shrinks.len() > 1 && lo[lane] < hi[lane] {
-                row.iter_mut().zip(values).for_each(|(r, column)| *r = column[lane]);
-                for p in &self.shrinks {
-                    let (lo, hi) = match self.clip {
-                        Clip::Output => {
-                            let reach = p * hi[lane].max(-lo[lane]);
-                            (lo[lane].max(-reach), hi[lane].min(reach))
-                        }
-                        _ => (p * lo[lane], p * hi[lane]),
-                    };
-                    let (s, z) = self.params(lo, hi);
-                    let error = self.error(&row, s, z, by, &mut delta);
-                    if error < least {
-                        (best, least) = ((s, z), error);
-                    }
+        let mut best = self.all_params(&lo, &hi);
+        let by = match (self.clip, by) {
+            // The error of an output needs to know the inputs.
+            (Clip::Minmax, _) | (Clip::Output, Weighting::None) => return best,
+            (Clip::Mse, Weighting::Gram(_)) => Weighting::None,
+            (_, by) => by,
+        };
+        let mut least = [f64::INFINITY; LANES];
+        let (mut codes, mut delta) = (vec![[0; LANES]; values.len()], vec![[0.0; LANES]; values.len()]);
+        for p in &self.shrinks {
+            let (mut from, mut to) = (lo, hi);
+            for lane in 0..LANES {
+                (from[lane], to[lane]) = self.shrunken(lo[lane], hi[lane], *p);
+            }
+            let tried = self.all_params(&from, &to);
+            self.round(&tried, values, &mut codes, &mut delta);
+            for (d, w) in delta.iter_mut().zip(values) {
+                d.iter_mut().zip(w).for_each(|(d, w)| *d = w - *d);
+            }
+            for (lane, error) in errors(&delta, by).into_iter().enumerate() {
+                if error < least[lane] {
+                    least[lane] = error;
+                    (best.0[0][lane], best.0[1][lane]) = (tried.0[0][lane], tried.0[1][lane]);
                 }
             }
-            (out.0[0][lane], out.0[1][lane]) = best;
         }
-        out
+        best
     }
 
     fn round(&self, params: &Params, tile: &[[f32; LANES]], codes: &mut [[u16; LANES]], decoded: &mut [[f32; LANES]]) {
