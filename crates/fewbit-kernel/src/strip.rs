@@ -35,7 +35,7 @@ vectorised! {
 #[inline(always)]
 fn gather_all<S: Simd>(s: S, w: &[f32], columns: usize, out: &mut [f32]) {
     assert!(w.len() <= STRIP * columns && out.len() == STRIP * columns, "{} values in {columns} columns", w.len());
-    let rows = if columns == 0 { 0 } else { w.len() / columns };
+    let rows = w.len().checked_div(columns).unwrap_or(0);
     let whole = if rows == STRIP { columns / S::LANES * S::LANES } else { 0 };
     for lanes in (0..STRIP).step_by(S::LANES) {
         for c in (0..whole).step_by(S::LANES) {
