@@ -18,6 +18,17 @@ pub enum CalibrationSource {
     Own,
 }
 
+impl CalibrationSource {
+    /// Bytes of text that are read; a file that cannot be read counts when it is.
+    pub(crate) fn bytes(&self) -> u64 {
+        match self {
+            Self::Files(files) => files.iter().filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum(),
+            Self::Bundled(text) => text.len() as u64,
+            Self::Own => 0,
+        }
+    }
+}
+
 /// Token sequences, all of one length.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Calibration {

@@ -59,13 +59,14 @@ impl Bound {
         Sweep { kind: "compress", blocks, work: work.join("; ") }
     }
 
-    /// The plan for people.
+    /// The plan for people; `text_bytes` of calibration text are read for `samples` sequences.
     pub(crate) fn plan(
         &self,
         file: &ModelFile,
         recipe: &Recipe,
         samples: usize,
         length: usize,
+        text_bytes: u64,
         flops_per_second: f64,
     ) -> Plan {
         let model = file.model();
@@ -82,7 +83,7 @@ impl Bound {
         }
         Plan {
             sweeps: vec![self.sweep(recipe, model.blocks.len(), samples, length)],
-            peak_bytes: peak.bytes() + BASE_BYTES,
+            peak_bytes: BASE_BYTES + peak.bytes().max(if tokens > 0 { ENCODING * text_bytes } else { 0 }),
             out_bytes,
             work_bytes: 4 * (tokens * (2 * model.hidden + self.kept_width(model))) as u64,
             seconds_estimate: flops / (SHARE_OF_PEAK * flops_per_second) + file.checkpoint().size_bytes() as f64 / 1e9,
@@ -215,6 +216,9 @@ impl Memory {
 
 /// What the work as a whole reaches of the speed of a plain product.
 const SHARE_OF_PEAK: f64 = 0.7;
+
+/// Bytes that the tokenizer takes for each byte of a text while it encodes it.
+const ENCODING: u64 = 60;
 
 /// Code, tokenizer, tables: what a run has before any block.
 const BASE_BYTES: u64 = 24 << 20;

@@ -143,7 +143,7 @@ pub fn plan(request: &Request<'_>, flops_per_second: f64) -> Result<Plan> {
     let request = &request.settled()?;
     let (file, bound) = bind(request)?;
     let (samples, length) = sizes(request, &file);
-    Ok(bound.plan(&file, &request.recipe, samples, length, flops_per_second))
+    Ok(bound.plan(&file, &request.recipe, samples, length, request.calibration.bytes(), flops_per_second))
 }
 
 /// Compresses a model.
@@ -181,7 +181,7 @@ fn prepare(
     stop: &AtomicBool,
 ) -> Result<(String, Option<Calibration>)> {
     let room = |samples, length| {
-        let plan = bound.plan(file, &request.recipe, samples, length, 1.0);
+        let plan = bound.plan(file, &request.recipe, samples, length, request.calibration.bytes(), 1.0);
         places.check_space(plan.out_bytes + plan.work_bytes).map(|()| plan)
     };
     let mut plan = room(0, 0)?;

@@ -276,7 +276,7 @@ impl Layer {
                 out.copy_from_slice(&input(0)[at..at + out.len()]);
             }
         };
-        let second = || input(if reused == Some(1) { 0 } else { 1 });
+        let second = || input(usize::from(reused != Some(1)));
         match &node.op {
             Op::RmsNorm { gain, eps, width } => by_rows(team, dim, out, &|at, out| {
                 elementwise::rms_norm(&input(0)[at..at + out.len()], *width, Some(&self.vectors[*gain]), *eps, out);
