@@ -221,4 +221,4 @@ const SHARE_OF_PEAK: f64 = 0.7;
 const ENCODING: u64 = 60;
 
 /// Code, tokenizer, tables: what a run has before any block.
-const BASE_BYTES: u64 = 24 << 20;
+const BASE_BYTES: u64 = 28 << 20;
