@@ -112,7 +112,8 @@ fn biases_are_carried_over() {
     let out = made.path().join("out");
     let biases = |folder: &Path| {
         let all = tensors(folder).into_iter();
-        all.filter(|(name, _)| name.ends_with(".bias")).collect::<BTreeMap<_, _>>()
+        all.filter(|(name, _)| name.rsplit_once('.').is_some_and(|(_, last)| last == "bias"))
+            .collect::<BTreeMap<_, _>>()
     };
     for (recipe, format) in [("gptq", "fewbit"), ("rtn", "compressed-tensors")] {
         let more = ["--group", "row", "--format", format, "--samples", "4", "--length", "32", "--force"];
