@@ -115,6 +115,8 @@ impl Bound {
                 self.notes.push(format!("written in fewbit's own layout, since {e}"));
                 Ok(Format::Fewbit)
             }
+            // The reason of a GGUF file has its way out.
+            (Some(e), Format::Gguf) => Err(e),
             (Some(e), _) => Err(e.hint("choose a grid that it holds, or `--format fewbit`")),
         }
     }

@@ -110,14 +110,17 @@ fn file_ids(file: &Path, checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Resu
     ids_of(bytes, file.extension().is_some_and(|e| e == "jsonl"), checkpoint, tokenizer).map_err(|e| e.file(file))
 }
 
+/// What a line of a `.jsonl` file is.
+const LINE: &str = "each line is an object with `text`, or with `messages`";
+
 fn ids_of(bytes: Vec<u8>, is_lines: bool, checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     let text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
-        Error::input(format!("is not UTF-8: byte 0x{:02x} at offset {at}", e.as_bytes()[at]))
-            .hint("convert it to UTF-8")
+        Error::input(format!("is not UTF-8: byte 0x{:02X} at offset {at}", e.as_bytes()[at]))
+            .hint("convert it, for example with `iconv -f latin1 -t utf-8`")
     })?;
     if text.trim().is_empty() {
-        return Err(Error::input("holds no text"));
+        return Err(Error::input("is empty: 0 tokens").hint("give a file with text"));
     }
     if !is_lines {
         return tokenizer.encode(&text, Special::Plain);
@@ -126,7 +129,8 @@ fn ids_of(bytes: Vec<u8>, is_lines: bool, checkpoint: &Checkpoint, tokenizer: &T
     let mut template = None;
     for (n, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
         let place = |e: Error| e.place(format!("line {}", n + 1));
-        let v: Value = serde_json::from_str(line).map_err(|e| place(Error::input(format!("is not JSON ({e})"))))?;
+        let v: Value =
+            serde_json::from_str(line).map_err(|e| place(Error::input(format!("is not JSON ({e})")).hint(LINE)))?;
         if let Some(text) = v.get("text").and_then(Value::as_str) {
             ids.extend(tokenizer.encode(text, Special::Plain)?);
         } else if let Some(messages) = v.get("messages").and_then(Value::as_array) {
@@ -138,7 +142,7 @@ fn ids_of(bytes: Vec<u8>, is_lines: bool, checkpoint: &Checkpoint, tokenizer: &T
                 ids.extend(tokenizer.encode(&text, Special::Parsed)?);
             }
         } else {
-            return Err(place(Error::input("has neither `text` nor `messages`")));
+            return Err(place(Error::input("has neither `text` nor `messages`").hint(LINE)));
         }
     }
     Ok(ids)

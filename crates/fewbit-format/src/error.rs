@@ -49,7 +49,7 @@ impl Error {
         let way_out = match error.kind() {
             K::NotFound => Some("check the path"),
             K::PermissionDenied => Some("check the permissions, or choose another folder"),
-            K::StorageFull | K::QuotaExceeded => Some("free space, or choose another disk"),
+            K::StorageFull | K::QuotaExceeded | K::FileTooLarge => Some("free space, or choose another disk"),
             K::ReadOnlyFilesystem => Some("choose a folder that can be written"),
             K::NotADirectory => Some("a file stands where a folder is needed"),
             _ => None,
@@ -83,6 +83,12 @@ impl Error {
         self
     }
 
+    /// Says a way out where none is said yet: where an error passes by that knows the file, and not its reason.
+    pub fn or_hint(mut self, way_out: &str) -> Self {
+        self.way_out.get_or_insert_with(|| way_out.to_owned());
+        self
+    }
+
     /// Who can mend it.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -112,5 +118,7 @@ mod tests {
     fn one_sentence_from_the_outside_in() {
         let e = Error::input("has 3 rows, config says 4").hint("re-download it").tensor("a.b").file(Path::new("m.st"));
         assert_eq!(e.to_string(), "`m.st`: tensor `a.b`: has 3 rows, config says 4; re-download it");
+        assert_eq!(e.clone().or_hint("give up"), e);
+        assert_eq!(Error::input("is empty").or_hint("fill it").to_string(), "is empty; fill it");
     }
 }

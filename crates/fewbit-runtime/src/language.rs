@@ -25,7 +25,7 @@ pub fn tokenizer_of(checkpoint: &Checkpoint) -> Result<Tokenizer> {
         return Tokenizer::from_sentencepiece(&read(&path)?, &settings).map_err(|e| e.file(&path));
     }
     Err(Error::input("holds neither `tokenizer.json` nor `tokenizer.model`")
-        .hint("copy one from the model's page; `--ids` needs none")
+        .hint("copy one from the model's page; only `fewbit logits --ids` needs none")
         .file(checkpoint.path()))
 }
 

@@ -292,7 +292,10 @@ impl Checkpoint {
                 .hint("download the file again")
                 .tensor(name)
                 .file(file),
-            None => Error::input("is missing").tensor(name).file(&self.path),
+            None => Error::input("is missing")
+                .hint("download the model again, or take the configuration that belongs to it")
+                .tensor(name)
+                .file(&self.path),
         })
     }
 }

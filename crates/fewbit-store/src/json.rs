@@ -7,11 +7,13 @@ use serde_json::{Map, Value};
 /// More than any configuration needs; an index of a model of a trillion weights takes a tenth of it.
 const LONGEST_BYTES: u64 = 100 << 20;
 
+const WAY_OUT: &str = "download it again, or undo what was changed";
+
 /// Reads a JSON file whose content is an object.
 pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>> {
     match read(path)? {
         Value::Object(map) => Ok(map),
-        _ => Err(Error::input("holds no JSON object").file(path)),
+        _ => Err(Error::input("holds no JSON object").hint(WAY_OUT).file(path)),
     }
 }
 
@@ -34,7 +36,7 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
         .map_err(|e| Error::input(format!("is not UTF-8 at byte {}", e.valid_up_to())).hint("save it as UTF-8"))?;
     // Some editors of Windows put a byte-order mark in front.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    serde_json::from_str(text).map_err(|e| Error::input(format!("is not valid JSON: {e}")))
+    serde_json::from_str(text).map_err(|e| Error::input(format!("is not valid JSON: {e}")).hint(WAY_OUT))
 }
 
 #[cfg(test)]
@@ -51,10 +53,10 @@ mod tests {
 
     #[test]
     fn each_fault_is_one_sentence() {
-        assert_eq!(refusal(b"[1]"), "holds no JSON object");
+        assert_eq!(refusal(b"[1]"), format!("holds no JSON object; {WAY_OUT}"));
         assert_eq!(refusal(b"{\"a\": \xff}"), "is not UTF-8 at byte 6; save it as UTF-8");
-        assert_eq!(refusal(b"{\"a\": }"), "is not valid JSON: expected value at line 1 column 7");
-        assert_eq!(refusal(b""), "is not valid JSON: EOF while parsing a value at line 1 column 0");
+        assert_eq!(refusal(b"{\"a\": }"), format!("is not valid JSON: expected value at line 1 column 7; {WAY_OUT}"));
+        assert_eq!(refusal(b""), format!("is not valid JSON: EOF while parsing a value at line 1 column 0; {WAY_OUT}"));
         let deep = [b"{\"a\":".repeat(200_000), b"1".to_vec(), b"}".repeat(200_000)].concat();
         assert!(refusal(&deep).starts_with("is not valid JSON: recursion limit exceeded"));
     }

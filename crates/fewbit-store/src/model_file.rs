@@ -57,7 +57,7 @@ impl ModelFile {
     /// # Errors
     /// As [`ModelFile::open`].
     pub fn of(checkpoint: Checkpoint) -> Result<Self> {
-        let place = |e: Error| e.file(checkpoint.path());
+        let place = |e: Error| e.or_hint("take the configuration that belongs to the model").file(checkpoint.path());
         let architecture = architecture_of(checkpoint.config()).map_err(place)?;
         let config = Config::new(checkpoint.config());
         check_layers(&checkpoint, &config).map_err(place)?;

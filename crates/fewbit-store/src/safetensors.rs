@@ -58,7 +58,8 @@ impl Safetensors {
     /// If the file cannot be read, is truncated or too long, or its header is not that of a sound file.
     pub fn open(path: &Path) -> Result<Self> {
         let file = Mapped::open(path)?;
-        let tensors = parse(file.bytes()).map_err(|e| e.file(path))?;
+        let tensors =
+            parse(file.bytes()).map_err(|e| e.or_hint("the file is damaged: download it again").file(path))?;
         Ok(Self { file, tensors })
     }
 
@@ -112,7 +113,9 @@ fn parse(bytes: &[u8]) -> Result<Vec<Entry>> {
 fn check(name: String, raw: &RawEntry, data_start: usize) -> Result<Entry> {
     let entry = || -> Result<Entry> {
         let known = DTYPES.into_iter().find(|d| d.name() == raw.dtype);
-        let dtype = known.ok_or_else(|| Error::input(format!("has the unknown type `{}`", raw.dtype)))?;
+        let dtype = known.ok_or_else(|| {
+            Error::input(format!("has the unknown type `{}`", raw.dtype)).hint("save the model as F32, F16 or BF16")
+        })?;
         let shape = raw.shape.sizes()?;
         let [start, end] = raw.data_offsets.map(usize::try_from);
         let place = |offset: std::result::Result<usize, _>| offset.ok().and_then(|o| o.checked_add(data_start));
@@ -307,7 +310,10 @@ mod tests {
         let one = |dtype, shape, offsets| {
             format!(r#"{{"w":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#)
         };
-        assert_eq!(refusal(&one("F5", "[2]", "[0,8]"), 8), "tensor `w`: has the unknown type `F5`");
+        assert_eq!(
+            refusal(&one("F5", "[2]", "[0,8]"), 8),
+            "tensor `w`: has the unknown type `F5`; save the model as F32, F16 or BF16"
+        );
         assert_eq!(
             refusal(&one("F32", "[-2]", "[0,8]"), 8),
             "tensor `w`: has the size -2 in its shape, which is no size"

@@ -41,7 +41,8 @@ fn check_names(names: &BTreeSet<&str>, dir: &Path) -> Result<()> {
     for name in names {
         // A name with a folder in it could lead anywhere.
         if Path::new(name).file_name() != Some(name.as_ref()) {
-            return Err(Error::input(format!("names the file `{name}`, which does not lie beside it")));
+            return Err(Error::input(format!("names the file `{name}`, which does not lie beside it"))
+                .hint("download the index again"));
         }
     }
     let missing: Vec<&&str> = names.iter().filter(|n| !dir.join(n).exists()).collect();

@@ -19,9 +19,9 @@ fn calibration_text_that_is_none_is_refused_and_a_short_one_is_said() {
     };
     let text = "{\"text\": \"Once upon a time there was a dog.\"}\n";
     for (name, bytes, words) in [
-        ("empty.txt", &b""[..], &["empty.txt", "holds no text"][..]),
-        ("blank.txt", b"\n\n  \n", &["blank.txt", "holds no text"]),
-        ("latin1.txt", b"Il \xe9tait une fois", &["latin1.txt", "byte 0xe9 at offset 3", "UTF-8"]),
+        ("empty.txt", &b""[..], &["empty.txt", "0 tokens"][..]),
+        ("blank.txt", b"\n\n  \n", &["blank.txt", "0 tokens"]),
+        ("latin1.txt", b"Il \xe9tait une fois", &["latin1.txt", "byte 0xE9 at offset 3", "UTF-8"]),
         (
             "short.txt",
             b"Once upon a time",
@@ -48,4 +48,24 @@ fn calibration_text_that_is_none_is_refused_and_a_short_one_is_said() {
     assert!(count > 2 && count < 50, "{manifest}");
     assert!(ran.stderr.contains(&format!("gives {count} sequences")), "{}", ran.stderr);
     assert_eq!(manifest["calibration"]["source"], "good.jsonl");
+}
+
+#[test]
+fn conversations_are_rendered_by_the_model_s_template() {
+    let dir = tempfile::tempdir().unwrap();
+    let calibration = |name: &str, content: String| {
+        let (file, out) = (dir.path().join(name), dir.path().join(format!("out-{name}")));
+        fs::write(&file, content).unwrap();
+        let args = ["quantize", "demo", "--recipe", "gptq", "--out", out.to_str().unwrap(), "--json"];
+        let text = ["--samples", "2", "--length", "24", "--calibration", file.to_str().unwrap()];
+        fewbit(&[&args[..], &text].concat()).good();
+        let manifest: serde_json::Value = serde_json::from_slice(&files(&out)["fewbit.json"]).unwrap();
+        manifest["calibration"]["sha256"].clone()
+    };
+    let messages = r#"[{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Once upon a time"}]"#;
+    let rendered = calibration("messages.jsonl", format!("{{\"messages\": {messages}}}\n").repeat(12));
+    // A text that spells the control tokens is not a conversation: there they are plain text.
+    let plain = calibration("text.jsonl", "{\"text\": \"<|user|>Hello<|assistant|>Once upon a time\"}\n".repeat(12));
+    assert_ne!(rendered, plain);
+    assert_eq!(rendered, calibration("again.jsonl", format!("{{\"messages\": {messages}}}\n").repeat(15)));
 }

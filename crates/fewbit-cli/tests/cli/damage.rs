@@ -30,7 +30,8 @@ fn refused(dir: &TempDir, words: &[&str]) {
 #[track_caller]
 fn refused_at(model: &Path, words: &[&str]) {
     let path = model.display().to_string();
-    let words = [&[path.as_str()], words].concat();
+    // The file, what is wrong, and behind a semicolon the way out.
+    let words = [&[path.as_str()], words, &["; "]].concat();
     fewbit(&["inspect", &path]).refused(&words);
     fewbit(&["logits", &path, "--ids", "0"]).refused(&words);
     let out = tempfile::tempdir().unwrap();
