@@ -72,8 +72,20 @@ fn agrees(model: &str, expected: &Value) {
 #[test]
 fn models_that_load() {
     let ids = [
-        "load-01", "load-02", "load-04", "load-07", "load-08", "load-10", "load-14", "load-15", "load-16", "load-22",
-        "load-23", "load-27",
+        "load-01",
+        "load-02",
+        "load-04",
+        "load-07",
+        "load-08",
+        "load-10",
+        "load-14",
+        "load-15",
+        "load-16",
+        "load-22",
+        "load-23",
+        "load-27",
+        "export-03",
+        "export-04",
     ];
     for id in ids {
         let Some((dir, expected)) = case(id) else { return };
@@ -236,4 +248,48 @@ fn a_model_that_says_what_it_is_told() {
     let object = run("Lily", &[]);
     assert_eq!((object["text"].as_str(), object["finish_reason"].as_str()), (Some(""), Some("stop")));
     assert_eq!(fewbit(&["run", &model, "--prompt", "Lily"]).stdout, "\n");
+}
+
+#[test]
+fn the_edges_of_sampling_are_what_people_expect() {
+    let Some(model) = shared("models/stories260K") else { return };
+    let model = text(&model);
+    let run = |more: &[&str]| {
+        fewbit(&[&["run", &model, "--raw", "--prompt", "Once upon a time", "--max-tokens", "16"], more].concat())
+    };
+    let greedy = run(&["--temperature", "0"]);
+    assert_eq!(greedy.code, Some(0), "{}", greedy.stderr);
+    for same in [
+        &["--temperature", "1e-9"][..],
+        &["--temperature", "1", "--top-k", "1"],
+        &["--temperature", "1", "--top-p", "0"],
+    ] {
+        assert_eq!(run(same).stdout, greedy.stdout, "{same:?}");
+    }
+    let free = run(&["--temperature", "1", "--seed", "42"]);
+    for off in [&["--top-k", "0"][..], &["--top-k=-1"], &["--top-p", "1"], &[]] {
+        let again = run(&[&["--temperature", "1", "--seed", "42"], off].concat());
+        assert_eq!(again.stdout, free.stdout, "{off:?}");
+    }
+    for (option, name) in [
+        ("--temperature=-1", "`temperature` is -1"),
+        ("--top-p=-0.1", "`top_p` is -0.1"),
+        ("--top-p=1.5", "`top_p` is 1.5"),
+        ("--top-k=-2", "`top_k` is -2"),
+    ] {
+        let ran = run(&[option]);
+        ran.refused(&[name, "possible"]);
+        assert!(ran.stdout.is_empty());
+    }
+}
+
+#[test]
+fn a_continuation_keeps_its_leading_space() {
+    let Some(model) = shared("models/stories260K") else { return };
+    for (prompt, text_after) in [("Once upon a time", ", there was a"), ("Once upon a", " time, there was")] {
+        let args = ["run", &text(&model), "--raw", "--prompt", prompt, "--temperature", "0", "--max-tokens", "4"];
+        let whole = fewbit(&[&args[..], &["--json"]].concat()).good();
+        assert!(whole["text"].as_str().unwrap().starts_with(text_after), "{whole}");
+        assert_eq!(fewbit(&args).stdout.trim_end_matches('\n'), whole["text"].as_str().unwrap());
+    }
 }
