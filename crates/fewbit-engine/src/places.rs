@@ -1,8 +1,10 @@
 //! Where a run works, and what it replaces: `OUT`, and `OUT.partial` beside it.
 //!
 //! A run works in `OUT.partial/parts`. What is whole becomes `OUT.partial/ready`, then `OUT`, each by one rename, so that
-//! nothing unfinished ever stands at `OUT`. `OUT.partial/replace` says that the run was begun with `--force`.
+//! nothing unfinished ever stands at `OUT`. `OUT.partial/replace` says that the run was begun with `--force`,
+//! `OUT.partial/lock` is held by the run that works there.
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use fewbit_format::{Error, Result};
@@ -16,6 +18,8 @@ use crate::outputs::rename;
 pub(crate) struct Places {
     pub(crate) out: PathBuf,
     pub(crate) partial: PathBuf,
+    /// Held as long as the run lives, however it ends.
+    lock: Option<File>,
 }
 
 impl Places {
@@ -28,10 +32,31 @@ impl Places {
         }
         let mut name = out.as_os_str().to_owned();
         name.push(".partial");
-        let places = Self { out, partial: name.into() };
+        let mut places = Self { out, partial: name.into(), lock: None };
         places.check(request)?;
-        places.make(request.force && !request.resume)?;
+        if places.partial.exists() {
+            places.lock = Some(places.locked()?);
+        }
+        let is_forced = request.force && !request.resume;
+        places.make(is_forced)?;
+        // A folder that was removed and made anew has another lock.
+        if is_forced || places.lock.is_none() {
+            places.lock = Some(places.locked()?);
+        }
         Ok(places)
+    }
+
+    /// Sees to it that no other run works in the folder: two would make a result of both.
+    fn locked(&self) -> Result<File> {
+        let path = self.partial.join("lock");
+        let file = File::create(&path).map_err(|e| Error::io("creating", &path, &e))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                Err(Error::input("another run works there").hint("wait for it, or stop it").file(&self.partial))
+            }
+            // Some network disks have no locks: there the user has to know.
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+        }
     }
 
     pub(crate) fn parts(&self) -> PathBuf {

@@ -115,6 +115,36 @@ fn an_interrupted_run_is_resumed_with_another_number_of_threads() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn a_run_that_is_still_at_work_is_left_alone() {
+    let bench = Bench::new("12");
+    let args = ["--recipe", "gptq"];
+    let whole = bench.whole("whole", &args);
+    let out = bench.path("out");
+    let mut child = bench.command(&out, &args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let signal = |name: &str| {
+        assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
+    };
+    let lines = || fs::read_to_string(bench.path("out.partial/journal.jsonl")).map_or(0, |t| t.lines().count());
+    while lines() < 3 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    signal("-STOP");
+    for more in ["--resume", "--force"] {
+        let ran = bench.run(&out, &[&args[..], &[more]].concat());
+        // The other run has to end whatever is found.
+        if ran.code != Some(2) {
+            signal("-CONT");
+        }
+        ran.refused(&["out.partial", "another run", "wait for it"]);
+    }
+    signal("-CONT");
+    assert!(child.wait().unwrap().success());
+    same_bytes(&files(&out), &whole, "undisturbed");
+    bench.holds_only(&["out", "whole"]);
+}
+
 /// A run that was ended within its second block.
 fn begun(bench: &Bench, args: &[&str]) -> PathBuf {
     let out = bench.path("out");
