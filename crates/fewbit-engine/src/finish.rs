@@ -11,10 +11,12 @@ use serde_json::{Value, json};
 
 use crate::bound::Bound;
 use crate::calibration::{Calibration, CalibrationSource};
-use crate::journal::{Identity, crash_point};
-use crate::outputs::{Format, rename, write_file};
+use crate::journal::Identity;
+use crate::outputs::{Format, rename, shard_name, write_file};
 use crate::places::Places;
-use crate::quantize::{BlockReport, Request, shard_name};
+use crate::report::BlockReport;
+use crate::request::Request;
+use crate::stop::crash_point;
 
 /// What finishing needs to know of a run.
 pub(crate) struct Finished<'a> {

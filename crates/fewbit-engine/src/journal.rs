@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use fewbit_format::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::quantize::BlockReport;
+use crate::report::BlockReport;
+use crate::stop::crash_point;
 
 /// What a run is, so that another run does not go on with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,15 +117,5 @@ impl Journal {
         self.file.sync_data().map_err(|e| fail(&e))?;
         crash_point();
         Ok(())
-    }
-}
-
-/// A point at which a test may end the process as a power cut would: `FEWBIT_CRASH_AT=n` is the n-th that is passed.
-pub(crate) fn crash_point() {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static PASSED: AtomicU64 = AtomicU64::new(0);
-    let n = PASSED.fetch_add(1, Ordering::Relaxed) + 1;
-    if std::env::var("FEWBIT_CRASH_AT").is_ok_and(|v| v.parse() == Ok(n)) {
-        std::process::abort();
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::stop::crash_point;
 use fewbit_format::{Band, Dtype, Error, QuantizedLinear, Result, Storage, Tensor};
 use fewbit_graph::{Part, Rows, Stored};
 use fewbit_store::ModelFile;
@@ -176,7 +177,7 @@ pub(crate) fn write_shard(path: &Path, tensors: &[(String, Tensor)]) -> Result<(
         other => Error::internal(format!("a shard that cannot be written: {other}")),
     })?;
     std::fs::set_permissions(&aside, permissions).map_err(|e| Error::io("writing", path, &e))?;
-    crate::journal::crash_point();
+    crash_point();
     rename(&aside, path)
 }
 
@@ -184,7 +185,7 @@ pub(crate) fn write_shard(path: &Path, tensors: &[(String, Tensor)]) -> Result<(
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let aside = path.with_extension("writing");
     std::fs::write(&aside, bytes).map_err(|e| Error::io("writing", path, &e))?;
-    crate::journal::crash_point();
+    crash_point();
     rename(&aside, path)
 }
 
@@ -193,7 +194,7 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     sync(from)?;
     std::fs::rename(from, to).map_err(|e| Error::io("renaming to", to, &e))?;
     sync(to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
-    crate::journal::crash_point();
+    crash_point();
     Ok(())
 }
 
@@ -235,4 +236,9 @@ fn dtype(d: Dtype) -> Result<safetensors::Dtype> {
         Dtype::U8 => S::U8,
         other => return Err(Error::internal(format!("no shard is written with {}", other.name()))),
     })
+}
+
+/// The working name of a block's shard; the final one counts all shards.
+pub(crate) fn shard_name(block: usize) -> String {
+    format!("block-{block:05}.safetensors")
 }

@@ -10,7 +10,7 @@ use fewbit_store::ModelFile;
 use fewbit_text::Tokenizer;
 use rand::{RngExt, SeedableRng};
 
-use crate::quantize::check_stop;
+use crate::stop::check_stop;
 use crate::{Calibration, Progress};
 
 /// Ids of a sequence that are chosen greedily before sampling begins (LLM-QAT's rule).

@@ -11,8 +11,9 @@ use fewbit_store::PartWeights;
 
 use crate::fold::{BlockTensors, fold, spread};
 use crate::kinds::{Element, LinearJob, SiteJob};
-use crate::outputs::{Shard, write_shard};
-use crate::quantize::{BlockReport, LinearReport, Run, shard_name};
+use crate::outputs::{Shard, shard_name, write_shard};
+use crate::quantize::Run;
+use crate::report::{BlockReport, LinearReport};
 use crate::stats::{Collector, InputStats};
 use crate::walk::{To, Walk, Walker};
 

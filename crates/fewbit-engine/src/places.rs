@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use fewbit_format::{Error, Result};
 
 use crate::Request;
-use crate::journal::{JOURNAL, crash_point};
+use crate::journal::JOURNAL;
 use crate::outputs::rename;
+use crate::stop::crash_point;
 
 /// The folders of one run.
 #[derive(Debug)]

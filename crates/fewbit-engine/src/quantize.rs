@@ -1,128 +1,26 @@
 //! The run: calibration, block after block, shards, the finished folder.
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use fewbit_format::{Dtype, Error, Kind, Result, hex};
 use fewbit_graph::Part;
 use fewbit_kernel::Team;
 use fewbit_runtime::language;
 use fewbit_store::ModelFile;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::Plan;
 use crate::bound::{Bound, Choices, compressible};
 use crate::calibration::{Calibration, CalibrationSource};
 use crate::finish::Finished;
 use crate::journal::{Done, Identity, JOURNAL, Journal};
-use crate::kinds::Registry;
 use crate::outputs::Format;
 use crate::places::Places;
+use crate::report::{BlockReport, Progress, Report};
+use crate::request::Request;
+use crate::stop::check_stop;
 use crate::walk::Walker;
-use crate::{Override, Pattern, Plan, Recipe, Settings};
-
-/// What is to be done.
-#[derive(Clone, Debug)]
-pub struct Request<'a> {
-    /// The model.
-    pub model: PathBuf,
-    /// How the model is called in cards and manifests.
-    pub model_name: String,
-    /// The method.
-    pub recipe: Recipe,
-    /// Changes of its settings.
-    pub settings: Settings,
-    /// All primitives.
-    pub registry: &'a Registry,
-    /// The folder (or `.gguf` file) that is made.
-    pub out: PathBuf,
-    /// What is written.
-    pub format: Format,
-    /// Linears that stay as they are, beside embedding and head.
-    pub keep: Vec<Pattern>,
-    /// Other grids for some linears.
-    pub overrides: Vec<Override>,
-    /// Whether a quantized source is taken, dequantized.
-    pub requantize: bool,
-    /// Calibration text.
-    pub calibration: CalibrationSource,
-    /// Sequences, where the recipe's number is not wanted.
-    pub samples: Option<usize>,
-    /// Tokens of a sequence, where the recipe's number is not wanted.
-    pub length: Option<usize>,
-    /// Of everything random.
-    pub seed: u64,
-    /// Whether to go on with `OUT.partial`.
-    pub resume: bool,
-    /// Whether to replace `OUT` and `OUT.partial`.
-    pub force: bool,
-}
-
-impl Request<'_> {
-    /// The same with the calibration's settings put into the recipe.
-    fn settled(&self) -> Result<Self> {
-        let mut request = self.clone();
-        request.recipe.calibration = self.recipe.calibration(&self.settings)?;
-        Ok(request)
-    }
-}
-
-/// Who hears how far the work is.
-pub trait Progress {
-    /// A stage of `total` steps begins.
-    fn begin(&mut self, stage: &'static str, total: u64);
-    /// So many of them are done.
-    fn at(&mut self, done: u64);
-    /// Something that the user should know.
-    fn note(&mut self, text: &str);
-}
-
-/// One block of the report.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct BlockReport {
-    /// Its linears.
-    pub linears: Vec<LinearReport>,
-    /// Warnings.
-    pub warnings: Vec<String>,
-    /// Seconds in forwards (statistics and step), without the Gram products.
-    #[serde(skip)]
-    pub forward_seconds: f64,
-    /// Seconds in Gram products.
-    #[serde(skip)]
-    pub gram_seconds: f64,
-    /// Seconds in transforms.
-    #[serde(skip)]
-    pub transform_seconds: f64,
-    /// Seconds in solves.
-    #[serde(skip)]
-    pub solve_seconds: f64,
-    /// Seconds in packing and writing.
-    #[serde(skip)]
-    pub write_seconds: f64,
-}
-
-/// One linear of the report.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct LinearReport {
-    /// Module path.
-    pub name: String,
-    /// The grid, such as `w4 g128`.
-    pub grid: String,
-    /// Everything stored ÷ weights.
-    pub bits_per_weight: f64,
-    /// Mean squared error of the outputs over the calibration tokens, where it is known.
-    pub output_mse: Option<f64>,
-}
-
-/// What was done.
-#[derive(Clone, Debug)]
-pub struct Report {
-    /// Per block, the head last where it was compressed.
-    pub blocks: Vec<BlockReport>,
-    /// The written format.
-    pub format: Format,
-}
 
 /// Everything that a run knows.
 pub(crate) struct Run<'a> {
@@ -379,18 +277,4 @@ impl Run<'_> {
         let kept = self.bound.kept_width(self.file.model());
         Walker::new(self.team, &self.file, calibration, &self.places.partial, done, kept).map(Some)
     }
-}
-
-/// Refuses to go on when asked to stop.
-pub(crate) fn check_stop(stop: &AtomicBool) -> Result<()> {
-    if stop.load(Ordering::Relaxed) {
-        Err(Error::interrupted("stopped").hint("`--resume` goes on where it was"))
-    } else {
-        Ok(())
-    }
-}
-
-/// The working name of a block's shard; the final one counts all shards.
-pub(crate) fn shard_name(block: usize) -> String {
-    format!("block-{block:05}.safetensors")
 }

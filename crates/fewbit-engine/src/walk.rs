@@ -9,7 +9,7 @@ use fewbit_runtime::{Batch, Hooks, Layer, Rotations, Workspace, embed};
 use fewbit_store::ModelFile;
 
 use crate::calibration::Calibration;
-use crate::journal::crash_point;
+use crate::stop::crash_point;
 use crate::stream::Stream;
 
 /// Tokens that go through a block at a time: a constant, since sums over tokens are made in its order.

@@ -1,0 +1,61 @@
+//! What the user hears, while the work goes on and after it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::outputs::Format;
+
+/// Who hears how far the work is.
+pub trait Progress {
+    /// A stage of `total` steps begins.
+    fn begin(&mut self, stage: &'static str, total: u64);
+    /// So many of them are done.
+    fn at(&mut self, done: u64);
+    /// Something that the user should know.
+    fn note(&mut self, text: &str);
+}
+
+/// One block of the report.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct BlockReport {
+    /// Its linears.
+    pub linears: Vec<LinearReport>,
+    /// Warnings.
+    pub warnings: Vec<String>,
+    /// Seconds in forwards (statistics and step), without the Gram products.
+    #[serde(skip)]
+    pub forward_seconds: f64,
+    /// Seconds in Gram products.
+    #[serde(skip)]
+    pub gram_seconds: f64,
+    /// Seconds in transforms.
+    #[serde(skip)]
+    pub transform_seconds: f64,
+    /// Seconds in solves.
+    #[serde(skip)]
+    pub solve_seconds: f64,
+    /// Seconds in packing and writing.
+    #[serde(skip)]
+    pub write_seconds: f64,
+}
+
+/// One linear of the report.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LinearReport {
+    /// Module path.
+    pub name: String,
+    /// The grid, such as `w4 g128`.
+    pub grid: String,
+    /// Everything stored ÷ weights.
+    pub bits_per_weight: f64,
+    /// Mean squared error of the outputs over the calibration tokens, where it is known.
+    pub output_mse: Option<f64>,
+}
+
+/// What was done.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Per block, the head last where it was compressed.
+    pub blocks: Vec<BlockReport>,
+    /// The written format.
+    pub format: Format,
+}
