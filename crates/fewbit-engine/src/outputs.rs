@@ -151,15 +151,31 @@ fn exact(bands: &[Band]) -> Result<Tensor> {
         bands: bands.to_vec(),
         bias: None,
     };
-    let values = linear.decode();
+    let [rows, cols] = linear.shape;
+    // An embedding is large: some rows at a time are f32.
+    let pieces = || {
+        (0..rows).step_by(EXACT_ROWS).map(|first| {
+            let piece = first..(first + EXACT_ROWS).min(rows);
+            let mut values = vec![0.0; piece.len() * cols];
+            linear.decode_rows(piece, &mut values);
+            values
+        })
+    };
     let holds = |dtype: Dtype| {
-        let mut back = vec![0.0; values.data().len()];
-        let bytes = dtype.narrow(values.data());
-        bytes.and_then(|b| dtype.widen(&b, &mut back)).is_some() && back == values.data()
+        pieces().all(|values| {
+            let mut back = vec![0.0; values.len()];
+            dtype.narrow(&values).and_then(|b| dtype.widen(&b, &mut back)).is_some() && back == values
+        })
     };
     let dtype = [Dtype::BF16, Dtype::F16].into_iter().find(|d| holds(*d)).unwrap_or(Dtype::F32);
-    Tensor::from_f32(dtype, &linear.shape, values.data())
+    let mut bytes = Vec::with_capacity(rows * cols * dtype.size_bytes());
+    for values in pieces() {
+        bytes.extend(dtype.narrow(&values).ok_or_else(|| Error::internal("a float type that holds no floats"))?);
+    }
+    Ok(Tensor { dtype, shape: linear.shape.to_vec(), bytes: bytes.into() })
 }
+
+const EXACT_ROWS: usize = 1024;
 
 /// Writes a shard: aside, then renamed.
 pub(crate) fn write_shard(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use fewbit_graph::{Graph, Part, WeightId};
+use fewbit_graph::{Container, Graph, Part, Weight, WeightId};
 use fewbit_store::ModelFile;
 use serde::Serialize;
 
@@ -71,34 +71,40 @@ impl Bound {
     ) -> Plan {
         let model = file.model();
         let tokens = if self.needs.any() { samples * length } else { 0 };
-        let element = file.dtype().size_bytes() as u64;
-        let kept_head = if model.is_tied || self.has_head() { 0 } else { model.head.parameters() };
-        let mut out_bytes = element * (model.embed.parameters() + kept_head);
-        let (mut flops, mut peak) = (0.0, Memory::default());
-        let parts = compressible(file).filter(|(part, _)| *part != Part::Head || self.has_head());
-        for (i, (_, graph)) in parts.enumerate() {
-            out_bytes += self.stored(i, graph, element);
-            flops += self.flops(i, graph, tokens);
-            peak = peak.or(self.memory(i, graph, tokens));
+        let (mut flops, mut out_bytes, mut peak) = (0.0, 0, Memory::default());
+        let rest = [Part::Embed].into_iter().chain((!model.is_tied && !self.has_head()).then_some(Part::Head));
+        let mut last = Memory::default();
+        for part in rest {
+            for plain in Plain::all(file, part) {
+                out_bytes += plain.bytes;
+                last = last.and(plain.decoded());
+            }
         }
+        let parts = compressible(file).filter(|(part, _)| *part != Part::Head || self.has_head());
+        for (i, (part, graph)) in parts.enumerate() {
+            let plain = Plain::all(file, part);
+            out_bytes += self.stored(i, graph, &plain) + 4 * graph.vectors.iter().map(|v| v.dim as u64).sum::<u64>();
+            flops += self.flops(i, graph, tokens);
+            peak = peak.or(self.memory(i, graph, &plain, tokens));
+        }
+        let per_token = if file.checkpoint().container() == Container::Gguf { TRANSLATION } else { TOKENIZER };
+        let tokenizer = Memory { small: per_token * model.vocabulary as u64, large: 0 };
+        peak = peak.or(last).or(tokenizer);
         Plan {
             sweeps: vec![self.sweep(recipe, model.blocks.len(), samples, length)],
             peak_bytes: BASE_BYTES + peak.bytes().max(if tokens > 0 { ENCODING * text_bytes } else { 0 }),
             out_bytes,
             work_bytes: 4 * (tokens * (2 * model.hidden + self.kept_width(model))) as u64,
             seconds_estimate: flops / (SHARE_OF_PEAK * flops_per_second) + file.checkpoint().size_bytes() as f64 / 1e9,
-            bits_per_weight: self.bits_per_weight(file).unwrap_or(8.0 * element as f64),
+            bits_per_weight: self.bits_per_weight(file).unwrap_or(8.0 * file.dtype().size_bytes() as f64),
             notes: self.notes.clone(),
         }
     }
 
-    /// Bytes of what is written of a part.
-    fn stored(&self, i: usize, graph: &Graph, element: u64) -> u64 {
-        let weights = graph.weights.iter().zip(&self.grids[i]).map(|(w, grid)| match grid {
-            Some(g) => g.stored_bits(w.shape[0], w.shape[1]) / 8,
-            None => element * (w.shape[0] * w.shape[1]) as u64,
-        });
-        weights.sum::<u64>() + element * graph.vectors.iter().map(|v| v.dim as u64).sum::<u64>()
+    /// Bytes of the matrices that are written of a part.
+    fn stored(&self, i: usize, graph: &Graph, plain: &[Plain]) -> u64 {
+        let weights = graph.weights.iter().zip(&self.grids[i]).zip(plain);
+        weights.map(|((w, grid), p)| grid.as_ref().map_or(p.bytes, |g| g.stored_bits(w.shape[0], w.shape[1]) / 8)).sum()
     }
 
     /// Operations on a part; those of attention are few beside the linears'.
@@ -121,7 +127,7 @@ impl Bound {
     }
 
     /// Anonymous memory of the largest moments in one part.
-    fn memory(&self, i: usize, graph: &Graph, tokens: usize) -> Memory {
+    fn memory(&self, i: usize, graph: &Graph, plain: &[Plain], tokens: usize) -> Memory {
         let floats = |w: &WeightId| graph.weights[*w].shape[0] * graph.weights[*w].shape[1];
         let packed = |w: &WeightId| {
             let [rows, cols] = graph.weights[*w].shape;
@@ -156,8 +162,34 @@ impl Bound {
             }
         }
         // Writing holds the packed tensors beside the storages; then the compressed block makes the next one's input.
-        let written = (0..graph.weights.len()).map(|w| packed(&w)).fold(done, Memory::and);
+        let written = |w: WeightId| if self.grids[i][w].is_some() { packed(&w) } else { plain[w].decoded() };
+        let written = (0..graph.weights.len()).map(written).fold(done, Memory::and);
         all.or(written).or(if tokens > 0 { done.with(forward(graph, tokens)) } else { done })
+    }
+}
+
+/// A matrix that is written as it is.
+struct Plain {
+    bytes: u64,
+    /// Whether it lies in the source as that what is written.
+    is_mapped: bool,
+}
+
+impl Plain {
+    /// All matrices of a part. What is decoded from blocks may need 32 bits for each value.
+    fn all(file: &ModelFile, part: Part) -> Vec<Self> {
+        let weights = file.model().part(part).weights.iter().enumerate();
+        let plain = |(w, weight): (WeightId, &Weight)| {
+            let is_mapped = !file.is_weight_quantized(part, w);
+            let element = if is_mapped { file.dtype().size_bytes() } else { 4 };
+            Self { bytes: (element * weight.shape[0] * weight.shape[1]) as u64, is_mapped }
+        };
+        weights.map(plain).collect()
+    }
+
+    /// Memory that it takes when it is written.
+    fn decoded(&self) -> u64 {
+        if self.is_mapped { 0 } else { self.bytes }
     }
 }
 
@@ -220,5 +252,11 @@ const SHARE_OF_PEAK: f64 = 0.7;
 /// Bytes that the tokenizer takes for each byte of a text while it encodes it.
 const ENCODING: u64 = 60;
 
-/// Code, tokenizer, tables: what a run has before any block.
-const BASE_BYTES: u64 = 28 << 20;
+/// Bytes that a tokenizer takes for each of its tokens.
+const TOKENIZER: u64 = 400;
+
+/// The same where the vocabulary of a GGUF file becomes a `tokenizer.json`, which is read again and compared.
+const TRANSLATION: u64 = 1900;
+
+/// Code and tables: what a run has before any block.
+const BASE_BYTES: u64 = 32 << 20;

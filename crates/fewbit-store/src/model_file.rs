@@ -114,7 +114,8 @@ impl ModelFile {
         self.model.parts().any(|(part, graph)| (0..graph.weights.len()).any(|w| self.is_weight_quantized(part, w)))
     }
 
-    fn is_weight_quantized(&self, part: Part, weight: WeightId) -> bool {
+    /// Whether one matrix is stored as codes or blocks.
+    pub fn is_weight_quantized(&self, part: Part, weight: WeightId) -> bool {
         let module = self.module(part, weight);
         match self.checkpoint.container() {
             Container::HuggingFace => layout::is_quantized(&self.quantization, &self.checkpoint, &module),
