@@ -181,7 +181,8 @@ impl Bound {
 
     /// Numbers per token that stops within a block keep, beside its input and output.
     pub(crate) fn kept_width(&self, model: &Model) -> usize {
-        if self.is_whole { 0 } else { model.blocks.iter().map(kept_between).max().unwrap_or(0) }
+        let parts = model.blocks.iter().chain([&model.head]);
+        if self.is_whole { 0 } else { parts.map(kept_between).max().unwrap_or(0) }
     }
 }
 
