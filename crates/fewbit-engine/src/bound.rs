@@ -141,6 +141,11 @@ impl Bound {
         self.grids.last().is_some_and(|g| g.iter().any(Option::is_some))
     }
 
+    /// Whether a part after part `i` is compressed.
+    pub(crate) fn compresses_after(&self, i: usize) -> bool {
+        self.grids[i + 1..].iter().flatten().any(Option::is_some)
+    }
+
     /// Everything stored ÷ weights, of the linears that are compressed; `None` where none is.
     pub(crate) fn bits_per_weight(&self, file: &ModelFile) -> Option<f64> {
         let (mut bits, mut weights) = (0, 0);

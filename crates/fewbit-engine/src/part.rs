@@ -57,18 +57,9 @@ impl Run<'_> {
         let linears = current;
         drop(weights);
         let clock = Instant::now();
-        let layout = self.bound.format.layout();
-        let mut shard = Shard::new(&self.file, layout);
-        if part == Part::Head {
-            let embed = self.file.part(Part::Embed)?;
-            shard.add(Part::Embed, &embed.linears, &embed.vectors)?;
-        }
-        let is_shared = part == Part::Head && self.file.is_tied() && !self.bound.has_head();
-        shard.add(part, if is_shared { &[] } else { &linears }, &vectors)?;
-        write_shard(&self.places.parts().join(shard_name(i)), &shard.tensors)?;
-        drop(shard);
+        self.write(i, part, &linears, &vectors)?;
         report.write_seconds = clock.elapsed().as_secs_f64();
-        let goes_on = !self.bound.is_original_stream && part != Part::Head;
+        let goes_on = !self.bound.is_original_stream && self.bound.compresses_after(i);
         if let (Some(walker), Some(mut walk), true) = (walker, walk, goes_on) {
             let clock = Instant::now();
             if self.bound.is_whole {
@@ -79,6 +70,18 @@ impl Run<'_> {
         }
         self.file.drop_pages(part);
         Ok(report)
+    }
+
+    /// Writes the shard of a part; the head's holds the embedding too.
+    fn write(&self, i: usize, part: Part, linears: &[Arc<QuantizedLinear>], vectors: &[Vec<f32>]) -> Result<()> {
+        let mut shard = Shard::new(&self.file, self.bound.format.layout());
+        if part == Part::Head {
+            let embed = self.file.part(Part::Embed)?;
+            shard.add(Part::Embed, &embed.linears, &embed.vectors)?;
+        }
+        let is_shared = part == Part::Head && self.file.is_tied() && !self.bound.has_head();
+        shard.add(part, if is_shared { &[] } else { linears }, vectors)?;
+        write_shard(&self.places.parts().join(shard_name(i)), &shard.tensors)
     }
 
     /// Statistics of some values over all tokens.
