@@ -429,7 +429,7 @@ fn no_name(name: &str) -> Error {
 
 fn wrong_shape(found: &[usize], expected: &[usize]) -> Error {
     Error::input(format!("has shape {found:?}, where config.json implies {expected:?}"))
-        .hint("the configuration belongs to another model, or the file is damaged")
+        .hint("the configuration belongs to another model, or the file is damaged: download it again")
 }
 
 /// Refuses a number of layers for which there cannot be tensors, before a graph is built for each.

@@ -93,7 +93,7 @@ fn parse(bytes: &[u8]) -> Result<Vec<Entry>> {
         return Err(Error::input(format!(
             "says that its header takes {header_length} bytes, where at most {LONGEST_HEADER_BYTES} are read"
         ))
-        .hint("this is no safetensors file, or it is damaged"));
+        .hint("this is no safetensors file, or it is damaged: download it again"));
     }
     let header = rest.get(..header_length as usize).ok_or_else(|| {
         Error::input(format!("is {length} bytes long, but its header alone takes {header_length}"))
@@ -162,11 +162,13 @@ fn check_places(entries: &[Entry], data_start: usize, file_length: usize) -> Res
         let start = entry.range.start;
         if start < end {
             let other = before.map_or("the header", |b| &b.name);
-            return Err(Error::input(format!("overlaps `{other}`")).hint("the file is damaged").tensor(&entry.name));
+            return Err(Error::input(format!("overlaps `{other}`"))
+                .hint("the file is damaged: download it again")
+                .tensor(&entry.name));
         }
         if start > end {
             return Err(Error::input(format!("the {} bytes in front of it belong to no tensor", start - end))
-                .hint("the file is damaged")
+                .hint("the file is damaged: download it again")
                 .tensor(&entry.name));
         }
         (end, before) = (entry.range.end, Some(entry));
@@ -334,11 +336,11 @@ mod tests {
         assert!(refusal(&one("F32", seventeen, "[0,4]"), 4).contains("more than 16 dimensions"));
         assert_eq!(
             refusal(&one("F32", "[2]", "[4,12]"), 12),
-            "tensor `w`: the 4 bytes in front of it belong to no tensor; the file is damaged"
+            "tensor `w`: the 4 bytes in front of it belong to no tensor; the file is damaged: download it again"
         );
         let pair = |second| format!(r#"{{"w":{{"dtype":"F32","shape":[2],"data_offsets":[0,8]}},{second}}}"#);
         let overlap = pair(r#""v":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}"#);
-        assert_eq!(refusal(&overlap, 12), "tensor `v`: overlaps `w`; the file is damaged");
+        assert_eq!(refusal(&overlap, 12), "tensor `v`: overlaps `w`; the file is damaged: download it again");
         let twice = pair(r#""w":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}"#);
         assert!(refusal(&twice, 16).starts_with("tensor `w`: the name occurs twice in the header"));
         assert!(refusal("[]", 0).starts_with("header: is not valid JSON: invalid type: sequence"));

@@ -102,8 +102,11 @@ fn overlaps_and_twins() {
     };
     assert_eq!(two("a", "b", 64), Ok(()));
     assert_eq!(two("a", "b", 128), Ok(()), "a gap harms nobody");
-    assert_eq!(two("a", "b", 32).unwrap_err(), "tensor `b`: overlaps `a`; the file is damaged");
-    assert_eq!(two("a", "a", 64).unwrap_err(), "tensor `a`: the name occurs twice; the file is damaged");
+    assert_eq!(two("a", "b", 32).unwrap_err(), "tensor `b`: overlaps `a`; the file is damaged: download it again");
+    assert_eq!(
+        two("a", "a", 64).unwrap_err(),
+        "tensor `a`: the name occurs twice; the file is damaged: download it again"
+    );
     let twice = [header(0, 2), text("k"), words(&[0]), vec![1], text("k"), words(&[0]), vec![2]].concat();
     assert!(refusal(twice).starts_with("key `k` occurs twice"));
 }

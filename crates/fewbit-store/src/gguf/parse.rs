@@ -36,7 +36,9 @@ pub(super) fn parse(bytes: &Bytes) -> Result<Parsed> {
         let key = cursor.text().map_err(|e| e.place("name of a key"))?;
         let value = cursor.value().map_err(|e| e.place(format!("key `{key}`")))?;
         if metadata.insert(key.clone(), value).is_some() {
-            return Err(Error::input(format!("key `{key}` occurs twice")).hint("the file is damaged"));
+            return Err(
+                Error::input(format!("key `{key}` occurs twice")).hint("the file is damaged: download it again")
+            );
         }
     }
     let alignment = alignment(&metadata)?;
@@ -53,7 +55,8 @@ fn version(cursor: &mut Cursor<'_>) -> Result<u32> {
         return Err(Error::input("is empty").hint("download it again"));
     }
     if cursor.take(4)? != MAGIC {
-        return Err(Error::input("does not begin with `GGUF`").hint("this is no GGUF file, or it is damaged"));
+        return Err(Error::input("does not begin with `GGUF`")
+            .hint("this is no GGUF file, or it is damaged: download it again"));
     }
     let way_out = "convert the model again with llama.cpp";
     match cursor.u32()? {
@@ -77,7 +80,7 @@ fn alignment(metadata: &BTreeMap<String, Value>) -> Result<usize> {
             "key `general.alignment` is {}, where a power of two up to {LARGEST_ALIGNMENT} is needed",
             value.describe()
         ))
-        .hint("the file is damaged")),
+        .hint("the file is damaged: download it again")),
     }
 }
 
@@ -85,7 +88,9 @@ fn check_names(tensors: &[GgufTensor]) -> Result<()> {
     let mut names: Vec<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
     names.sort_unstable();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => Err(Error::input("the name occurs twice").hint("the file is damaged").tensor(pair[0])),
+        Some(pair) => {
+            Err(Error::input("the name occurs twice").hint("the file is damaged: download it again").tensor(pair[0]))
+        }
         None => Ok(()),
     }
 }
@@ -100,9 +105,9 @@ fn check_places(tensors: &mut [GgufTensor], file_length: usize) -> Result<()> {
     let mut order: Vec<&GgufTensor> = tensors.iter().collect();
     order.sort_by_key(|t| (t.range.start, t.range.end));
     match order.windows(2).find(|pair| pair[1].range.start < pair[0].range.end) {
-        Some(pair) => {
-            Err(Error::input(format!("overlaps `{}`", pair[0].name)).hint("the file is damaged").tensor(&pair[1].name))
-        }
+        Some(pair) => Err(Error::input(format!("overlaps `{}`", pair[0].name))
+            .hint("the file is damaged: download it again")
+            .tensor(&pair[1].name)),
         None => Ok(()),
     }
 }
@@ -124,10 +129,10 @@ impl RawTensor {
                 Ok(GgufTensor { name: self.name, elements: self.elements, shape: self.shape, range })
             }
             Some(_) => Err(Error::input(format!("lies at offset {}, no multiple of {alignment}", self.offset))
-                .hint("the file is damaged")
+                .hint("the file is damaged: download it again")
                 .tensor(&self.name)),
             None => Err(Error::input(format!("lies at offset {}, beyond any file", self.offset))
-                .hint("the file is damaged")
+                .hint("the file is damaged: download it again")
                 .tensor(&self.name)),
         }
     }
@@ -201,7 +206,8 @@ impl<'a> Cursor<'a> {
 
     fn list(&mut self) -> Result<Value> {
         match self.u32()? {
-            ARRAY => Err(Error::input("is a list of lists, which no reader takes").hint("the file is damaged")),
+            ARRAY => Err(Error::input("is a list of lists, which no reader takes")
+                .hint("the file is damaged: download it again")),
             STRING => {
                 let count = self.count("texts", LEAST_TEXT_BYTES)?;
                 (0..count).map(|_| self.text()).collect::<Result<_>>().map(Value::Strings)
@@ -221,7 +227,7 @@ impl<'a> Cursor<'a> {
             && let Some(other) = taken.iter().find(|b| **b > 1)
         {
             return Err(Error::input(format!("holds the boolean {other}, where 0 and 1 are possible"))
-                .hint("the file is damaged"));
+                .hint("the file is damaged: download it again"));
         }
         Ok(Numbers::new(kind, self.bytes.slice_ref(taken)))
     }
@@ -240,7 +246,7 @@ impl<'a> Cursor<'a> {
             return Err(Error::input(format!(
                 "has {dimensions} dimensions, where at most {MOST_DIMENSIONS} are possible"
             ))
-            .hint("the file is damaged"));
+            .hint("the file is damaged: download it again"));
         }
         let mut shape = Vec::new();
         for _ in 0..dimensions {
@@ -248,7 +254,9 @@ impl<'a> Cursor<'a> {
             let size = usize::try_from(size).ok().filter(|n| (1..=isize::MAX as usize).contains(n));
             shape.insert(
                 0,
-                size.ok_or_else(|| Error::input("has a size of zero or beyond 63 bits").hint("the file is damaged"))?,
+                size.ok_or_else(|| {
+                    Error::input("has a size of zero or beyond 63 bits").hint("the file is damaged: download it again")
+                })?,
             );
         }
         let number = self.u32()?;
@@ -264,13 +272,14 @@ impl<'a> Cursor<'a> {
                 }
                 _ => format!("has shape {shape:?} of {name}, more bytes than can be counted"),
             };
-            Error::input(reason).hint("the file is damaged")
+            Error::input(reason).hint("the file is damaged: download it again")
         })?;
         Ok(RawTensor { name: String::new(), elements, shape, size_bytes, offset: self.u64()? })
     }
 }
 
 fn number_type(code: u32) -> Result<NumberType> {
-    NumberType::from_code(code)
-        .ok_or_else(|| Error::input(format!("has the unknown type {code}")).hint("the file is damaged"))
+    NumberType::from_code(code).ok_or_else(|| {
+        Error::input(format!("has the unknown type {code}")).hint("the file is damaged: download it again")
+    })
 }

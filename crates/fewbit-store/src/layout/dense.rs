@@ -21,7 +21,7 @@ pub(super) fn read(m: Module<'_>) -> Result<Storage> {
     if tensor.shape != m.shape {
         return fail(
             format!("has shape {:?}, where the config asks for {:?}", tensor.shape, m.shape),
-            "the config.json of another model lies beside it, or the file is damaged",
+            "the config.json of another model lies beside it, or the file is damaged: download it again",
         );
     }
     Ok(Storage::Dense(tensor))
