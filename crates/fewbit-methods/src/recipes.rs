@@ -3,4 +3,5 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("rtn", include_str!("../../../recipes/rtn.toml")),
     ("gptq", include_str!("../../../recipes/gptq.toml")),
     ("awq", include_str!("../../../recipes/awq.toml")),
+    ("quantease", include_str!("../../../recipes/quantease.toml")),
 ];

@@ -159,3 +159,42 @@ fn dead_inputs_and_singular_statistics_are_survived() {
     let solved = solve(&*solver("gptq", "damping = 1e-9"), &*g, &w, &rank_one, 1);
     assert!(solved.warning.unwrap().contains("damping raised"));
 }
+
+#[test]
+fn quantease_descends_to_where_no_single_code_helps() {
+    let (w, h) = (random(24, 48, 11), correlated(48, 12));
+    let g = grid("bits = 3\ngroup = \"row\"");
+    let [mut before, nearest] =
+        [f64::INFINITY, loss(&w, &decoded(&solve(&*solver("nearest", ""), &*g, &w, &h, 1), &w), &h, 0.0)];
+    // Passes that stay on the grid never raise the objective.
+    for passes in [1, 2, 3, 5, 10, 40] {
+        let solved = solve(&*solver("quantease", &format!("passes = {passes}\nrelax_every = 0")), &*g, &w, &h, 2);
+        let now = loss(&w, &decoded(&solved, &w), &h, 0.0);
+        assert!(now <= before * (1.0 + 1e-6), "{passes} passes: {now} after {before}");
+        let said = f64::from(4 * 48 * 24) * solved.output_mse.unwrap();
+        assert!((said - now).abs() < 1e-3 * now, "{said} said, {now} found");
+        before = now;
+    }
+    assert!(before < 0.5 * nearest, "{before} of {nearest}");
+    let gptq = decoded(&solve(&*solver("gptq", ""), &*g, &w, &h, 1), &w);
+    let after = solve(&*solver("quantease", "passes = 2\nstart = \"gptq\""), &*g, &w, &h, 1);
+    assert!(loss(&w, &decoded(&after, &w), &h, 0.0) <= loss(&w, &gptq, &h, 0.0) * (1.0 + 1e-6));
+    // A fixed point: one code moved by one step makes its row worse.
+    let solved = solve(&*solver("quantease", "passes = 60"), &*g, &w, &h, 1);
+    let q = decoded(&solved, &w);
+    let fewbit_format::Storage::Int(codes) = &solved.storage else { panic!("codes") };
+    for r in 0..24 {
+        let (scale, _) = codes.group_params(r, 0);
+        let mut own = vec![0; 48];
+        codes.row_codes(r, &mut own);
+        for c in 0..48 {
+            // Moving by `step` changes the loss by `2 step (Δ H)_c + step² H_cc` with `Δ = Ŵ − W`.
+            let pull: f64 = (0..48).map(|k| f64::from(q[(r, k)] - w[(r, k)]) * f64::from(h[(k, c)])).sum();
+            for (step, is_there) in [(scale, own[c] < 7), (-scale, own[c] > 0)] {
+                let step = f64::from(step);
+                let gain = 2.0 * step * pull + step * step * f64::from(h[(c, c)]);
+                assert!(!is_there || gain >= -1e-4 * step * step * f64::from(h[(c, c)]), "row {r}, column {c}: {gain}");
+            }
+        }
+    }
+}

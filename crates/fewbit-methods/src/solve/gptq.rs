@@ -9,7 +9,7 @@ use fewbit_kernel::strip::feedback;
 use fewbit_linalg::upper_inverse_factor;
 use serde::Deserialize;
 
-use super::nearest::{Rounded, gram_blocks, weighting};
+use super::nearest::{Rounded, fit_strip, gram_blocks, weighting};
 
 pub(crate) const ENTRY: Entry<dyn Solver> = Entry {
     name: "gptq",
@@ -216,15 +216,10 @@ impl Pass<'_> {
 
     /// Static groups: all parameters from the original weights.
     fn fit_all(&self, strip: usize) -> Vec<Params> {
-        let group = self.bound.group();
-        let groups = self.order.len() / group;
         if !self.is_static {
-            return vec![Params::default(); groups];
+            return vec![Params::default(); self.order.len() / self.bound.group()];
         }
-        let strip = Strip::of(self.weight, strip);
-        (0..groups)
-            .map(|k| self.bound.fit(k, &strip.data[k * group..(k + 1) * group], weighting(self.blocks, k)))
-            .collect()
+        fit_strip(self.bound, &Strip::of(self.weight, strip), self.blocks)
     }
 
     /// Columns `cols` of one strip; writes the errors `[row][column]` and returns their sum of squares.

@@ -4,8 +4,9 @@ use fewbit_engine::kinds::{Entry, Solver};
 
 mod gptq;
 mod nearest;
+mod quantease;
 
 pub(crate) use nearest::round_all;
 
 /// `solve.*`
-pub(crate) const SOLVERS: &[Entry<dyn Solver>] = &[nearest::ENTRY, gptq::ENTRY];
+pub(crate) const SOLVERS: &[Entry<dyn Solver>] = &[nearest::ENTRY, gptq::ENTRY, quantease::ENTRY];

@@ -55,6 +55,13 @@ pub(crate) fn weighting(blocks: &[Mat], k: usize) -> Weighting<'_> {
     blocks.get(k).map_or(Weighting::None, Weighting::Gram)
 }
 
+/// The parameters of all groups of one strip.
+pub(crate) fn fit_strip(grid: &dyn BoundGrid, strip: &Strip, blocks: &[Mat]) -> Vec<Params> {
+    let group = grid.group();
+    let groups = strip.data.chunks_exact(group).enumerate();
+    groups.map(|(k, values)| grid.fit(k, values, weighting(blocks, k))).collect()
+}
+
 /// Codes and parameters of one strip.
 pub(crate) type Rounded = (Vec<[u16; LANES]>, Vec<Params>);
 
@@ -72,12 +79,10 @@ pub(crate) fn round_all(
         let strip = Strip::of(w, i);
         let mut codes = vec![[0; LANES]; cols];
         let mut values = vec![[0.0; LANES]; cols];
-        let mut params = Vec::with_capacity(cols / group);
-        for k in 0..cols / group {
+        let params = fit_strip(grid, &strip, blocks);
+        for (k, p) in params.iter().enumerate() {
             let at = k * group..(k + 1) * group;
-            let p = grid.fit(k, &strip.data[at.clone()], weighting(blocks, k));
-            grid.round(&p, &strip.data[at.clone()], &mut codes[at.clone()], &mut values[at]);
-            params.push(p);
+            grid.round(p, &strip.data[at.clone()], &mut codes[at.clone()], &mut values[at]);
         }
         if let Some(rows) = rows {
             for (lane, row) in rows.chunks_exact_mut(cols).enumerate() {
