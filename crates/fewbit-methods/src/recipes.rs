@@ -3,5 +3,6 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("rtn", include_str!("../../../recipes/rtn.toml")),
     ("gptq", include_str!("../../../recipes/gptq.toml")),
     ("awq", include_str!("../../../recipes/awq.toml")),
+    ("hqq", include_str!("../../../recipes/hqq.toml")),
     ("quantease", include_str!("../../../recipes/quantease.toml")),
 ];

@@ -41,7 +41,7 @@ impl Recipes {
 }
 
 fn brief(recipe: &Recipe) -> String {
-    format!("{:<8}{}\n        {}\n        cost: {}\n", recipe.name, recipe.summary, recipe.cite, recipe.cost)
+    format!("{}\n    {}\n    {}\n    cost: {}\n", recipe.name, recipe.summary, recipe.cite, recipe.cost)
 }
 
 fn whole(recipe: &Recipe) -> String {

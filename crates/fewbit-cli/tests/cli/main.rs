@@ -3,6 +3,7 @@
 
 mod bench;
 mod calibration;
+mod combinations;
 mod damage;
 mod evaluate;
 mod models;

@@ -20,7 +20,7 @@ pub(crate) const ENTRY: Entry<dyn Grid> = Entry {
         ),
         (
             "clip = \"minmax\"",
-            "how a group's range is chosen: `minmax`, `mse` (least `Σ|w − ŵ|^2.4`), `output` (least error of the group's output; `minmax` while scales are searched)",
+            "how a group's range is chosen: `minmax`, `mse` (least `Σ|w − ŵ|^2.4`), `output` (least error of the group's output; `minmax` while scales are searched), `proximal` (HQQ's offsets; with `zero = \"offset\"`)",
         ),
         ("steps = 0", "shrunken ranges that a search tries; 0 is the method's own number (mse 100, output 20)"),
     ],
@@ -99,6 +99,8 @@ enum Clip {
     Mse,
     /// The shrunken range with the least squared error of the group's output, `δᵀ G δ` (AWQ's clip search).
     Output,
+    /// The whole range, its offset moved by half-quadratic steps (HQQ).
+    Proximal,
 }
 
 impl IntSettings {
@@ -126,13 +128,17 @@ impl IntSettings {
         if self.symmetric && self.zero == ZeroSetting::Offset {
             return Err(Error::input("`grid.zero = \"offset\"` contradicts `grid.symmetric = true`"));
         }
+        if self.clip == Clip::Proximal && self.zero != ZeroSetting::Offset {
+            return Err(Error::input("`grid.clip = \"proximal\"` moves offsets, and the zero points are codes")
+                .hint("set `grid.zero=offset` and an asymmetric grid"));
+        }
         Ok(())
     }
 
     /// Shrink factors of the range, the whole range first.
     fn shrinks(&self) -> Vec<f32> {
         let (steps, share) = match self.clip {
-            Clip::Minmax => return vec![1.0],
+            Clip::Minmax | Clip::Proximal => return vec![1.0],
             Clip::Mse => (if self.steps == 0 { 100 } else { self.steps }, 0.8),
             Clip::Output => (if self.steps == 0 { 20 } else { self.steps }, 0.5),
         };
@@ -244,6 +250,44 @@ impl Bound {
         Affine { scale, zero, most: self.most(), has_offsets: self.has_offsets }
     }
 
+    /// Moves offsets so that `Σ |w − ŵ|^0.7` falls, by half-quadratic steps: `e = shrink(w − ŵ)`, then
+    /// `z = mean(w − e − s q)`, each step stricter than the one before (HQQ, the project's page; its `p`, `β`, `κ`).
+    ///
+    /// A row stops where `Σ |w − ŵ|` no longer falls, with the best offset that it had.
+    fn proximal(&self, values: &[[f32; LANES]], start: Params) -> Params {
+        const STEPS: usize = 20;
+        const POWER: f32 = 0.7;
+        const STRICTER: f32 = 1.01;
+        let (mut best, mut least, mut beta) = (start.clone(), [f64::INFINITY; LANES], 10.0);
+        let mut tried = start;
+        let (mut codes, mut decoded) = (vec![[0; LANES]; values.len()], vec![[0.0; LANES]; values.len()]);
+        for _ in 0..=STEPS {
+            self.round(&tried, values, &mut codes, &mut decoded);
+            let mut moves = [false; LANES];
+            for lane in 0..LANES {
+                let error: f64 = values.iter().zip(&decoded).map(|(w, d)| f64::from((w[lane] - d[lane]).abs())).sum();
+                if error < least[lane] {
+                    (least[lane], best.0[1][lane], moves[lane]) = (error, tried.0[1][lane], true);
+                }
+            }
+            if !moves.contains(&true) {
+                break;
+            }
+            for lane in (0..LANES).filter(|l| moves[*l]) {
+                let scale = tried.0[0][lane];
+                let target = |(w, (d, q)): (&[f32; LANES], (&[f32; LANES], &[u16; LANES]))| {
+                    let off = w[lane] - d[lane];
+                    let kept = (off.abs() - off.abs().powf(POWER - 1.0) / beta).max(0.0).copysign(off);
+                    f64::from(w[lane] - kept - scale * f32::from(q[lane]))
+                };
+                let sum: f64 = values.iter().zip(decoded.iter().zip(&codes)).map(target).sum();
+                tried.0[1][lane] = self.grid.scale.round((sum / values.len() as f64) as f32);
+            }
+            beta *= STRICTER;
+        }
+        best
+    }
+
     /// The range of a group, shrunken by `p`.
     fn shrunken(&self, lo: f32, hi: f32, p: f32) -> (f32, f32) {
         if self.clip == Clip::Output {
@@ -302,6 +346,7 @@ impl BoundGrid for Bound {
         let by = match (self.clip, by) {
             // The error of an output needs to know the inputs.
             (Clip::Minmax, _) | (Clip::Output, Weighting::None) => return best,
+            (Clip::Proximal, _) => return self.proximal(values, best),
             (Clip::Mse, Weighting::Gram(_)) => Weighting::None,
             (_, by) => by,
         };
@@ -451,10 +496,26 @@ mod tests {
     }
 
     #[test]
+    fn proximal_offsets_lower_the_absolute_error() {
+        let mut w = random(20, 128, 4);
+        (0..20).for_each(|r| w[(r, 5)] = 3.0 + r as f32 / 10.0);
+        let error = |text: &str| -> Vec<f64> {
+            let (_, seen) = nearest(&*build(text), &w);
+            let row = |r: usize| w.row(r).iter().zip(seen.row(r)).map(|(a, b)| f64::from((a - b).abs())).sum();
+            (0..20).map(row).collect()
+        };
+        let plain = "bits = 3\ngroup = 64\nzero = \"offset\"\nscale = \"f32\"";
+        let (before, after) = (error(plain), error(&format!("{plain}\nclip = \"proximal\"")));
+        assert!(before.iter().zip(&after).all(|(b, a)| a <= b), "{before:?} {after:?}");
+        assert!(after.iter().sum::<f64>() < 0.99 * before.iter().sum::<f64>(), "{before:?} {after:?}");
+    }
+
+    #[test]
     fn unknown_and_contradicting_settings_are_refused() {
         let refuse = |text: &str| (ENTRY.build)(text.parse().unwrap()).unwrap_err().to_string();
         assert!(refuse("bit = 3").contains("did you mean `bits`?"), "{}", refuse("bit = 3"));
         assert!(refuse("bits = 9").contains("1 to 8"));
         assert!(refuse("symmetric = true\nzero = \"offset\"").contains("contradicts"));
+        assert!(refuse("clip = \"proximal\"").contains("grid.zero=offset"));
     }
 }

@@ -1,0 +1,97 @@
+//! Every member of the const lists, and every recipe.
+
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::fmt::Debug;
+
+use fewbit_engine::kinds::{Entry, Grid, LinearJob, Solved, Solver};
+use fewbit_engine::{InputStats, Recipe, Settings, Table};
+use fewbit_format::Mat;
+use fewbit_kernel::Team;
+use fewbit_methods::{RECIPES, REGISTRY};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// A member builds without settings, has a source, and its documented defaults are the ones that it has.
+fn is_documented<T: ?Sized + Debug>(kind: &str, entry: &Entry<T>) {
+    let name = format!("{kind}.{}", entry.name);
+    assert!(entry.cite.len() > 10, "{name} has no source");
+    let built = (entry.build)(Table::new()).unwrap_or_else(|e| panic!("{name}: {e}"));
+    for (setting, meaning) in entry.settings {
+        assert!(meaning.len() > 10, "{name}, {setting}: what does it mean?");
+        // The engine puts the source's own type in its place.
+        if *setting == "scale = \"source\"" {
+            continue;
+        }
+        let table: Table = setting.parse().unwrap_or_else(|e| panic!("{name}, {setting}: {e}"));
+        let with = (entry.build)(table).unwrap_or_else(|e| panic!("{name}, {setting}: {e}"));
+        assert_eq!(format!("{built:?}"), format!("{with:?}"), "{name}, {setting}: not the default");
+    }
+    let unknown = (entry.build)("no_such_setting = 1".parse().unwrap());
+    assert!(unknown.is_err_and(|e| e.to_string().contains("no_such_setting")), "{name} takes any setting");
+}
+
+#[test]
+fn members_are_documented_as_they_are() {
+    REGISTRY.grids.iter().for_each(|e| is_documented("grid", e));
+    REGISTRY.solvers.iter().for_each(|e| is_documented("solve", e));
+    REGISTRY.transforms.iter().for_each(|e| is_documented("transform", e));
+}
+
+#[test]
+fn recipes_say_what_they_are_and_compile() {
+    for (name, _) in RECIPES {
+        let recipe = Recipe::find(name, RECIPES).unwrap();
+        assert_eq!(recipe.name, *name);
+        for (what, text) in [("cite", &recipe.cite), ("summary", &recipe.summary), ("cost", &recipe.cost)] {
+            assert!(text.len() > 15, "{name} has no {what}");
+        }
+        recipe.compile(&Settings::default(), &REGISTRY, "f16").unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+}
+
+fn random(rows: usize, cols: usize, seed: u64) -> Mat {
+    let mut r = ChaCha8Rng::seed_from_u64(seed);
+    Mat::from_fn(rows, cols, |_, _| r.random::<f32>() * 2.0 - 1.0)
+}
+
+/// `XᵀX` of inputs whose columns share a part.
+fn gram(n: usize) -> Mat {
+    let (own, shared) = (random(3 * n, n, 1), random(3 * n, 1, 2));
+    let x = Mat::from_fn(3 * n, n, |t, j| own[(t, j)] + shared[(t, 0)] * (1.0 + (j % 5) as f32));
+    Mat::from_fn(n, n, |a, b| (0..3 * n).map(|t| x[(t, a)] * x[(t, b)]).sum())
+}
+
+fn loss(w: &Mat, solved: &Solved, h: &Mat) -> f64 {
+    let mut q = Mat::zeros(w.rows(), w.cols());
+    solved.storage.decode_rows(0..w.rows(), q.data_mut());
+    let row = |r: usize| -> f64 {
+        let d: Vec<f64> = w.row(r).iter().zip(q.row(r)).map(|(a, b)| f64::from(a - b)).collect();
+        (0..d.len()).map(|i| d[i] * (0..d.len()).map(|j| f64::from(h[(i, j)]) * d[j]).sum::<f64>()).sum()
+    };
+    (0..w.rows()).map(row).sum()
+}
+
+#[test]
+fn every_solver_on_every_grid_is_deterministic_and_no_worse_than_nearest() {
+    let (w, h) = (random(37, 128, 3), gram(128));
+    let stats = InputStats { gram: Some(h.clone()), mean_abs: Some(vec![1.0; 128]), tokens: 3 * 128 };
+    let solve = |solver: &dyn Solver, grid: &dyn Grid, threads: usize| {
+        let job = LinearJob { name: "test", weight: &w, stats: &stats, grid, team: &Team::new(threads) };
+        solver.solve(&job).unwrap()
+    };
+    let nearest = REGISTRY.solvers.iter().find(|e| e.name == "nearest").unwrap();
+    let nearest = (nearest.build)(Table::new()).unwrap();
+    for grid in REGISTRY.grids {
+        let bound = (grid.build)(Table::new()).unwrap();
+        let baseline = loss(&w, &solve(&*nearest, &*bound, 1), &h);
+        for entry in REGISTRY.solvers {
+            let name = format!("solve.{} on grid.{}", entry.name, grid.name);
+            let solver = (entry.build)(Table::new()).unwrap();
+            let [one, three] = [1, 3].map(|threads| solve(&*solver, &*bound, threads));
+            assert_eq!(format!("{one:?}"), format!("{three:?}"), "{name}: threads matter");
+            let own = loss(&w, &one, &h);
+            assert!(own <= baseline, "{name}: {own}, nearest {baseline}");
+        }
+    }
+}
