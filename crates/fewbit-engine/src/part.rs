@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use fewbit_format::{Error, Mat, QuantizedLinear, Result, Storage, Tensor};
-use fewbit_graph::{Graph, Part, Producer, Site, Stored, ValueId};
+use fewbit_graph::{Graph, Part, Producer, Site, Stored, ValueId, WeightId};
 use fewbit_runtime::{Arithmetic, Layer, NoHooks};
 use fewbit_store::PartWeights;
 
 use crate::fold::{BlockTensors, fold, spread};
-use crate::kinds::{Element, LinearJob, SiteJob};
+use crate::kinds::{Element, InputJob, InputSolver, LinearJob, SiteJob};
 use crate::outputs::{Shard, shard_name, write_shard};
 use crate::quantize::Run;
 use crate::report::{BlockReport, LinearReport};
@@ -27,7 +27,7 @@ impl Run<'_> {
         let mut report = BlockReport::default();
         let weights = self.file.part(part)?;
         let mut current: Vec<Arc<QuantizedLinear>> = weights.linears.clone();
-        let mut tensors = None;
+        let (mut tensors, no_stats) = (None, InputStats::default());
         let mut walk = match walker {
             Some(_) => Some(Walk::new(Layer::new(graph.clone(), weights.clone(), Arithmetic::Exact)?)),
             None => None,
@@ -42,12 +42,19 @@ impl Run<'_> {
                 tensors = Some(self.transformed(i, part, &graph, &weights, &mut stats)?);
             }
             report.transform_seconds += clock.elapsed().as_secs_f64();
-            for w in of_stage.iter().copied() {
+            for (value, linears) in graph.linears_by_input().into_iter().filter(|(v, _)| values.contains(v)) {
                 self.check_stop()?;
-                let changed = tensors
-                    .as_mut()
-                    .map(|t| (std::mem::replace(&mut t.weights[w], Mat::zeros(0, 0)), t.biases[w].take()));
-                current[w] = Arc::new(self.linear(i, part, &graph, w, &weights, changed, &stats, &mut report)?);
+                let stats = stats.iter().find(|(v, _)| *v == value).map_or(&no_stats, |(_, s)| s);
+                let name = self.file.exported(part, graph.weights[linears[0]].name)?.name;
+                let solver = self.begin(i, &linears, InputJob { name: &name, stats, team: self.team }, &mut report)?;
+                for w in linears {
+                    self.check_stop()?;
+                    let changed = tensors
+                        .as_mut()
+                        .map(|t| (std::mem::replace(&mut t.weights[w], Mat::zeros(0, 0)), t.biases[w].take()));
+                    let linear = self.linear(i, part, &graph, w, &weights, changed, solver.as_deref(), &mut report)?;
+                    current[w] = Arc::new(linear);
+                }
             }
             if let (Some(walk), [value], false) = (&mut walk, &values[..], self.bound.is_whole) {
                 walk.layer.replace(*value, of_stage.iter().map(|w| current[*w].clone()).collect());
@@ -181,6 +188,24 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// The solver for linears that share an input, if any of them is rounded.
+    fn begin<'a>(
+        &'a self,
+        i: usize,
+        linears: &[WeightId],
+        input: InputJob<'a>,
+        report: &mut BlockReport,
+    ) -> Result<Option<Box<dyn InputSolver + 'a>>> {
+        let Some(solver) = &self.bound.solver else { return Ok(None) };
+        if linears.iter().all(|w| self.bound.grids[i][*w].is_none()) {
+            return Ok(None);
+        }
+        let clock = Instant::now();
+        let begun = solver.begin(input)?;
+        report.solve_seconds += clock.elapsed().as_secs_f64();
+        Ok(Some(begun))
+    }
+
     fn linear(
         &self,
         i: usize,
@@ -189,11 +214,11 @@ impl Run<'_> {
         w: usize,
         weights: &PartWeights,
         changed: Option<(Mat, Option<Vec<f32>>)>,
-        stats: &[(ValueId, InputStats)],
+        solver: Option<&dyn InputSolver>,
         report: &mut BlockReport,
     ) -> Result<QuantizedLinear> {
         let original = &weights.linears[w];
-        let (Some(grid), Some(solver)) = (&self.bound.grids[i][w], &self.bound.solver) else {
+        let (Some(grid), Some(solver)) = (&self.bound.grids[i][w], solver) else {
             return match changed {
                 // Written in the source's type; the run goes on with what will be read.
                 Some((m, bias)) => {
@@ -205,12 +230,8 @@ impl Run<'_> {
         };
         let name = self.file.exported(part, graph.weights[w].name)?.name;
         let (weight, bias) = changed.unwrap_or_else(|| (original.decode(), original.bias.clone()));
-        let empty = InputStats::default();
-        let input = graph.input_of(w);
-        let stats = stats.iter().find(|(v, _)| Some(*v) == input).map_or(&empty, |(_, s)| s);
         let clock = Instant::now();
-        let job = LinearJob { name: &name, weight: &weight, stats, grid: &**grid, team: self.team };
-        let solved = solver.solve(&job)?;
+        let solved = solver.solve(&LinearJob { name: &name, weight: &weight, grid: &**grid })?;
         report.solve_seconds += clock.elapsed().as_secs_f64();
         report.warnings.extend(solved.warning);
         let bits = solved.storage.stored_bits() as f64 / (weight.rows() * weight.cols()) as f64;

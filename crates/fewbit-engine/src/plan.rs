@@ -118,6 +118,8 @@ impl Bound {
         if let Some(solver) = &self.solver {
             let rounded = graph.weights.iter().zip(&self.grids[i]).filter(|(_, g)| g.is_some());
             flops += rounded.map(|(w, _)| solver.flops(w.shape[0], w.shape[1])).sum::<f64>();
+            let inputs = graph.linears_by_input().into_iter();
+            flops += inputs.map(|(v, _)| solver.input_flops(graph.values[v].dim)).sum::<f64>();
         }
         for (t, site) in self.sites(graph) {
             let rows: usize = site.consumers.iter().map(|w| graph.weights[*w].shape[0]).sum();

@@ -4,7 +4,7 @@
 
 use std::fmt::Debug;
 
-use fewbit_engine::kinds::{Entry, Grid, LinearJob, Solved, Solver};
+use fewbit_engine::kinds::{Entry, Grid, InputJob, LinearJob, Solved, Solver};
 use fewbit_engine::{InputStats, Recipe, Settings, Table};
 use fewbit_format::Mat;
 use fewbit_kernel::Team;
@@ -77,8 +77,8 @@ fn every_solver_on_every_grid_is_deterministic_and_no_worse_than_nearest() {
     let (w, h) = (random(37, 128, 3), gram(128));
     let stats = InputStats { gram: Some(h.clone()), mean_abs: Some(vec![1.0; 128]), tokens: 3 * 128 };
     let solve = |solver: &dyn Solver, grid: &dyn Grid, threads: usize| {
-        let job = LinearJob { name: "test", weight: &w, stats: &stats, grid, team: &Team::new(threads) };
-        solver.solve(&job).unwrap()
+        let input = InputJob { name: "test", stats: &stats, team: &Team::new(threads) };
+        solver.begin(input).unwrap().solve(&LinearJob { name: "test", weight: &w, grid }).unwrap()
     };
     let nearest = REGISTRY.solvers.iter().find(|e| e.name == "nearest").unwrap();
     let nearest = (nearest.build)(Table::new()).unwrap();

@@ -8,7 +8,7 @@ mod transform;
 pub use grid::{BoundGrid, Grid, LANES, Params, Strip, Weighting};
 pub(crate) use registry::near;
 pub use registry::{Entry, Registry, parse};
-pub use solver::{LinearJob, Solved, Solver};
+pub use solver::{InputJob, InputSolver, LinearJob, Solved, Solver};
 pub use transform::{Element, SiteJob, Transform};
 
 /// What a pass has to know about the inputs of linears before it can work.

@@ -4,18 +4,25 @@ use fewbit_kernel::Team;
 use super::{Grid, Needs};
 use crate::stats::InputStats;
 
+/// What linears that read one value have in common.
+#[derive(Clone, Copy)]
+pub struct InputJob<'a> {
+    /// Module path of the first of them, for messages.
+    pub name: &'a str,
+    /// What the value was like.
+    pub stats: &'a InputStats,
+    /// The threads.
+    pub team: &'a Team,
+}
+
 /// One linear to compress.
 pub struct LinearJob<'a> {
     /// Module path, for messages.
     pub name: &'a str,
     /// `[out, in]`.
     pub weight: &'a Mat,
-    /// What the linear's inputs were like.
-    pub stats: &'a InputStats,
     /// Which numbers can be stored.
     pub grid: &'a dyn Grid,
-    /// The threads.
-    pub team: &'a Team,
 }
 
 /// A compressed linear.
@@ -31,7 +38,8 @@ pub struct Solved {
 
 /// Decides which grid point stands for which weight.
 ///
-/// The engine calls `solve` once per linear, after every transform and with the statistics that `needs` asked for.
+/// The engine calls `begin` once per input, after every transform and with the statistics that `needs` asked for, and
+/// `solve` for each linear that reads it: what depends on the input alone, such as a factorization, is made once.
 pub trait Solver: Send + Sync + std::fmt::Debug {
     /// What has to be known about the inputs.
     fn needs(&self) -> Needs;
@@ -39,9 +47,21 @@ pub trait Solver: Send + Sync + std::fmt::Debug {
     /// Bytes that one solve allocates for a matrix `[rows, cols]`, beside the matrix and its statistics.
     fn scratch_bytes(&self, rows: usize, cols: usize) -> u64;
 
+    /// Floating-point operations for an input of `cols` columns, without the linears that read it.
+    fn input_flops(&self, cols: usize) -> f64;
+
     /// Floating-point operations of one solve.
     fn flops(&self, rows: usize, cols: usize) -> f64;
 
+    /// Prepares for the linears that read one value.
+    ///
+    /// # Errors
+    /// If the statistics do not allow it.
+    fn begin<'a>(&'a self, input: InputJob<'a>) -> Result<Box<dyn InputSolver + 'a>>;
+}
+
+/// A solver that knows its input.
+pub trait InputSolver {
     /// Compresses one linear.
     ///
     /// # Errors

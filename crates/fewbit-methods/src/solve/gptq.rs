@@ -1,7 +1,9 @@
 use std::borrow::Cow;
 use std::sync::Mutex;
 
-use fewbit_engine::kinds::{BoundGrid, Entry, LANES, LinearJob, Needs, Params, Solved, Solver, Strip, parse};
+use fewbit_engine::kinds::{
+    BoundGrid, Entry, InputJob, InputSolver, LANES, LinearJob, Needs, Params, Solved, Solver, Strip, parse,
+};
 use fewbit_format::{Error, Mat, Result};
 use fewbit_kernel::Team;
 use fewbit_kernel::product::product_nn;
@@ -40,9 +42,12 @@ pub(crate) struct Gptq {
     block: usize,
 }
 
+/// With its defaults.
+pub(crate) static GPTQ: Gptq = Gptq { damping: 0.01, act_order: true, static_groups: true, block: 128 };
+
 impl Default for Gptq {
     fn default() -> Self {
-        Self { damping: 0.01, act_order: true, static_groups: true, block: 128 }
+        GPTQ
     }
 }
 
@@ -74,23 +79,23 @@ impl Gptq {
     }
 
     /// The factor of the columns in order under as much damping as it takes, and that damping.
-    fn factor(&self, job: &LinearJob<'_>, gram: &Mat, order: &[usize]) -> Result<(Mat, f32)> {
+    fn factor(&self, input: InputJob<'_>, gram: &Mat, order: &[usize]) -> Result<(Mat, f32)> {
         let diagonal: Vec<f32> = order.iter().map(|c| if is_dead(gram, *c) { 1.0 } else { gram[(*c, *c)] }).collect();
         let mean = diagonal.iter().map(|d| f64::from(*d)).sum::<f64>() / diagonal.len() as f64;
         let mut damping = self.damping;
         for _ in 0..12 {
             let mut damped = Mat::zeros(order.len(), order.len());
-            job.team.for_pieces(damped.data_mut(), order.len(), &|r, row| {
+            input.team.for_pieces(damped.data_mut(), order.len(), &|r, row| {
                 gather(gram.row(order[r]), order, row);
                 row[r] = diagonal[r] + (f64::from(damping) * mean) as f32;
             });
-            if let Ok(u) = upper_inverse_factor(job.team, damped) {
+            if let Ok(u) = upper_inverse_factor(input.team, damped) {
                 return Ok((u, damping));
             }
             damping *= 10.0;
         }
         Err(Error::input("XᵀX cannot be factored, whatever the damping")
-            .tensor(job.name)
+            .tensor(input.name)
             .hint("check the calibration text"))
     }
 }
@@ -105,39 +110,59 @@ impl Solver for Gptq {
         (4 * cols * cols + (4 + 3) * rows * cols + 4 * rows * self.block) as u64
     }
 
-    fn flops(&self, rows: usize, cols: usize) -> f64 {
-        let (m, n) = (rows as f64, cols as f64);
-        n * n * n * 2.0 / 3.0 + m * n * n
+    fn input_flops(&self, cols: usize) -> f64 {
+        (cols as f64).powi(3) * 2.0 / 3.0
     }
 
+    fn flops(&self, rows: usize, cols: usize) -> f64 {
+        rows as f64 * (cols as f64).powi(2)
+    }
+
+    fn begin<'a>(&'a self, input: InputJob<'a>) -> Result<Box<dyn InputSolver + 'a>> {
+        let gram = input.stats.gram.as_ref().ok_or_else(|| Error::internal("GPTQ without XᵀX"))?;
+        let order = self.order(gram);
+        let (u, damping) = self.factor(input, gram, &order)?;
+        Ok(Box::new(Factored { gptq: self, input, gram, order, u, damping }))
+    }
+}
+
+/// What GPTQ knows of an input.
+struct Factored<'a> {
+    gptq: &'a Gptq,
+    input: InputJob<'a>,
+    gram: &'a Mat,
+    order: Vec<usize>,
+    u: Mat,
+    damping: f32,
+}
+
+impl InputSolver for Factored<'_> {
     fn solve(&self, job: &LinearJob<'_>) -> Result<Solved> {
-        let gram = job.stats.gram.as_ref().ok_or_else(|| Error::internal("GPTQ without XᵀX"))?;
+        let (team, gram) = (self.input.team, self.gram);
         let weight = without_dead(job.weight, gram);
         let bound = job.grid.begin(&weight)?;
-        if self.act_order && bound.width() > 1 {
+        if self.gptq.act_order && bound.width() > 1 {
             return Err(Error::input("`solve.act_order` needs a grid that rounds one column at a time"));
         }
-        let order = self.order(gram);
         let (n, m) = (gram.cols(), weight.rows());
-        let (u, damping) = self.factor(job, gram, &order)?;
         let mut w = Mat::zeros(m, n);
-        job.team.for_pieces(w.data_mut(), n, &|r, row| gather(weight.row(r), &order, row));
+        team.for_pieces(w.data_mut(), n, &|r, row| gather(weight.row(r), &self.order, row));
         let blocks = gram_blocks(Some(gram).filter(|_| job.grid.needs().gram), bound.group());
         let pass = Pass {
             bound: &*bound,
             weight: &weight,
-            team: job.team,
-            order: &order,
-            u: &u,
+            team,
+            order: &self.order,
+            u: &self.u,
             blocks: &blocks,
-            is_static: self.static_groups,
+            is_static: self.gptq.static_groups,
         };
-        let (rounded, loss) = pass.run(&mut w, self.block);
+        let (rounded, loss) = pass.run(&mut w, self.gptq.block);
         let (codes, params) = rounded.into_iter().unzip();
-        let warning = (damping > self.damping).then(|| {
-            format!("`{}`: damping raised from {} to {damping}, since XᵀX is nearly singular", job.name, self.damping)
-        });
-        let output_mse = Some(loss / (job.stats.tokens.max(1) * m) as f64);
+        let (from, to) = (self.gptq.damping, self.damping);
+        let warning = (to > from)
+            .then(|| format!("`{}`: damping raised from {from} to {to}, since XᵀX is nearly singular", job.name));
+        let output_mse = Some(loss / (self.input.stats.tokens.max(1) * m) as f64);
         Ok(Solved { storage: bound.store(codes, params)?, output_mse, warning })
     }
 }

@@ -1,7 +1,7 @@
 use std::sync::Mutex;
 
 use fewbit_engine::kinds::{
-    BoundGrid, Entry, LANES, LinearJob, Needs, Params, Solved, Solver, Strip, Weighting, parse,
+    BoundGrid, Entry, InputJob, InputSolver, LANES, LinearJob, Needs, Params, Solved, Solver, Strip, Weighting, parse,
 };
 use fewbit_format::{Mat, Result};
 use fewbit_kernel::Team;
@@ -35,10 +35,22 @@ impl Solver for Nearest {
         10.0 * (rows * cols) as f64
     }
 
+    fn input_flops(&self, _: usize) -> f64 {
+        0.0
+    }
+
+    fn begin<'a>(&'a self, input: InputJob<'a>) -> Result<Box<dyn InputSolver + 'a>> {
+        Ok(Box::new(OfInput(input)))
+    }
+}
+
+struct OfInput<'a>(InputJob<'a>);
+
+impl InputSolver for OfInput<'_> {
     fn solve(&self, job: &LinearJob<'_>) -> Result<Solved> {
         let bound = job.grid.begin(job.weight)?;
-        let blocks = gram_blocks(job.stats.gram.as_ref().filter(|_| job.grid.needs().gram), bound.group());
-        let rounded = round_all(&*bound, job.weight, &blocks, job.team, None);
+        let blocks = gram_blocks(self.0.stats.gram.as_ref().filter(|_| job.grid.needs().gram), bound.group());
+        let rounded = round_all(&*bound, job.weight, &blocks, self.0.team, None);
         let (codes, params) = rounded.into_iter().unzip();
         Ok(Solved { storage: bound.store(codes, params)?, output_mse: None, warning: None })
     }

@@ -1,14 +1,16 @@
 use std::ops::Range;
 use std::sync::Mutex;
 
-use fewbit_engine::kinds::{BoundGrid, Entry, LANES, LinearJob, Needs, Solved, Solver, Strip, parse};
+use fewbit_engine::kinds::{
+    BoundGrid, Entry, InputJob, InputSolver, LANES, LinearJob, Needs, Solved, Solver, Strip, parse,
+};
 use fewbit_format::{Error, Mat, Result};
 use fewbit_kernel::Team;
 use fewbit_kernel::product::{Weights, product_nn, product_nt};
 use fewbit_kernel::strip::feedback;
 use serde::Deserialize;
 
-use super::gptq::Gptq;
+use super::gptq::GPTQ;
 use super::nearest::{Rounded, fit_strip, gram_blocks};
 
 pub(crate) const ENTRY: Entry<dyn Solver> = Entry {
@@ -67,16 +69,6 @@ impl QuantEase {
             && pass <= self.relax_until
             && pass + 1 < self.passes
     }
-
-    fn begin(&self, job: &LinearJob<'_>) -> Result<Mat> {
-        if self.start == Start::Weights {
-            return Ok(job.weight.clone());
-        }
-        let solved = Gptq::default().solve(job)?;
-        let mut found = Mat::zeros(job.weight.rows(), job.weight.cols());
-        solved.storage.decode_rows(0..found.rows(), found.data_mut());
-        Ok(found)
-    }
 }
 
 impl Solver for QuantEase {
@@ -87,15 +79,46 @@ impl Solver for QuantEase {
     fn scratch_bytes(&self, rows: usize, cols: usize) -> u64 {
         // Ŵ, Δ and Δ H, the codes, one block of changes.
         let own = ((3 * 4 + 3) * rows * cols + 4 * rows * BLOCK) as u64;
-        if self.start == Start::Gptq { own.max(Gptq::default().scratch_bytes(rows, cols)) } else { own }
+        if self.start == Start::Gptq { own.max(GPTQ.scratch_bytes(rows, cols)) } else { own }
+    }
+
+    fn input_flops(&self, cols: usize) -> f64 {
+        if self.start == Start::Gptq { GPTQ.input_flops(cols) } else { 0.0 }
     }
 
     fn flops(&self, rows: usize, cols: usize) -> f64 {
         3.0 * self.passes as f64 * rows as f64 * (cols as f64).powi(2)
     }
 
+    fn begin<'a>(&'a self, input: InputJob<'a>) -> Result<Box<dyn InputSolver + 'a>> {
+        let gram = input.stats.gram.as_ref().ok_or_else(|| Error::internal("QuantEase without XᵀX"))?;
+        let start = if self.start == Start::Gptq { Some(GPTQ.begin(input)?) } else { None };
+        Ok(Box::new(OfInput { quantease: self, input, gram, start }))
+    }
+}
+
+/// QuantEase on the linears of one input.
+struct OfInput<'a> {
+    quantease: &'a QuantEase,
+    input: InputJob<'a>,
+    gram: &'a Mat,
+    /// Makes the values where the descent begins; else it begins at the weights.
+    start: Option<Box<dyn InputSolver + 'a>>,
+}
+
+impl OfInput<'_> {
+    fn start(&self, job: &LinearJob<'_>) -> Result<Mat> {
+        let Some(start) = &self.start else { return Ok(job.weight.clone()) };
+        let solved = start.solve(job)?;
+        let mut found = Mat::zeros(job.weight.rows(), job.weight.cols());
+        solved.storage.decode_rows(0..found.rows(), found.data_mut());
+        Ok(found)
+    }
+}
+
+impl InputSolver for OfInput<'_> {
     fn solve(&self, job: &LinearJob<'_>) -> Result<Solved> {
-        let gram = job.stats.gram.as_ref().ok_or_else(|| Error::internal("QuantEase without XᵀX"))?;
+        let (gram, team, quantease) = (self.gram, self.input.team, self.quantease);
         let bound = job.grid.begin(job.weight)?;
         if bound.width() > 1 {
             return Err(Error::input("`solve.quantease` needs a grid that rounds one column at a time"));
@@ -105,17 +128,17 @@ impl Solver for QuantEase {
         let state: Vec<Mutex<Rounded>> = (0..Strip::count(m))
             .map(|i| Mutex::new((vec![[0; LANES]; n], fit_strip(&*bound, &Strip::of(job.weight, i), &blocks))))
             .collect();
-        let descent = Descent { bound: &*bound, gram, team: job.team, state };
-        let mut found = self.begin(job)?;
-        for pass in 0..self.passes {
-            descent.pass(job.weight, &mut found, !self.is_relaxed(pass));
+        let descent = Descent { bound: &*bound, gram, team, state };
+        let mut found = self.start(job)?;
+        for pass in 0..quantease.passes {
+            descent.pass(job.weight, &mut found, !quantease.is_relaxed(pass));
         }
         let (delta, product) = descent.residual(job.weight, &found);
         let loss: f64 = delta.data().iter().zip(product.data()).map(|(d, p)| f64::from(d * p)).sum();
         let rounded =
             descent.state.into_iter().map(|s| s.into_inner().expect("no task panics while it holds its strip"));
         let (codes, params) = rounded.unzip();
-        let output_mse = Some(loss / (job.stats.tokens.max(1) * m) as f64);
+        let output_mse = Some(loss / (self.input.stats.tokens.max(1) * m) as f64);
         Ok(Solved { storage: bound.store(codes, params)?, output_mse, warning: None })
     }
 }
