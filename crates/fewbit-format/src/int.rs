@@ -131,7 +131,7 @@ impl IntCodes {
             return Err(Error::input(format!("{} bits, where 1 to 8 are possible", grid.bits)));
         }
         grid.group.check(cols)?;
-        let groups = Self::group_count(rows, cols, grid.group);
+        let groups = group_count(rows, cols, grid.group);
         let zero_count = match &zeros {
             Zeros::Middle => groups,
             Zeros::Codes(z) => z.len(),
@@ -173,13 +173,6 @@ impl IntCodes {
         let is_plain = index.iter().enumerate().all(|(c, k)| c / width == *k as usize);
         self.group_index = (!is_plain).then_some(index);
         Ok(self)
-    }
-
-    fn group_count(rows: usize, cols: usize, group: Group) -> usize {
-        match group {
-            Group::Tensor => 1,
-            _ => rows * (cols / group.width(cols)),
-        }
     }
 
     /// `[rows, cols]`.
@@ -306,8 +299,16 @@ impl IntCodes {
     }
 }
 
+/// Groups of a matrix.
+pub(crate) fn group_count(rows: usize, cols: usize, group: Group) -> usize {
+    match group {
+        Group::Tensor => 1,
+        _ => rows * (cols / group.width(cols)),
+    }
+}
+
 /// The parameters of some rows; one for all rows stays as it is.
-fn pick<T: Copy>(all: &[T], rows: &[usize], per_row: usize, is_shared: bool) -> Vec<T> {
+pub(crate) fn pick<T: Copy>(all: &[T], rows: &[usize], per_row: usize, is_shared: bool) -> Vec<T> {
     if is_shared {
         return all.to_vec();
     }

@@ -10,6 +10,7 @@ mod ggml;
 mod int;
 mod linear;
 mod mat;
+mod table;
 mod tensor;
 
 pub use bits::{hex, pack_bits, packed_len, unpack_bits};
@@ -19,4 +20,5 @@ pub use ggml::{GgmlBlocks, GgmlType};
 pub use int::{Group, IntCodes, IntGrid, ScaleType, Zero, Zeros};
 pub use linear::{Band, QuantizedLinear, Storage};
 pub use mat::Mat;
+pub use table::{TableCodes, TableGrid};
 pub use tensor::Tensor;

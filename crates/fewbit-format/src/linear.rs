@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::{GgmlBlocks, IntCodes, Mat, Tensor};
+use crate::{GgmlBlocks, IntCodes, Mat, TableCodes, Tensor};
 
 /// How a band of rows is stored. One variant per family of layouts; each decodes in its own file.
 #[derive(Clone, Debug)]
@@ -11,6 +11,8 @@ pub enum Storage {
     Dense(Tensor),
     /// Integer codes with scales per group.
     Int(IntCodes),
+    /// Codes into tables of numbers.
+    Table(TableCodes),
     /// Blocks of ggml.
     Ggml(GgmlBlocks),
 }
@@ -21,6 +23,7 @@ impl Storage {
         match self {
             Self::Dense(t) => [t.shape[0], t.shape[1]],
             Self::Int(c) => c.shape(),
+            Self::Table(c) => c.shape(),
             Self::Ggml(b) => b.shape(),
         }
     }
@@ -35,6 +38,7 @@ impl Storage {
                     .expect("dense storage is made of plain floats only");
             }
             Self::Int(c) => c.decode_rows(rows, out),
+            Self::Table(c) => c.decode_rows(rows, out),
             Self::Ggml(b) => b.decode_rows(rows, out),
         }
     }
@@ -47,6 +51,7 @@ impl Storage {
                 Self::Dense(Tensor { dtype: t.dtype, shape: vec![rows.len(), t.shape[1]], bytes })
             }
             Self::Int(c) => Self::Int(c.select_rows(rows)),
+            Self::Table(c) => Self::Table(c.select_rows(rows)),
             Self::Ggml(b) => {
                 let bytes = gather(&b.bytes, b.bytes.len() / b.rows, rows);
                 Self::Ggml(GgmlBlocks { rows: rows.len(), bytes, ..b.clone() })
@@ -75,6 +80,11 @@ impl Storage {
                     parts.iter().map(|p| if let Self::Int(c) = p { Some(c) } else { None }).collect();
                 IntCodes::stack(&codes?).map(Self::Int)
             }
+            [Self::Table(_), ..] => {
+                let codes: Option<Vec<&TableCodes>> =
+                    parts.iter().map(|p| if let Self::Table(c) = p { Some(c) } else { None }).collect();
+                TableCodes::stack(&codes?).map(Self::Table)
+            }
             [Self::Ggml(first), ..] => {
                 let (mut rows, mut bytes) = (0, Vec::new());
                 for part in parts {
@@ -95,6 +105,7 @@ impl Storage {
         match self {
             Self::Dense(t) => 8 * t.bytes.len() as u64,
             Self::Int(c) => c.stored_bits(),
+            Self::Table(c) => c.stored_bits(),
             Self::Ggml(b) => b.stored_bits(),
         }
     }

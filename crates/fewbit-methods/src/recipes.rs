@@ -4,5 +4,6 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("gptq", include_str!("../../../recipes/gptq.toml")),
     ("awq", include_str!("../../../recipes/awq.toml")),
     ("hqq", include_str!("../../../recipes/hqq.toml")),
+    ("nf4", include_str!("../../../recipes/nf4.toml")),
     ("quantease", include_str!("../../../recipes/quantease.toml")),
 ];

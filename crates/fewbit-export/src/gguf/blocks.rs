@@ -20,6 +20,7 @@ pub fn can_hold_gguf(storage: &Storage) -> Result<Elements, String> {
     match storage {
         Storage::Dense(t) => Ok(dense_elements(t)),
         Storage::Ggml(blocks) => Ok(Elements::Blocks(blocks.kind)),
+        Storage::Table(_) => Err("GGUF has no codes into tables of their own; use `--format fewbit`".to_owned()),
         Storage::Int(codes) => int_kind(codes)
             .map(Elements::Blocks)
             .map_err(|why| format!("{why}; use `--group 32 --symmetric --set grid.scale=f16`, or `--format fewbit`")),

@@ -1,7 +1,9 @@
 use fewbit_engine::kinds::{BoundGrid, Entry, Grid, LANES, Needs, Params, Weighting, parse};
-use fewbit_format::{Error, Group, IntCodes, IntGrid, Mat, Result, ScaleType, Storage, Zeros};
+use fewbit_format::{Error, Group, IntCodes, IntGrid, Mat, Result, Storage, Zeros};
 use fewbit_kernel::strip::{Affine, quadratic, round_affine};
 use serde::Deserialize;
+
+use super::{GroupSetting, ScaleSetting, flat_codes, flat_params, group_label, groups};
 
 pub(crate) const ENTRY: Entry<dyn Grid> = Entry {
     name: "int",
@@ -60,28 +62,6 @@ impl Default for IntSettings {
     }
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(untagged, expecting = "a number of columns, `\"row\"` or `\"tensor\"` is needed")]
-enum GroupSetting {
-    Columns(usize),
-    Named(GroupName),
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum GroupName {
-    Row,
-    Tensor,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum ScaleSetting {
-    F16,
-    Bf16,
-    F32,
-}
-
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
 #[serde(rename_all = "lowercase")]
 enum ZeroSetting {
@@ -104,21 +84,9 @@ enum Clip {
 }
 
 impl IntSettings {
-    fn group(&self) -> Group {
-        match self.group {
-            GroupSetting::Columns(g) => Group::Columns(g),
-            GroupSetting::Named(GroupName::Row) => Group::Row,
-            GroupSetting::Named(GroupName::Tensor) => Group::Tensor,
-        }
-    }
-
     fn grid(&self) -> IntGrid {
-        let scale = match self.scale {
-            ScaleSetting::F16 => ScaleType::F16,
-            ScaleSetting::Bf16 => ScaleType::BF16,
-            ScaleSetting::F32 => ScaleType::F32,
-        };
-        IntGrid { bits: self.bits, group: self.group(), symmetric: self.symmetric, scale }
+        let (group, scale) = (self.group.into(), self.scale.into());
+        IntGrid { bits: self.bits, group, symmetric: self.symmetric, scale }
     }
 
     fn check(&self) -> Result<()> {
@@ -148,7 +116,7 @@ impl IntSettings {
 
 impl Grid for IntSettings {
     fn check(&self, _: usize, cols: usize) -> Result<()> {
-        self.group().check(cols)
+        Group::from(self.group).check(cols)
     }
 
     fn needs(&self) -> Needs {
@@ -157,7 +125,7 @@ impl Grid for IntSettings {
 
     fn stored_bits(&self, rows: usize, cols: usize) -> u64 {
         let grid = self.grid();
-        let groups = if grid.group == Group::Tensor { 1 } else { rows * (cols / grid.group.width(cols)) } as u64;
+        let groups = groups(grid.group, rows, cols) as u64;
         let zero = match (self.symmetric, self.zero) {
             (true, _) => 0,
             (_, ZeroSetting::Code) => u64::from(self.bits),
@@ -189,11 +157,7 @@ impl Grid for IntSettings {
     }
 
     fn label(&self) -> String {
-        let group = match self.group() {
-            Group::Columns(g) => format!("g{g}"),
-            other => other.to_string(),
-        };
-        format!("w{} {group}{}", self.bits, if self.symmetric { " sym" } else { "" })
+        format!("w{} {}{}", self.bits, group_label(self.group.into()), if self.symmetric { " sym" } else { "" })
     }
 }
 
@@ -378,21 +342,8 @@ impl BoundGrid for Bound {
 
     fn store(&self, codes: Vec<Vec<[u16; LANES]>>, params: Vec<Vec<Params>>) -> Result<Storage> {
         let (rows, cols) = (self.rows, self.cols);
-        let groups = if self.shared.is_some() { 1 } else { cols / self.group() };
-        let mut flat = vec![0u8; rows * cols];
-        let count = if self.shared.is_some() { 1 } else { rows * groups };
-        let (mut scales, mut zeros) = (vec![0.0; count], vec![0.0; count]);
-        for (strip, (codes, params)) in codes.iter().zip(&params).enumerate() {
-            for (lane, r) in (strip * LANES..((strip + 1) * LANES).min(rows)).enumerate() {
-                for (out, code) in flat[r * cols..(r + 1) * cols].iter_mut().zip(codes) {
-                    *out = code[lane] as u8;
-                }
-                for (k, p) in params.iter().enumerate().take(groups) {
-                    let at = if self.shared.is_some() { 0 } else { r * groups + k };
-                    (scales[at], zeros[at]) = (p.0[0][lane], p.0[1][lane]);
-                }
-            }
-        }
+        let flat = flat_codes(rows, cols, &codes);
+        let [scales, zeros] = [0, 1].map(|i| flat_params(self.grid.group, rows, cols, &params, i));
         let zeros = match (self.grid.symmetric, self.has_offsets) {
             (true, _) => Zeros::Middle,
             (_, true) => Zeros::Offsets(zeros),

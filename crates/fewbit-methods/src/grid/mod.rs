@@ -1,8 +1,86 @@
 //! Which numbers can be stored.
 
-use fewbit_engine::kinds::{Entry, Grid};
+use fewbit_engine::kinds::{Entry, Grid, LANES, Params};
+use fewbit_format::{Group, ScaleType};
+use serde::Deserialize;
 
 mod int;
+mod table;
 
 /// `grid.*`
-pub(crate) const GRIDS: &[Entry<dyn Grid>] = &[int::ENTRY];
+pub(crate) const GRIDS: &[Entry<dyn Grid>] = &[int::ENTRY, table::ENTRY];
+
+/// How many columns share parameters, as a recipe says it.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(untagged, expecting = "a number of columns, `\"row\"` or `\"tensor\"` is needed")]
+pub(crate) enum GroupSetting {
+    Columns(usize),
+    Named(GroupName),
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum GroupName {
+    Row,
+    Tensor,
+}
+
+/// The type of stored scales, as a recipe says it.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ScaleSetting {
+    F16,
+    Bf16,
+    F32,
+}
+
+impl From<GroupSetting> for Group {
+    fn from(setting: GroupSetting) -> Self {
+        match setting {
+            GroupSetting::Columns(g) => Self::Columns(g),
+            GroupSetting::Named(GroupName::Row) => Self::Row,
+            GroupSetting::Named(GroupName::Tensor) => Self::Tensor,
+        }
+    }
+}
+
+impl From<ScaleSetting> for ScaleType {
+    fn from(setting: ScaleSetting) -> Self {
+        match setting {
+            ScaleSetting::F16 => Self::F16,
+            ScaleSetting::Bf16 => Self::BF16,
+            ScaleSetting::F32 => Self::F32,
+        }
+    }
+}
+
+/// Groups of a matrix.
+fn groups(group: Group, rows: usize, cols: usize) -> usize {
+    if group == Group::Tensor { 1 } else { rows * (cols / group.width(cols)) }
+}
+
+/// `g128`, `row` or `tensor`.
+fn group_label(group: Group) -> String {
+    match group {
+        Group::Columns(g) => format!("g{g}"),
+        other => other.to_string(),
+    }
+}
+
+/// Codes `[strip][column][lane]` as `[rows · cols]`.
+fn flat_codes(rows: usize, cols: usize, codes: &[Vec<[u16; LANES]>]) -> Vec<u8> {
+    let mut flat = vec![0; rows * cols];
+    for (r, row) in flat.chunks_exact_mut(cols).enumerate() {
+        row.iter_mut().zip(&codes[r / LANES]).for_each(|(out, lanes)| *out = lanes[r % LANES] as u8);
+    }
+    flat
+}
+
+/// The `index`-th number of all groups' parameters, as `[rows · groups]`, or `[1]` for a whole matrix.
+fn flat_params(group: Group, rows: usize, cols: usize, params: &[Vec<Params>], index: usize) -> Vec<f32> {
+    if group == Group::Tensor {
+        return vec![params[0][0].0[index][0]];
+    }
+    let per_row = cols / group.width(cols);
+    (0..rows * per_row).map(|i| params[i / per_row / LANES][i % per_row].0[index][i / per_row % LANES]).collect()
+}

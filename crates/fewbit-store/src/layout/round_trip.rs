@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use fewbit_format::{Band, Dtype, GgmlBlocks, GgmlType, Group, IntCodes, IntGrid, ScaleType, Storage, Tensor, Zeros};
+use fewbit_format::{
+    Band, Dtype, GgmlBlocks, GgmlType, Group, IntCodes, IntGrid, ScaleType, Storage, TableCodes, TableGrid, Tensor,
+    Zeros,
+};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -97,6 +100,47 @@ proptest! {
         } else {
             prop_assert_eq!(name, "m.weight_shape");
         }
+    }
+}
+
+proptest! {
+    #[test]
+    fn codes_into_tables_come_back_or_give_a_sentence(
+        (rows, cols, grid) in grids(),
+        own_tables: bool,
+        how in 0..5,
+        which: prop::sample::Index,
+        seed: u64,
+    ) {
+        let grid = TableGrid { bits: grid.bits, group: grid.group, scale: grid.scale };
+        let number = |i: usize| (seed.wrapping_mul(2 * i as u64 + 1) >> 41) as u32;
+        let codes: Vec<u8> = (0..rows * cols).map(|i| (number(i) % grid.levels() as u32) as u8).collect();
+        let groups = if grid.group == Group::Tensor { 1 } else { rows * (cols / grid.group.width(cols)) };
+        let scales = (0..groups).map(|k| grid.scale.round(1.0 + number(k) as f32 / 1e7)).collect();
+        let tables = grid.levels() * if own_tables { rows } else { 1 };
+        let tables = (0..tables).map(|i| number(i) as f32 / 1e6 - 4.0).collect();
+        let codes = TableCodes::new(rows, cols, grid, &codes, scales, tables).unwrap();
+        let storage = Storage::Table(codes.clone());
+        prop_assert!(CompressedTensors.can_hold(&storage).unwrap_err().contains("tables"));
+        let mut tensors: BTreeMap<String, Tensor> = Fewbit.tensors("m", &storage).unwrap().into_iter().collect();
+        let q = quantization(&Fewbit, Scheme::of(&storage));
+        let names = tensor_names(&q, "m");
+        prop_assert!(is_quantized(&q, &tensors, "m") && tensors.keys().all(|t| names.contains(t)));
+        let name = which.get(&tensors.keys().cloned().collect::<Vec<_>>()).clone();
+        match how {
+            0 => { tensors.remove(&name); }
+            1 => { tensors.insert(name, Tensor::from_i32(&[3, 5], &[-1; 15])); }
+            2 => tensors.get_mut(&name).unwrap().shape.push(2),
+            _ => {
+                let Storage::Table(back) = read_linear(&q, &tensors, "m", [rows, cols]).unwrap() else {
+                    panic!("no tables")
+                };
+                prop_assert_eq!(back, codes);
+                return Ok(());
+            }
+        }
+        let e = read_linear(&q, &tensors, "m", [rows, cols]).unwrap_err();
+        prop_assert!(e.to_string().starts_with("tensor `m.weight"), "{}", e);
     }
 }
 

@@ -38,6 +38,7 @@ impl Layout for CompressedTensors {
         match storage {
             Storage::Dense(_) => Ok(()),
             Storage::Int(codes) => Self::why_not(codes).map_or(Ok(()), Err),
+            Storage::Table(_) => Err("compressed-tensors has no codes into tables".to_owned()),
             Storage::Ggml(_) => Err("compressed-tensors does not hold blocks of ggml".to_owned()),
         }
     }
@@ -49,7 +50,9 @@ impl Layout for CompressedTensors {
         let codes = match storage {
             Storage::Int(codes) => codes,
             Storage::Dense(tensor) => return Ok(vec![named("weight", tensor.clone())]),
-            Storage::Ggml(_) => return Err(Error::internal("blocks of ggml were refused before")),
+            Storage::Table(_) | Storage::Ggml(_) => {
+                return Err(Error::internal("what it cannot hold was refused before"));
+            }
         };
         let [rows, cols] = codes.shape();
         let IntGrid { bits, group, scale, .. } = codes.grid();

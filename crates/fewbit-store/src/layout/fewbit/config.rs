@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use fewbit_format::{Error, Result};
 use serde_json::{Map, Value, json};
 
-use crate::layout::scheme::{IntScheme, Scheme};
+use crate::layout::scheme::Scheme;
 
 /// The version of the layout that is written and read.
 const VERSION: u64 = 1;
@@ -26,13 +26,13 @@ impl FewbitConfig {
         }
         let default = match &v["default"] {
             Value::Null => None,
-            scheme => Some(Scheme::Int(IntScheme::from_json(scheme)?)),
+            scheme => Some(Scheme::from_json(scheme)?),
         };
         let modules = match &v["modules"] {
             Value::Null => BTreeMap::new(),
             Value::Object(modules) => modules
                 .iter()
-                .map(|(name, s)| Ok((name.clone(), scheme(s).map_err(|e| e.place(format!("`{name}`")))?)))
+                .map(|(name, s)| Ok((name.clone(), Scheme::from_json(s).map_err(|e| e.place(format!("`{name}`")))?)))
                 .collect::<Result<_>>()?,
             _ => return Err(Error::input("`modules` is not an object")),
         };
@@ -53,53 +53,27 @@ impl FewbitConfig {
     }
 }
 
-/// One scheme, or a list of bands with their rows.
-fn scheme(v: &Value) -> Result<Scheme> {
-    let Value::Array(bands) = v else { return IntScheme::from_json(v).map(Scheme::Int) };
-    let band = |b: &Value| {
-        let rows = b["rows"].as_u64().filter(|n| *n > 0).and_then(|n| usize::try_from(n).ok());
-        Ok((
-            rows.ok_or_else(|| Error::input(format!("the band {b} has no number of `rows`")))?,
-            IntScheme::from_json(b)?,
-        ))
-    };
-    bands.iter().map(band).collect::<Result<_>>().map(Scheme::Bands)
-}
-
 /// The `quantization_config` for these linears: the commonest scheme is the default; modules with another are named.
 pub(super) fn quantization_config(modules: &[(String, Option<Scheme>)]) -> Value {
-    let mut counts: Vec<(IntScheme, usize)> = Vec::new();
-    for (_, scheme) in modules {
-        if let Some(Scheme::Int(s)) = scheme {
-            match counts.iter_mut().find(|(known, _)| known == s) {
-                Some((_, count)) => *count += 1,
-                None => counts.push((*s, 1)),
-            }
+    let mut counts: Vec<(&Scheme, usize)> = Vec::new();
+    for scheme in modules.iter().filter_map(|(_, s)| s.as_ref()).filter(|s| !matches!(s, Scheme::Bands(_))) {
+        match counts.iter_mut().find(|(known, _)| *known == scheme) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((scheme, 1)),
         }
     }
     let most = counts.iter().map(|(_, n)| *n).max();
     let default = counts.iter().find(|(_, n)| Some(*n) == most).map(|(s, _)| *s);
-    let mut others = Map::new();
-    for (name, scheme) in modules {
-        match scheme {
-            Some(Scheme::Int(s)) if Some(*s) != default => {
-                others.insert(name.clone(), s.to_json());
-            }
-            Some(Scheme::Bands(bands)) => {
-                let with_rows = |(rows, s): &(usize, IntScheme)| {
-                    let mut band = s.to_json();
-                    band["rows"] = json!(rows);
-                    band
-                };
-                others.insert(name.clone(), bands.iter().map(with_rows).collect());
-            }
-            _ => {}
-        }
-    }
+    let others: Map<String, Value> = modules
+        .iter()
+        .filter_map(|(name, scheme)| Some((name, scheme.as_ref()?)))
+        .filter(|(_, scheme)| Some(*scheme) != default)
+        .map(|(name, scheme)| (name.clone(), scheme.to_json()))
+        .collect();
     json!({
         "quant_method": "fewbit",
         "version": VERSION,
-        "default": default.map(IntScheme::to_json),
+        "default": default.map(Scheme::to_json),
         "modules": others,
     })
 }

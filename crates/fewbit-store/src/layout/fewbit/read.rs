@@ -1,10 +1,12 @@
 use std::ops::Range;
 
-use fewbit_format::{Band, Dtype, Error, IntCodes, IntGrid, Result, Storage, Zeros, packed_len, unpack_bits};
+use fewbit_format::{
+    Band, Dtype, Error, IntCodes, IntGrid, Result, Storage, TableCodes, TableGrid, Zeros, packed_len, unpack_bits,
+};
 
 use super::{FewbitConfig, scale_shape};
 use crate::layout::module::Module;
-use crate::layout::scheme::{IntScheme, Scheme};
+use crate::layout::scheme::{IntScheme, Scheme, TableScheme};
 
 /// Reads a module whose codes are there.
 pub(in crate::layout) fn read(config: &FewbitConfig, m: Module<'_>) -> Result<Vec<Band>> {
@@ -12,6 +14,9 @@ pub(in crate::layout) fn read(config: &FewbitConfig, m: Module<'_>) -> Result<Ve
     match config.scheme_of(m.name) {
         Some(Scheme::Int(scheme)) => {
             Ok(vec![Band { rows: 0..rows, storage: Storage::Int(read_band(*scheme, m, 0..rows, "")?) }])
+        }
+        Some(Scheme::Table(scheme)) => {
+            Ok(vec![Band { rows: 0..rows, storage: Storage::Table(read_table(*scheme, m)?) }])
         }
         Some(Scheme::Bands(schemes)) => {
             let mut bands = Vec::with_capacity(schemes.len());
@@ -41,12 +46,7 @@ fn read_band(scheme: IntScheme, m: Module<'_>, rows: Range<usize>, band: &str) -
     let (rows, cols) = (rows.len(), m.shape[1]);
     let part = |name: &str| format!("weight.{name}{band}");
     group.check(cols).map_err(|e| e.tensor(&m.full_name(&part("codes"))))?;
-    let row_bytes = packed_len(cols, bits);
-    let packed = m.part_as(&part("codes"), Dtype::U8, &[rows, row_bytes])?;
-    let mut codes = vec![0; rows * cols];
-    for (row, out) in packed.bytes.chunks_exact(row_bytes).zip(codes.chunks_exact_mut(cols)) {
-        unpack_bits(row, bits, out);
-    }
+    let codes = read_codes(m, &part("codes"), rows, bits)?;
     let shape = scale_shape(group, rows, cols);
     let (scale, scales) = m.scales(&part("scales"), &[&shape])?;
     let zeros = if m.has(&part("zeros")) {
@@ -66,4 +66,25 @@ fn read_band(scheme: IntScheme, m: Module<'_>, rows: Range<usize>, band: &str) -
     let codes =
         IntCodes::new(rows, cols, grid, &codes, scales, zeros).map_err(|e| e.tensor(&m.full_name(&part("codes"))))?;
     m.grouped_by(&part("group_index"), codes)
+}
+
+fn read_codes(m: Module<'_>, part: &str, rows: usize, bits: u8) -> Result<Vec<u8>> {
+    let (cols, row_bytes) = (m.shape[1], packed_len(m.shape[1], bits));
+    let packed = m.part_as(part, Dtype::U8, &[rows, row_bytes])?;
+    let mut codes = vec![0; rows * cols];
+    for (row, out) in packed.bytes.chunks_exact(row_bytes).zip(codes.chunks_exact_mut(cols)) {
+        unpack_bits(row, bits, out);
+    }
+    Ok(codes)
+}
+
+fn read_table(scheme: TableScheme, m: Module<'_>) -> Result<TableCodes> {
+    let (TableScheme { bits, group }, [rows, cols]) = (scheme, m.shape);
+    let place = |e: Error| e.tensor(&m.full_name("weight.codes"));
+    group.check(cols).map_err(place)?;
+    let codes = read_codes(m, "weight.codes", rows, bits)?;
+    let (scale, scales) = m.scales("weight.scales", &[&scale_shape(group, rows, cols)])?;
+    let grid = TableGrid { bits, group, scale };
+    let tables = m.scales("weight.table", &[&[grid.levels()], &[rows, grid.levels()]])?.1;
+    TableCodes::new(rows, cols, grid, &codes, scales, tables).map_err(place)
 }

@@ -1,4 +1,6 @@
-use fewbit_format::{Band, Dtype, Error, IntCodes, IntGrid, Result, Storage, Tensor, Zeros, pack_bits, packed_len};
+use fewbit_format::{
+    Band, Dtype, Error, IntCodes, IntGrid, Result, Storage, TableCodes, TableGrid, Tensor, Zeros, pack_bits, packed_len,
+};
 use serde_json::Value;
 
 use super::{config, scale_shape};
@@ -45,6 +47,20 @@ impl Fewbit {
         }
         Ok(tensors)
     }
+
+    fn table(module: &str, codes: &TableCodes) -> Result<Vec<(String, Tensor)>> {
+        let ([rows, cols], TableGrid { bits, group, scale }) = (codes.shape(), codes.grid());
+        let named = |part: &str, tensor: Tensor| (format!("{module}.weight.{part}"), tensor);
+        let (shape, levels) = (vec![rows, packed_len(cols, bits)], codes.grid().levels());
+        let packed = Tensor { dtype: Dtype::U8, shape, bytes: codes.packed().to_vec().into() };
+        let tables = codes.tables();
+        let table_shape = if tables.len() == levels { vec![levels] } else { vec![rows, levels] };
+        Ok(vec![
+            named("codes", packed),
+            named("scales", Tensor::from_f32(scale_dtype(scale), &scale_shape(group, rows, cols), codes.scales())?),
+            named("table", Tensor::from_f32(Dtype::F32, &table_shape, tables)?),
+        ])
+    }
 }
 
 impl Layout for Fewbit {
@@ -54,7 +70,7 @@ impl Layout for Fewbit {
 
     fn can_hold(&self, storage: &Storage) -> Result<(), String> {
         match storage {
-            Storage::Dense(_) | Storage::Int(_) => Ok(()),
+            Storage::Dense(_) | Storage::Int(_) | Storage::Table(_) => Ok(()),
             Storage::Ggml(_) => Err("the `fewbit` layout does not hold blocks of ggml".to_owned()),
         }
     }
@@ -63,6 +79,7 @@ impl Layout for Fewbit {
         match storage {
             Storage::Dense(tensor) => Ok(vec![(format!("{module}.weight"), tensor.clone())]),
             Storage::Int(codes) => Self::band(module, codes, ""),
+            Storage::Table(codes) => Self::table(module, codes),
             Storage::Ggml(_) => {
                 Err(Error::input(format!("`{module}`: the `fewbit` layout does not hold blocks of ggml"))
                     .hint("write it with `--format gguf`"))
