@@ -181,11 +181,6 @@ impl Graph {
         groups
     }
 
-    /// The value that linear `weight` reads.
-    pub fn input_of(&self, weight: WeightId) -> Option<ValueId> {
-        self.nodes.iter().find(|n| matches!(n.op, Op::Linear { weight: w } if w == weight)).map(|n| n.inputs[0])
-    }
-
     /// Number of cache slots.
     pub fn slots(&self) -> usize {
         self.nodes.iter().filter(|n| matches!(n.op, Op::Cache { .. })).count()

@@ -16,7 +16,7 @@ use crate::session::Session;
 ///
 /// JSON: out, parameters.
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  fewbit make-model /tmp/tinyllama --shape tinyllama-1.1b")]
+#[command(after_help = "Example:\n  fewbit make-model tinyllama --shape tinyllama-1.1b")]
 pub(crate) struct MakeModel {
     /// Folder to write
     out: PathBuf,
