@@ -6,6 +6,7 @@
 pub mod attention;
 pub mod cpu;
 pub mod elementwise;
+pub mod hadamard;
 mod lanes;
 pub mod linear;
 pub mod product;

@@ -1,9 +1,11 @@
-//! Factorisations on the project's own matrix products.
+//! Factorisations on the project's own matrix products, and random rotations.
 //!
 //! Every blocking is a constant, so that a result has the same bits for any number of threads.
 
 mod cholesky;
 mod inverse;
+mod rotation;
 
 pub use cholesky::{NotPositive, cholesky_in_place};
 pub use inverse::{scratch_bytes, upper_inverse_factor};
+pub use rotation::{random_orthogonal, random_signs};
