@@ -9,6 +9,7 @@ mod families;
 mod graph;
 mod model;
 mod names;
+mod residual;
 mod rope;
 mod site;
 
@@ -17,5 +18,6 @@ pub use families::{Architecture, FAMILIES, architecture_of};
 pub use graph::{Activation, Builder, Graph, Node, Op, Value, ValueId, Vector, VectorId, Weight, WeightId};
 pub use model::{Model, Part};
 pub use names::{Container, Rows, Source, Stored};
+pub use residual::{Reader, Residual};
 pub use rope::Rope;
 pub use site::{Fold, Producer, Site, Symmetry, Tied, sites};

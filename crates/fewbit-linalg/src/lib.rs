@@ -4,8 +4,10 @@
 
 mod cholesky;
 mod inverse;
+mod orthogonal;
 mod rotation;
 
 pub use cholesky::{NotPositive, cholesky_in_place};
 pub use inverse::{scratch_bytes, upper_inverse_factor};
+pub use orthogonal::Orthogonal;
 pub use rotation::{random_orthogonal, random_signs};

@@ -41,10 +41,10 @@ impl Hadamard {
         Some(Self { power: n / small, small, k, k_transposed })
     }
 
-    /// The greatest order that divides `width` and has a matrix, for a block-diagonal rotation of rows of that width.
-    pub fn greatest_order_dividing(width: usize) -> usize {
-        let cofactor = (1..=width).find(|c| width.is_multiple_of(*c) && small_order(width / c).is_some());
-        cofactor.map_or(1, |c| width / c)
+    /// The matrix of the greatest order that divides `width` and is known, for a rotation of rows of that width in blocks.
+    pub fn of_greatest_order(width: usize) -> Self {
+        let known = (1..=width).filter(|c| width.is_multiple_of(*c)).find_map(|c| Self::of_order(width / c));
+        known.unwrap_or(Self { power: 1, small: 1, k: vec![1.0], k_transposed: vec![1.0] })
     }
 
     /// `n`.
@@ -186,13 +186,13 @@ mod tests {
     fn orders_of_models_are_known_and_others_fall_apart_in_blocks() {
         for n in [576, 1536, 896, 4864, 3072, 8192, 5632, 11008, 13824, 14336, 28672, 18944, 8960, 27648, 5120] {
             assert!(Hadamard::of_order(n).is_some(), "{n}");
-            assert_eq!(Hadamard::greatest_order_dividing(n), n);
+            assert_eq!(Hadamard::of_greatest_order(n).order(), n);
         }
         assert!(
             Hadamard::of_order(0).is_none() && Hadamard::of_order(6).is_none() && Hadamard::of_order(188).is_none()
         );
-        assert_eq!(Hadamard::greatest_order_dividing(188), 4);
-        assert_eq!(Hadamard::greatest_order_dividing(3 * 6), 2);
-        assert_eq!(Hadamard::greatest_order_dividing(0), 1);
+        assert_eq!(Hadamard::of_greatest_order(188).order(), 4);
+        assert_eq!(Hadamard::of_greatest_order(3 * 6).order(), 2);
+        assert_eq!(Hadamard::of_greatest_order(0).order(), 1);
     }
 }

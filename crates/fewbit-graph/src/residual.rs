@@ -1,0 +1,169 @@
+use std::collections::BTreeSet;
+
+use fewbit_format::{Error, Result};
+
+use crate::{Graph, Op, Part, ValueId, VectorId, WeightId};
+
+/// What a rotation of the residual stream, `x' = x Q`, changes in one graph so that the model computes the same.
+///
+/// A root-mean-square norm without gain commutes with every orthogonal `Q`, one that subtracts the mean with those that
+/// leave the vector of ones where it is. So gains go into the linears that read the norm, `W ← W diag(g)`, and offsets
+/// into their biases; then readers take `W ← W Q`, writers `W ← Qᵀ W` and `b ← b Q`, embeddings `E ← E Q`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Residual {
+    /// Matrices whose columns are in the basis of the stream.
+    pub readers: Vec<Reader>,
+    /// Matrices whose rows, and biases, are in the basis of the stream.
+    pub writers: Vec<WeightId>,
+    /// Embeddings `[vocabulary, hidden]`, whose rows lie in the stream.
+    pub embeddings: Vec<WeightId>,
+    /// Whether a norm subtracts the mean: `Q` must leave the vector of ones where it is.
+    pub keeps_mean: bool,
+}
+
+/// A matrix that reads the stream, and the norm that it reads it through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reader {
+    /// The matrix.
+    pub weight: WeightId,
+    /// Gain and offset of the norm; `None` where it reads the stream itself.
+    pub norm: Option<(VectorId, Option<VectorId>)>,
+}
+
+impl Residual {
+    /// What touches the stream in one part of a model.
+    ///
+    /// # Errors
+    /// Says which operation no rotation passes.
+    pub fn of(graph: &Graph, part: Part) -> Result<Self> {
+        let mut found = Self::default();
+        let stream = stream(graph, part);
+        for &value in &stream {
+            let Some(node) = graph.producer(value) else { continue };
+            match node.op {
+                Op::Linear { weight } => found.writers.push(weight),
+                Op::Embedding { weight } => found.embeddings.push(weight),
+                Op::Add | Op::Scale { .. } => {}
+                Op::RmsNorm { gain, .. } | Op::LayerNorm { gain, .. } => {
+                    return Err(Error::input(format!(
+                        "`{}` stands between a linear and the residual stream, and its gains do not pass a rotation of the stream",
+                        graph.vectors[gain].name
+                    )));
+                }
+                _ => return Err(impassable(graph, value, "made")),
+            }
+        }
+        for node in graph.nodes.iter().filter(|n| n.inputs.iter().any(|v| stream.contains(v))) {
+            let whole_row = graph.values[node.output].dim;
+            let norm = match node.op {
+                Op::Add | Op::Scale { .. } => continue,
+                Op::Linear { weight } => {
+                    found.readers.push(Reader { weight, norm: None });
+                    continue;
+                }
+                Op::RmsNorm { gain, width, .. } if width == whole_row => (gain, None),
+                Op::LayerNorm { gain, bias, .. } => {
+                    found.keeps_mean = true;
+                    (gain, Some(bias))
+                }
+                _ => return Err(impassable(graph, node.inputs[0], "read")),
+            };
+            for reader in graph.readers(node.output) {
+                let Op::Linear { weight } = reader.op else { return Err(impassable(graph, node.output, "read")) };
+                found.readers.push(Reader { weight, norm: Some(norm) });
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn impassable(graph: &Graph, value: ValueId, how: &str) -> Error {
+    let name = graph.values[value].name;
+    Error::input(format!("`{name}` is {how} by an operation that a rotation of the residual stream does not pass"))
+}
+
+/// The values that lie in the stream: what enters and leaves a block, and what is added to it.
+fn stream(graph: &Graph, part: Part) -> BTreeSet<ValueId> {
+    let mut stream = BTreeSet::new();
+    if part != Part::Embed {
+        stream.insert(Graph::INPUT);
+    }
+    if part != Part::Head {
+        stream.insert(graph.output);
+    }
+    loop {
+        let before = stream.len();
+        for node in graph.nodes.iter().filter(|n| matches!(n.op, Op::Add | Op::Scale { .. })) {
+            let values = || node.inputs.iter().chain([&node.output]);
+            if values().any(|v| stream.contains(v)) {
+                stream.extend(values());
+            }
+        }
+        if stream.len() == before {
+            return stream;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{Config, Model, architecture_of};
+
+    fn model(changes: &Value) -> Model {
+        let mut config = json!({"hidden_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4,
+            "intermediate_size": 24, "num_hidden_layers": 1, "vocab_size": 8});
+        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        let map = config.as_object().unwrap();
+        architecture_of(map).unwrap().model(&Config::new(map)).unwrap()
+    }
+
+    fn names(graph: &Graph, weights: impl IntoIterator<Item = WeightId>) -> Vec<&'static str> {
+        weights.into_iter().map(|w| graph.weights[w].name).collect()
+    }
+
+    #[test]
+    fn pre_norm_models_rotate() {
+        for family in ["llama", "qwen2", "qwen3"] {
+            let m = model(&json!({"model_type": family}));
+            let g = &m.blocks[0];
+            let r = Residual::of(g, Part::Block(0)).unwrap();
+            assert_eq!(names(g, r.writers.clone()), ["self_attn.o_proj", "mlp.down_proj"]);
+            let of = |norm: &str| {
+                let gain = |r: &&Reader| r.norm.is_some_and(|(gain, _)| g.vectors[gain].name == norm);
+                names(g, r.readers.iter().filter(gain).map(|r| r.weight))
+            };
+            let qkv = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
+            assert_eq!(of("input_layernorm.weight"), qkv);
+            assert_eq!(of("post_attention_layernorm.weight"), ["mlp.gate_proj", "mlp.up_proj"]);
+            assert!(r.embeddings.is_empty() && !r.keeps_mean && r.readers.len() == 5);
+            let embed = Residual::of(&m.embed, Part::Embed).unwrap();
+            assert_eq!(embed, Residual { embeddings: vec![0], ..Residual::default() });
+            let head = Residual::of(&m.head, Part::Head).unwrap();
+            assert_eq!(head.readers, [Reader { weight: 0, norm: Some((0, None)) }]);
+            assert!(head.writers.is_empty());
+        }
+    }
+
+    #[test]
+    fn layer_norms_keep_the_mean() {
+        for parallel in [true, false] {
+            let m = model(&json!({"model_type": "gpt_neox", "use_parallel_residual": parallel, "rotary_pct": 1.0}));
+            let g = &m.blocks[0];
+            let r = Residual::of(g, Part::Block(0)).unwrap();
+            assert!(r.keeps_mean && r.readers.iter().all(|r| r.norm.is_some_and(|(_, offset)| offset.is_some())));
+            assert_eq!(names(g, r.writers), ["attention.dense", "mlp.dense_4h_to_h"]);
+            assert_eq!(r.readers.len(), 4);
+        }
+    }
+
+    #[test]
+    fn norms_before_the_stream_forbid_it() {
+        let m = model(&json!({"model_type": "gemma3_text"}));
+        assert_eq!(Residual::of(&m.embed, Part::Embed).unwrap().embeddings, [0]);
+        let e = Residual::of(&m.blocks[0], Part::Block(0)).unwrap_err().to_string();
+        assert!(e.contains("post_attention_layernorm.weight") && e.contains("rotation"), "{e}");
+    }
+}
