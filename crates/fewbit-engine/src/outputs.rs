@@ -141,7 +141,8 @@ fn fuse(name: String, parts: &[(Rows, &QuantizedLinear)]) -> Result<Module> {
         Error::input("the linears that share it need one storage").tensor(&name).hint("give them the same settings")
     })?;
     let bias = (bias.len() == total).then(|| order.iter().map(|r| bias[*r]).collect());
-    Ok(Module { name, bands: vec![Band { rows: 0..total, storage: stacked.select_rows(&order) }], bias })
+    let storage = stacked.select_rows(&order).map_err(|e| e.tensor(&name))?;
+    Ok(Module { name, bands: vec![Band { rows: 0..total, storage }], bias })
 }
 
 /// The values of bands in the smallest plain type that holds them all exactly.

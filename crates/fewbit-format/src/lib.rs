@@ -8,17 +8,25 @@ mod dtype;
 mod error;
 mod ggml;
 mod int;
+mod lattice;
 mod linear;
 mod mat;
 mod table;
 mod tensor;
+mod trellis;
+mod vector;
 
 pub use bits::{hex, pack_bits, packed_len, unpack_bits};
 pub use dtype::Dtype;
 pub use error::{Error, Kind, Result};
 pub use ggml::{GgmlBlocks, GgmlType};
 pub use int::{Group, IntCodes, IntGrid, ScaleType, Zero, Zeros};
+pub use lattice::{
+    LATTICE_DIM, LatticeCodes, LatticeGrid, PATTERNS, SHORT, SecondStage, e8p_code, e8p_point, lattice_point,
+};
 pub use linear::{Band, QuantizedLinear, Storage};
 pub use mat::Mat;
 pub use table::{TableCodes, TableGrid};
 pub use tensor::Tensor;
+pub use trellis::{TILE, TILE_LEN, TrellisCode, TrellisCodes, TrellisGrid, pack_path};
+pub use vector::{VectorCodes, VectorGrid};

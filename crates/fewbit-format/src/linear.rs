@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::{GgmlBlocks, IntCodes, Mat, TableCodes, Tensor};
+use crate::{Error, GgmlBlocks, IntCodes, LatticeCodes, Mat, Result, TableCodes, Tensor, TrellisCodes, VectorCodes};
 
 /// How a band of rows is stored. One variant per family of layouts; each decodes in its own file.
 #[derive(Clone, Debug)]
@@ -13,6 +13,12 @@ pub enum Storage {
     Int(IntCodes),
     /// Codes into tables of numbers.
     Table(TableCodes),
+    /// Codes into the lattice E8, eight columns each.
+    Lattice(LatticeCodes),
+    /// Codes into codebooks of vectors along rows.
+    Vector(VectorCodes),
+    /// Paths through a trellis, a tile each.
+    Trellis(TrellisCodes),
     /// Blocks of ggml.
     Ggml(GgmlBlocks),
 }
@@ -24,6 +30,9 @@ impl Storage {
             Self::Dense(t) => [t.shape[0], t.shape[1]],
             Self::Int(c) => c.shape(),
             Self::Table(c) => c.shape(),
+            Self::Lattice(c) => c.shape(),
+            Self::Vector(c) => c.shape(),
+            Self::Trellis(c) => c.shape(),
             Self::Ggml(b) => b.shape(),
         }
     }
@@ -39,30 +48,44 @@ impl Storage {
             }
             Self::Int(c) => c.decode_rows(rows, out),
             Self::Table(c) => c.decode_rows(rows, out),
+            Self::Lattice(c) => c.decode_rows(rows, out),
+            Self::Vector(c) => c.decode_rows(rows, out),
+            Self::Trellis(c) => c.decode_rows(rows, out),
             Self::Ggml(b) => b.decode_rows(rows, out),
         }
     }
 
     /// The same storage with these rows, in this order (copied).
-    pub fn select_rows(&self, rows: &[usize]) -> Self {
-        match self {
+    ///
+    /// # Errors
+    /// Where a code covers several rows, if some of them would be parted.
+    pub fn select_rows(&self, rows: &[usize]) -> Result<Self> {
+        let parted = |what: &str| Error::input(format!("a code covers {what}, whose order the container changes"));
+        Ok(match self {
             Self::Dense(t) => {
                 let bytes = gather(&t.bytes, t.shape[1] * t.dtype.size_bytes(), rows);
                 Self::Dense(Tensor { dtype: t.dtype, shape: vec![rows.len(), t.shape[1]], bytes })
             }
             Self::Int(c) => Self::Int(c.select_rows(rows)),
             Self::Table(c) => Self::Table(c.select_rows(rows)),
+            Self::Lattice(c) => Self::Lattice(c.select_rows(rows)),
+            Self::Vector(c) => {
+                let rows_of = format!("{} rows", c.grid().len);
+                Self::Vector(c.select_rows(rows).ok_or_else(|| parted(&rows_of))?)
+            }
+            Self::Trellis(c) => Self::Trellis(c.select_rows(rows).ok_or_else(|| parted("16 rows"))?),
             Self::Ggml(b) => {
                 let bytes = gather(&b.bytes, b.bytes.len() / b.rows, rows);
                 Self::Ggml(GgmlBlocks { rows: rows.len(), bytes, ..b.clone() })
             }
-        }
+        })
     }
 
     /// The rows of several storages in one; `None` where they are not of one kind and grid.
     pub fn stack(parts: &[&Self]) -> Option<Self> {
         match parts {
-            [] => None,
+            // Vectors have codebooks of their own.
+            [] | [Self::Vector(_), ..] => None,
             [Self::Dense(first), ..] => {
                 let (mut rows, mut bytes) = (0, Vec::new());
                 for part in parts {
@@ -85,6 +108,16 @@ impl Storage {
                     parts.iter().map(|p| if let Self::Table(c) = p { Some(c) } else { None }).collect();
                 TableCodes::stack(&codes?).map(Self::Table)
             }
+            [Self::Lattice(_), ..] => {
+                let codes: Option<Vec<&LatticeCodes>> =
+                    parts.iter().map(|p| if let Self::Lattice(c) = p { Some(c) } else { None }).collect();
+                LatticeCodes::stack(&codes?).map(Self::Lattice)
+            }
+            [Self::Trellis(_), ..] => {
+                let codes: Option<Vec<&TrellisCodes>> =
+                    parts.iter().map(|p| if let Self::Trellis(c) = p { Some(c) } else { None }).collect();
+                TrellisCodes::stack(&codes?).map(Self::Trellis)
+            }
             [Self::Ggml(first), ..] => {
                 let (mut rows, mut bytes) = (0, Vec::new());
                 for part in parts {
@@ -106,6 +139,9 @@ impl Storage {
             Self::Dense(t) => 8 * t.bytes.len() as u64,
             Self::Int(c) => c.stored_bits(),
             Self::Table(c) => c.stored_bits(),
+            Self::Lattice(c) => c.stored_bits(),
+            Self::Vector(c) => c.stored_bits(),
+            Self::Trellis(c) => c.stored_bits(),
             Self::Ggml(b) => b.stored_bits(),
         }
     }

@@ -445,7 +445,7 @@ fn check_layers(checkpoint: &Checkpoint, config: &Config<'_>) -> Result<()> {
 /// Picks rows out of bands into one storage.
 fn select(bands: &[Band], rows: &[usize]) -> Result<Storage> {
     match bands {
-        [band] => Ok(band.storage.select_rows(rows)),
+        [band] => band.storage.select_rows(rows),
         _ => Err(Error::input("rows of several bands cannot be reordered")),
     }
 }

@@ -21,6 +21,9 @@ pub fn can_hold_gguf(storage: &Storage) -> Result<Elements, String> {
         Storage::Dense(t) => Ok(dense_elements(t)),
         Storage::Ggml(blocks) => Ok(Elements::Blocks(blocks.kind)),
         Storage::Table(_) => Err("GGUF has no codes into tables of their own; use `--format fewbit`".to_owned()),
+        Storage::Lattice(_) | Storage::Vector(_) | Storage::Trellis(_) => {
+            Err("GGUF has no codes of this kind; use `--format fewbit`".to_owned())
+        }
         Storage::Int(codes) => int_kind(codes)
             .map(Elements::Blocks)
             .map_err(|why| format!("{why}; use `--group 32 --symmetric --set grid.scale=f16`, or `--format fewbit`")),
@@ -53,7 +56,7 @@ pub(super) fn encode(bands: &[Band], elements: Elements, order: Option<&[usize]>
         return Ok(parts.concat().into());
     };
     match order {
-        Some(order) => encode_storage(&band.storage.select_rows(order), elements),
+        Some(order) => encode_storage(&band.storage.select_rows(order)?, elements),
         None => encode_storage(&band.storage, elements),
     }
 }

@@ -48,10 +48,10 @@ impl Row {
     }
 }
 
-/// The layout of a storage of integers; `None` for plain floats and codes into tables.
+/// The layout of a storage of integers; `None` for plain floats and codes into tables, lattices, codebooks, trellises.
 pub(super) fn layout(storage: &Storage) -> Option<Layout> {
     match storage {
-        Storage::Dense(_) | Storage::Table(_) => None,
+        Storage::Dense(_) | Storage::Table(_) | Storage::Lattice(_) | Storage::Vector(_) | Storage::Trellis(_) => None,
         Storage::Int(int) => {
             let ([rows, cols], grid) = (int.shape(), int.grid());
             let origin = match int.zeros() {
@@ -84,9 +84,9 @@ pub(super) fn layout(storage: &Storage) -> Option<Layout> {
 /// Unpacks row `r`.
 pub(super) fn read(storage: &Storage, r: usize, row: &mut Row) {
     match storage {
-        Storage::Dense(_) | Storage::Table(_) => unreachable!("only integers have such a layout"),
         Storage::Int(int) => read_int(int, r, row),
         Storage::Ggml(blocks) => read_ggml(blocks, r, row),
+        _ => unreachable!("only integers have such a layout"),
     }
 }
 

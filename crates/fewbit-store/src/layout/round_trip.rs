@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use fewbit_format::{
-    Band, Dtype, GgmlBlocks, GgmlType, Group, IntCodes, IntGrid, ScaleType, Storage, TableCodes, TableGrid, Tensor,
-    Zeros,
+    Band, Dtype, GgmlBlocks, GgmlType, Group, IntCodes, IntGrid, LatticeCodes, LatticeGrid, ScaleType, SecondStage,
+    Storage, TableCodes, TableGrid, Tensor, TrellisCode, TrellisCodes, TrellisGrid, VectorCodes, VectorGrid, Zeros,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -141,6 +141,105 @@ proptest! {
         }
         let e = read_linear(&q, &tensors, "m", [rows, cols]).unwrap_err();
         prop_assert!(e.to_string().starts_with("tensor `m.weight"), "{}", e);
+    }
+}
+
+/// One storage of each kind whose codes are vectors.
+fn vectors(seed: u64) -> Vec<Storage> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        (state >> 40) as u16
+    };
+    let group = [Group::Tensor, Group::Row, Group::Columns(16)][usize::from(next() % 3)];
+    let (rows, cols) = (usize::from(1 + next() % 40), usize::from(16 * (1 + next() % 4)));
+    let groups = if group == Group::Tensor { 1 } else { rows * (cols / group.width(cols)) };
+    let scale = [ScaleType::F16, ScaleType::BF16, ScaleType::F32][usize::from(next() % 3)];
+    let scales: Vec<f32> = (0..groups).map(|_| scale.round(f32::from(next()) / 3e4)).collect();
+    let second = [SecondStage::None, SecondStage::E8Short, SecondStage::E8P][usize::from(next() % 3)];
+    let mut codes = |count: usize, bits: u8| -> Vec<u16> {
+        if bits == 0 {
+            Vec::new()
+        } else {
+            (0..count).map(|_| (u32::from(next()) & ((1 << bits) - 1)) as u16).collect()
+        }
+    };
+    let count = rows * cols / 8;
+    let grid = LatticeGrid { second, group, scale };
+    let lattice = LatticeCodes::new(rows, cols, grid, codes(count, 16), codes(count, second.bits()), scales.clone());
+    let tile_bits = 256 + 8 * (codes(1, 7)[0] % 64);
+    let grid = TrellisGrid { state_bits: 12, tile_bits, code: TrellisCode::OneMad, group, scale };
+    let stream = codes(rows.div_ceil(16) * cols / 16 * grid.tile_bytes(), 8).into_iter().map(|b| b as u8).collect();
+    let trellis = TrellisCodes::new(rows, cols, grid, stream, scales);
+    let (len, residual_bits) = (2 << (codes(1, 2)[0] as u8), codes(1, 2)[0] as u8);
+    let grid = VectorGrid { len, bits: 5, residual_bits, has_columns: codes(1, 1)[0] == 1 };
+    let count = rows.div_ceil(usize::from(len)) * cols;
+    let (main, residual) = (codes(count, 5), codes(count, residual_bits));
+    let mut numbers = |count: usize| codes(count, 10).into_iter().map(|c| f32::from(c) / 8.0).collect::<Vec<f32>>();
+    let (book, columns) =
+        (numbers(grid.entries() * usize::from(len)), numbers(if grid.has_columns { 2 * cols } else { 0 }));
+    let vector = VectorCodes::new(rows, cols, grid, &main, &residual, book, columns);
+    vec![Storage::Lattice(lattice.unwrap()), Storage::Trellis(trellis.unwrap()), Storage::Vector(vector.unwrap())]
+}
+
+proptest! {
+    #[test]
+    fn codes_that_are_vectors_come_back_or_give_a_sentence(how in 0..5, which: prop::sample::Index, seed: u64) {
+        for storage in vectors(seed) {
+            prop_assert!(CompressedTensors.can_hold(&storage).unwrap_err().contains("vectors"));
+            let shape = storage.shape();
+            let mut tensors: BTreeMap<String, Tensor> = Fewbit.tensors("m", &storage).unwrap().into_iter().collect();
+            let q = quantization(&Fewbit, Scheme::of(&storage));
+            let names = tensor_names(&q, "m");
+            prop_assert!(is_quantized(&q, &tensors, "m") && tensors.keys().all(|t| names.contains(t)));
+            let stored: u64 = tensors.values().map(|t| 8 * t.bytes.len() as u64).sum();
+            prop_assert_eq!(stored, storage.stored_bits());
+            let name = which.get(&tensors.keys().cloned().collect::<Vec<_>>()).clone();
+            match how {
+                0 => { tensors.remove(&name); }
+                1 => { tensors.insert(name, Tensor::from_i32(&[3, 5], &[-1; 15])); }
+                2 => tensors.get_mut(&name).unwrap().shape.push(2),
+                _ => {
+                    let back = read_linear(&q, &tensors, "m", shape).unwrap();
+                    prop_assert_eq!(format!("{back:?}"), format!("{storage:?}"));
+                    continue;
+                }
+            }
+            let e = read_linear(&q, &tensors, "m", shape).unwrap_err();
+            prop_assert!(e.to_string().starts_with("tensor `m.weight"), "{}", e);
+            // Sizes that settings alone would make huge are refused before anything is allocated.
+            for size in [usize::MAX, usize::MAX / 16, 1 << 60] {
+                prop_assert!(read_linear(&q, &tensors, "m", [size, 16]).is_err());
+            }
+        }
+    }
+}
+
+#[test]
+fn impossible_schemes_of_vectors_are_refused() {
+    for scheme in [
+        json!({ "lattice": "e8", "second": "none", "group": 8 }),
+        json!({ "lattice": "e8p", "second": "e9", "group": 8 }),
+        json!({ "vector": 3, "bits": 8, "residual_bits": 0, "columns": false }),
+        json!({ "vector": 8, "bits": 17, "residual_bits": 0, "columns": false }),
+        json!({ "trellis": "hyb", "state_bits": 12, "tile_bits": 512, "group": "row" }),
+        json!({ "trellis": "1mad", "state_bits": 12, "tile_bits": 512 }),
+    ] {
+        let settings = json!({ "quant_method": "fewbit", "version": 1, "default": scheme });
+        let parsed = Quantization::parse(&json!({ "quantization_config": settings }), None);
+        assert!(parsed.is_err_and(|e| e.to_string().contains("vector")
+            || e.to_string().contains("codebooks")
+            || e.to_string().contains("scheme")));
+    }
+    // Numbers that only a matrix shows to be impossible.
+    for (tile_bits, state_bits) in [(513, 12), (248, 12), (2048, 12), (512, 7)] {
+        let settings = json!({ "quant_method": "fewbit", "version": 1, "default":
+            { "trellis": "1mad", "state_bits": state_bits, "tile_bits": tile_bits, "group": "row" } });
+        let q = Quantization::parse(&json!({ "quantization_config": settings }), None).unwrap();
+        let mut tensors: BTreeMap<String, Tensor> = Fewbit.tensors("m", &vectors(1)[1]).unwrap().into_iter().collect();
+        tensors.retain(|name, _| name.ends_with("codes"));
+        let e = read_linear(&q, &tensors, "m", [16, 16]).unwrap_err().to_string();
+        assert!(e.starts_with("tensor `m.weight.codes`: a trellis"), "{e}");
     }
 }
 

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use fewbit_format::{Band, Error, Group, IntCodes, Result, Storage, Zeros};
+use fewbit_format::{Band, Error, Group, IntCodes, Result, SecondStage, Storage, TrellisCode, VectorGrid, Zeros};
 use serde_json::{Value, json};
 
 /// How a weight is stored, as far as settings say it (the type of the scales is the tensors' matter).
@@ -10,6 +10,12 @@ pub enum Scheme {
     Int(IntScheme),
     /// Codes into tables of numbers.
     Table(TableScheme),
+    /// Codes into the lattice E8.
+    Lattice(LatticeScheme),
+    /// Codes into codebooks of vectors.
+    Vector(VectorGrid),
+    /// Paths through a trellis.
+    Trellis(TrellisScheme),
     /// Bands of rows: the number of rows of each, and its codes.
     Bands(Vec<(usize, IntScheme)>),
 }
@@ -34,6 +40,42 @@ pub struct TableScheme {
     pub group: Group,
 }
 
+/// Codes into the lattice E8, with scales per group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LatticeScheme {
+    /// What is added to the first point.
+    pub second: SecondStage,
+    /// Which weights share a scale.
+    pub group: Group,
+}
+
+/// Paths through a trellis, with scales per group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TrellisScheme {
+    /// Bits of a state.
+    pub state_bits: u8,
+    /// Bits of a tile of 256 weights.
+    pub tile_bits: u16,
+    /// What a state stands for.
+    pub code: TrellisCode,
+    /// Which weights share a scale.
+    pub group: Group,
+}
+
+const SECOND_STAGES: [(&str, SecondStage); 3] =
+    [("none", SecondStage::None), ("e8", SecondStage::E8Short), ("e8p", SecondStage::E8P)];
+const TRELLIS_CODES: [(&str, TrellisCode); 2] = [("1mad", TrellisCode::OneMad), ("3inst", TrellisCode::ThreeInst)];
+
+/// The name of a value in a table of names.
+fn name_of<T: PartialEq>(names: &[(&'static str, T)], value: &T) -> &'static str {
+    names.iter().find(|(_, v)| v == value).map_or("", |(name, _)| name)
+}
+
+/// The value that a JSON string names.
+fn named<T: Copy>(names: &[(&str, T)], v: &Value) -> Option<T> {
+    names.iter().find(|(name, _)| v == name).map(|(_, value)| *value)
+}
+
 impl Scheme {
     /// The scheme of one storage; `None` for plain floats and for ggml's blocks.
     pub fn of(storage: &Storage) -> Option<Self> {
@@ -41,6 +83,16 @@ impl Scheme {
             Storage::Int(codes) => Some(Self::Int(IntScheme::of(codes))),
             Storage::Table(codes) => {
                 Some(Self::Table(TableScheme { bits: codes.grid().bits, group: codes.grid().group }))
+            }
+            Storage::Lattice(codes) => {
+                let grid = codes.grid();
+                Some(Self::Lattice(LatticeScheme { second: grid.second, group: grid.group }))
+            }
+            Storage::Vector(codes) => Some(Self::Vector(codes.grid())),
+            Storage::Trellis(codes) => {
+                let g = codes.grid();
+                let (state_bits, tile_bits) = (g.state_bits, g.tile_bits);
+                Some(Self::Trellis(TrellisScheme { state_bits, tile_bits, code: g.code, group: g.group }))
             }
             Storage::Dense(_) | Storage::Ggml(_) => None,
         }
@@ -53,6 +105,23 @@ impl Scheme {
             Self::Table(scheme) => {
                 json!({ "bits": scheme.bits, "group": group_json(scheme.group), "table": true })
             }
+            Self::Lattice(scheme) => json!({
+                "lattice": "e8p",
+                "second": name_of(&SECOND_STAGES, &scheme.second),
+                "group": group_json(scheme.group)
+            }),
+            Self::Vector(grid) => json!({
+                "vector": grid.len,
+                "bits": grid.bits,
+                "residual_bits": grid.residual_bits,
+                "columns": grid.has_columns
+            }),
+            Self::Trellis(scheme) => json!({
+                "trellis": name_of(&TRELLIS_CODES, &scheme.code),
+                "state_bits": scheme.state_bits,
+                "tile_bits": scheme.tile_bits,
+                "group": group_json(scheme.group)
+            }),
             Self::Bands(bands) => {
                 let with_rows = |(rows, s): &(usize, IntScheme)| {
                     let mut band = s.to_json();
@@ -83,6 +152,38 @@ impl Scheme {
                     "the scheme {v} does not have `bits` from 1 to 8 and `group` (`row`, `tensor` or a number)"
                 ))),
             },
+            _ if !v["lattice"].is_null() => {
+                let group = bits_and_group(v).1.filter(|_| v["lattice"] == "e8p");
+                let scheme = named(&SECOND_STAGES, &v["second"]).zip(group);
+                scheme.map(|(second, group)| Self::Lattice(LatticeScheme { second, group })).ok_or_else(|| {
+                    Error::input(format!(
+                        "the scheme {v} is not `lattice` e8p with a `second` (`none`, `e8`, `e8p`) and a `group`"
+                    ))
+                })
+            }
+            _ if !v["vector"].is_null() => {
+                let byte = |key: &str| v[key].as_u64().and_then(|n| u8::try_from(n).ok());
+                let grid = (byte("vector"), byte("bits"), byte("residual_bits"), v["columns"].as_bool());
+                let (Some(len), Some(bits), Some(residual_bits), Some(has_columns)) = grid else {
+                    return Err(Error::input(format!(
+                        "the scheme {v} does not have `vector`, `bits`, `residual_bits` and `columns`"
+                    )));
+                };
+                let grid = VectorGrid { len, bits, residual_bits, has_columns };
+                grid.check().map(|()| Self::Vector(grid))
+            }
+            _ if !v["trellis"].is_null() => {
+                let short = |key: &str| v[key].as_u64().and_then(|n| u16::try_from(n).ok());
+                let state_bits = short("state_bits").and_then(|n| u8::try_from(n).ok());
+                let numbers = (state_bits, short("tile_bits"), named(&TRELLIS_CODES, &v["trellis"]));
+                let ((Some(state_bits), Some(tile_bits), Some(code)), Some(group)) = (numbers, bits_and_group(v).1)
+                else {
+                    return Err(Error::input(format!(
+                        "the scheme {v} does not have `trellis` (`1mad`, `3inst`), `state_bits`, `tile_bits` and `group`"
+                    )));
+                };
+                Ok(Self::Trellis(TrellisScheme { state_bits, tile_bits, code, group }))
+            }
             _ => IntScheme::from_json(v).map(Self::Int),
         }
     }
@@ -95,7 +196,7 @@ impl Scheme {
                 .iter()
                 .map(|b| match &b.storage {
                     Storage::Int(codes) => Some((b.rows.len(), IntScheme::of(codes))),
-                    Storage::Dense(_) | Storage::Table(_) | Storage::Ggml(_) => None,
+                    _ => None,
                 })
                 .collect::<Option<_>>()
                 .map(Self::Bands),
@@ -163,6 +264,17 @@ impl fmt::Display for Scheme {
         match self {
             Self::Int(scheme) => scheme.fmt(f),
             Self::Table(scheme) => write!(f, "{} bit table {}", scheme.bits, words(scheme.group)),
+            Self::Lattice(scheme) => {
+                let bits = 2 + scheme.second.bits() / 8;
+                write!(f, "{bits} bit lattice {}", words(scheme.group))
+            }
+            Self::Vector(grid) => {
+                let bits = f64::from(grid.bits + grid.residual_bits) / f64::from(grid.len);
+                write!(f, "{bits} bit vectors of {}", grid.len)
+            }
+            Self::Trellis(scheme) => {
+                write!(f, "{} bit trellis {}", f64::from(scheme.tile_bits) / 256.0, words(scheme.group))
+            }
             Self::Bands(bands) => {
                 for (i, (rows, scheme)) in bands.iter().enumerate() {
                     write!(f, "{}{rows} rows {scheme}", if i > 0 { ", " } else { "" })?;

@@ -39,6 +39,9 @@ impl Layout for CompressedTensors {
             Storage::Dense(_) => Ok(()),
             Storage::Int(codes) => Self::why_not(codes).map_or(Ok(()), Err),
             Storage::Table(_) => Err("compressed-tensors has no codes into tables".to_owned()),
+            Storage::Lattice(_) | Storage::Vector(_) | Storage::Trellis(_) => {
+                Err("compressed-tensors has no codes that are vectors".to_owned())
+            }
             Storage::Ggml(_) => Err("compressed-tensors does not hold blocks of ggml".to_owned()),
         }
     }
@@ -50,7 +53,7 @@ impl Layout for CompressedTensors {
         let codes = match storage {
             Storage::Int(codes) => codes,
             Storage::Dense(tensor) => return Ok(vec![named("weight", tensor.clone())]),
-            Storage::Table(_) | Storage::Ggml(_) => {
+            Storage::Table(_) | Storage::Lattice(_) | Storage::Vector(_) | Storage::Trellis(_) | Storage::Ggml(_) => {
                 return Err(Error::internal("what it cannot hold was refused before"));
             }
         };

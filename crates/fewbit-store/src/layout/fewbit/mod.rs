@@ -13,7 +13,8 @@ pub use write::Fewbit;
 use super::Scheme;
 
 /// The tensors of one band, of which some may be absent.
-const PARTS: &[&str] = &["codes", "scales", "zeros", "offsets", "group_index", "table"];
+const PARTS: &[&str] =
+    &["codes", "scales", "zeros", "offsets", "group_index", "table", "residual", "codebook", "columns"];
 
 /// All tensor names that a module's weight may have.
 pub(super) fn names(config: &FewbitConfig, module: &str) -> Vec<String> {

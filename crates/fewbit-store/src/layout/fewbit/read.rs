@@ -1,23 +1,24 @@
 use std::ops::Range;
 
 use fewbit_format::{
-    Band, Dtype, Error, IntCodes, IntGrid, Result, Storage, TableCodes, TableGrid, Zeros, packed_len, unpack_bits,
+    Band, Dtype, Error, IntCodes, IntGrid, LATTICE_DIM, LatticeCodes, LatticeGrid, Result, SecondStage, Storage, TILE,
+    TableCodes, TableGrid, TrellisCodes, TrellisGrid, VectorCodes, VectorGrid, Zeros, packed_len, unpack_bits,
 };
 
 use super::{FewbitConfig, scale_shape};
 use crate::layout::module::Module;
-use crate::layout::scheme::{IntScheme, Scheme, TableScheme};
+use crate::layout::scheme::{IntScheme, LatticeScheme, Scheme, TableScheme, TrellisScheme};
 
 /// Reads a module whose codes are there.
 pub(in crate::layout) fn read(config: &FewbitConfig, m: Module<'_>) -> Result<Vec<Band>> {
     let [rows, cols] = m.shape;
+    let one = |storage| Ok(vec![Band { rows: 0..rows, storage }]);
     match config.scheme_of(m.name) {
-        Some(Scheme::Int(scheme)) => {
-            Ok(vec![Band { rows: 0..rows, storage: Storage::Int(read_band(*scheme, m, 0..rows, "")?) }])
-        }
-        Some(Scheme::Table(scheme)) => {
-            Ok(vec![Band { rows: 0..rows, storage: Storage::Table(read_table(*scheme, m)?) }])
-        }
+        Some(Scheme::Int(scheme)) => one(Storage::Int(read_band(*scheme, m, 0..rows, "")?)),
+        Some(Scheme::Table(scheme)) => one(Storage::Table(read_table(*scheme, m)?)),
+        Some(Scheme::Lattice(scheme)) => one(Storage::Lattice(read_lattice(*scheme, m)?)),
+        Some(Scheme::Vector(grid)) => one(Storage::Vector(read_vector(*grid, m)?)),
+        Some(Scheme::Trellis(scheme)) => one(Storage::Trellis(read_trellis(*scheme, m)?)),
         Some(Scheme::Bands(schemes)) => {
             let mut bands = Vec::with_capacity(schemes.len());
             let mut first = 0usize;
@@ -87,4 +88,51 @@ fn read_table(scheme: TableScheme, m: Module<'_>) -> Result<TableCodes> {
     let grid = TableGrid { bits, group, scale };
     let tables = m.scales("weight.table", &[&[grid.levels()], &[rows, grid.levels()]])?.1;
     TableCodes::new(rows, cols, grid, &codes, scales, tables).map_err(place)
+}
+
+fn read_lattice(scheme: LatticeScheme, m: Module<'_>) -> Result<LatticeCodes> {
+    let (LatticeScheme { second, group }, [rows, cols]) = (scheme, m.shape);
+    let place = |e: Error| e.tensor(&m.full_name("weight.codes"));
+    let grid = LatticeGrid { second, group, scale: fewbit_format::ScaleType::F16 };
+    grid.check(cols).map_err(place)?;
+    let per_row = cols / LATTICE_DIM;
+    let words = |part: &str| -> Result<Vec<u16>> {
+        let stored = m.part_as(part, Dtype::U8, &[rows, 2 * per_row])?;
+        Ok(stored.bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)).collect())
+    };
+    let seconds = match second {
+        SecondStage::None => Vec::new(),
+        SecondStage::E8Short => {
+            let stored = m.part_as("weight.residual", Dtype::U8, &[rows, per_row])?;
+            stored.bytes.iter().map(|b| u16::from(*b)).collect()
+        }
+        SecondStage::E8P => words("weight.residual")?,
+    };
+    let (scale, scales) = m.scales("weight.scales", &[&scale_shape(group, rows, cols)])?;
+    LatticeCodes::new(rows, cols, LatticeGrid { scale, ..grid }, words("weight.codes")?, seconds, scales).map_err(place)
+}
+
+fn read_vector(grid: VectorGrid, m: Module<'_>) -> Result<VectorCodes> {
+    let ([rows, cols], len) = (m.shape, usize::from(grid.len));
+    let strips = rows.div_ceil(len);
+    let stream = |part: &str, bits: u8| m.part_as(part, Dtype::U8, &[strips, packed_len(cols, bits)]);
+    let codes = stream("weight.codes", grid.bits)?.bytes.to_vec();
+    let residual =
+        if grid.residual_bits > 0 { stream("weight.residual", grid.residual_bits)?.bytes.to_vec() } else { Vec::new() };
+    let f16 = |part: &str, shape: &[usize]| m.part_as(part, Dtype::F16, shape)?.to_f32();
+    let codebook = f16("weight.codebook", &[grid.entries(), len])?;
+    let columns = if grid.has_columns { f16("weight.columns", &[2, cols])? } else { Vec::new() };
+    VectorCodes::from_packed(rows, cols, grid, codes, residual, codebook, columns)
+        .map_err(|e| e.tensor(&m.full_name("weight.codebook")))
+}
+
+fn read_trellis(scheme: TrellisScheme, m: Module<'_>) -> Result<TrellisCodes> {
+    let (TrellisScheme { state_bits, tile_bits, code, group }, [rows, cols]) = (scheme, m.shape);
+    let place = |e: Error| e.tensor(&m.full_name("weight.codes"));
+    let grid = TrellisGrid { state_bits, tile_bits, code, group, scale: fewbit_format::ScaleType::F16 };
+    grid.check(cols).map_err(place)?;
+    let packed = m.part_as("weight.codes", Dtype::U8, &[rows.div_ceil(TILE), cols / TILE, grid.tile_bytes()])?;
+    let (scale, scales) = m.scales("weight.scales", &[&scale_shape(group, rows, cols)])?;
+    let grid = TrellisGrid { scale, ..grid };
+    TrellisCodes::new(rows, cols, grid, packed.bytes.to_vec(), scales).map_err(place)
 }

@@ -1,5 +1,6 @@
 use fewbit_format::{
-    Band, Dtype, Error, IntCodes, IntGrid, Result, Storage, TableCodes, TableGrid, Tensor, Zeros, pack_bits, packed_len,
+    Band, Dtype, Error, IntCodes, IntGrid, LATTICE_DIM, LatticeCodes, Result, SecondStage, Storage, TILE, TableCodes,
+    TableGrid, Tensor, TrellisCodes, VectorCodes, Zeros, pack_bits, packed_len,
 };
 use serde_json::Value;
 
@@ -63,6 +64,59 @@ impl Fewbit {
     }
 }
 
+/// A part of a module, bytes as they are.
+fn bytes(module: &str, part: &str, shape: Vec<usize>, bytes: Vec<u8>) -> (String, Tensor) {
+    (format!("{module}.weight.{part}"), Tensor { dtype: Dtype::U8, shape, bytes: bytes.into() })
+}
+
+fn lattice(module: &str, codes: &LatticeCodes) -> Result<Vec<(String, Tensor)>> {
+    let ([rows, cols], grid) = (codes.shape(), codes.grid());
+    let words = |codes: &[u16]| codes.iter().flat_map(|c| c.to_le_bytes()).collect::<Vec<u8>>();
+    let per_row = cols / LATTICE_DIM;
+    let scales = Tensor::from_f32(scale_dtype(grid.scale), &scale_shape(grid.group, rows, cols), codes.scales())?;
+    let mut tensors = vec![
+        bytes(module, "codes", vec![rows, 2 * per_row], words(codes.codes())),
+        (format!("{module}.weight.scales"), scales),
+    ];
+    match grid.second {
+        SecondStage::None => {}
+        SecondStage::E8Short => {
+            let second = codes.second().iter().map(|c| *c as u8).collect();
+            tensors.push(bytes(module, "residual", vec![rows, per_row], second));
+        }
+        SecondStage::E8P => tensors.push(bytes(module, "residual", vec![rows, 2 * per_row], words(codes.second()))),
+    }
+    Ok(tensors)
+}
+
+fn vector(module: &str, codes: &VectorCodes) -> Result<Vec<(String, Tensor)>> {
+    let ([rows, cols], grid) = (codes.shape(), codes.grid());
+    let (len, [main, residual]) = (usize::from(grid.len), codes.packed());
+    let strips = rows.div_ceil(len);
+    let f16 = |part: &str, shape: &[usize], values: &[f32]| {
+        Ok::<_, Error>((format!("{module}.weight.{part}"), Tensor::from_f32(Dtype::F16, shape, values)?))
+    };
+    let mut tensors = vec![
+        bytes(module, "codes", vec![strips, packed_len(cols, grid.bits)], main.to_vec()),
+        f16("codebook", &[codes.codebook().len() / len, len], codes.codebook())?,
+    ];
+    if grid.residual_bits > 0 {
+        let shape = vec![strips, packed_len(cols, grid.residual_bits)];
+        tensors.push(bytes(module, "residual", shape, residual.to_vec()));
+    }
+    if grid.has_columns {
+        tensors.push(f16("columns", &[2, cols], codes.columns())?);
+    }
+    Ok(tensors)
+}
+
+fn trellis(module: &str, codes: &TrellisCodes) -> Result<Vec<(String, Tensor)>> {
+    let ([rows, cols], grid) = (codes.shape(), codes.grid());
+    let shape = vec![rows.div_ceil(TILE), cols / TILE, grid.tile_bytes()];
+    let scales = Tensor::from_f32(scale_dtype(grid.scale), &scale_shape(grid.group, rows, cols), codes.scales())?;
+    Ok(vec![bytes(module, "codes", shape, codes.packed().to_vec()), (format!("{module}.weight.scales"), scales)])
+}
+
 impl Layout for Fewbit {
     fn name(&self) -> &'static str {
         "fewbit"
@@ -70,8 +124,8 @@ impl Layout for Fewbit {
 
     fn can_hold(&self, storage: &Storage) -> Result<(), String> {
         match storage {
-            Storage::Dense(_) | Storage::Int(_) | Storage::Table(_) => Ok(()),
             Storage::Ggml(_) => Err("the `fewbit` layout does not hold blocks of ggml".to_owned()),
+            _ => Ok(()),
         }
     }
 
@@ -80,6 +134,9 @@ impl Layout for Fewbit {
             Storage::Dense(tensor) => Ok(vec![(format!("{module}.weight"), tensor.clone())]),
             Storage::Int(codes) => Self::band(module, codes, ""),
             Storage::Table(codes) => Self::table(module, codes),
+            Storage::Lattice(codes) => lattice(module, codes),
+            Storage::Vector(codes) => vector(module, codes),
+            Storage::Trellis(codes) => trellis(module, codes),
             Storage::Ggml(_) => {
                 Err(Error::input(format!("`{module}`: the `fewbit` layout does not hold blocks of ggml"))
                     .hint("write it with `--format gguf`"))
