@@ -1,11 +1,13 @@
 //! Causal attention over a cache of keys and values.
 
+mod backward;
 mod block;
 
 use std::cell::RefCell;
 
 use crate::Team;
 use crate::team::Disjoint;
+pub use backward::{Forward, attention_backward};
 use block::{Cache, QueryBlock, attend};
 
 /// Heads and rules of one attention.
@@ -51,6 +53,40 @@ pub fn attention(
     ld_kv: usize,
     out: &mut [f32],
 ) {
+    run(team, shape, q, start, keys, values, ld_kv, out, None);
+}
+
+/// [`attention`], which also writes `ln Σⱼ e^score` of each query position and head to `log_sums [m, heads]`: what
+/// [`attention_backward`] needs.
+///
+/// # Panics
+/// If the slices do not hold these shapes.
+pub fn attention_with_log_sums(
+    team: &Team,
+    shape: &AttentionShape,
+    q: &[f32],
+    start: usize,
+    keys: &[f32],
+    values: &[f32],
+    ld_kv: usize,
+    out: &mut [f32],
+    log_sums: &mut [f32],
+) {
+    assert_eq!(log_sums.len() * shape.head_dim, q.len(), "one sum for each position and head");
+    run(team, shape, q, start, keys, values, ld_kv, out, Some(log_sums));
+}
+
+fn run(
+    team: &Team,
+    shape: &AttentionShape,
+    q: &[f32],
+    start: usize,
+    keys: &[f32],
+    values: &[f32],
+    ld_kv: usize,
+    out: &mut [f32],
+    log_sums: Option<&mut [f32]>,
+) {
     let AttentionShape { heads, kv_heads, head_dim, .. } = *shape;
     let width = heads * head_dim;
     if q.is_empty() {
@@ -66,13 +102,13 @@ pub fn attention(
     let positions = (BLOCK_ROWS / group).max(1);
     let blocks = m.div_ceil(positions);
     let cache = Cache { keys, values, stride: ld_kv };
-    let out = Disjoint::new(out);
+    let (out, log_sums) = (Disjoint::new(out), log_sums.map(Disjoint::new));
     team.run(kv_heads * blocks, &|task| {
         let kv_head = task % kv_heads;
         // The last queries see the most keys and go first.
         let first = (blocks - 1 - task / kv_heads) * positions;
         let queries = QueryBlock { shape, kv_head, first, count: positions.min(m - first), start };
-        SCRATCH.with_borrow_mut(|scratch| attend(&queries, q, &cache, scratch, &out));
+        SCRATCH.with_borrow_mut(|scratch| attend(&queries, q, &cache, scratch, &out, log_sums.as_ref()));
     });
 }
 

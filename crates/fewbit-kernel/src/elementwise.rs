@@ -5,14 +5,18 @@
 
 pub(crate) mod activation;
 mod arithmetic;
+mod derivative;
 mod norm;
+mod norm_backward;
 mod rotary;
 mod softmax;
 pub(crate) mod transcendental;
 
 pub use activation::{gelu_erf, gelu_tanh, relu, silu, softcap};
 pub use arithmetic::{add, add_bias, mul, scale};
+pub use derivative::{gelu_erf_backward, gelu_tanh_backward, relu_backward, silu_backward, softcap_backward};
 pub use norm::{layer_norm, rms_norm};
-pub use rotary::rope;
+pub use norm_backward::{layer_norm_backward, rms_norm_backward};
+pub use rotary::{rope, rope_backward};
 pub use softmax::{argmax, log_softmax_stats, softmax_in_place};
 pub use transcendental::exp;

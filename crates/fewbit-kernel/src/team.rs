@@ -129,6 +129,37 @@ impl Team {
             task(i, unsafe { all.slice(i * piece..((i + 1) * piece).min(len)) });
         });
     }
+
+    /// Calls `task(first element, rows)` over pieces of whole rows of `width`; small work stays on this thread.
+    pub fn for_rows(&self, width: usize, data: &mut [f32], task: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        const PIECE: usize = 1 << 14;
+        if data.len() <= PIECE {
+            return task(0, data);
+        }
+        let piece = (PIECE / width.max(1)).max(1) * width.max(1);
+        self.for_pieces(data, piece, &|i, rows| task(i * piece, rows));
+    }
+
+    /// Cuts `a` in pieces of `piece_a` and `b` in pieces of `piece_b`, as many, and calls `task(i, a_i, b_i)` for each.
+    ///
+    /// # Panics
+    /// If there are not as many pieces of one as of the other.
+    pub fn for_paired_pieces<A: Send, B: Send>(
+        &self,
+        (a, piece_a): (&mut [A], usize),
+        (b, piece_b): (&mut [B], usize),
+        task: &(dyn Fn(usize, &mut [A], &mut [B]) + Sync),
+    ) {
+        let (piece_a, piece_b) = (piece_a.max(1), piece_b.max(1));
+        let (len_a, len_b) = (a.len(), b.len());
+        assert_eq!(len_a.div_ceil(piece_a), len_b.div_ceil(piece_b), "pieces in pairs");
+        let (a, b) = (Disjoint::new(a), Disjoint::new(b));
+        self.run(len_a.div_ceil(piece_a), &|i| {
+            let of = |piece: usize, len: usize| i * piece..((i + 1) * piece).min(len);
+            // SAFETY: each task has ranges of its own, and each runs once.
+            unsafe { task(i, a.slice(of(piece_a, len_a)), b.slice(of(piece_b, len_b))) };
+        });
+    }
 }
 
 impl Drop for Team {
@@ -331,5 +362,28 @@ mod tests {
         let mut v = vec![0usize; 103];
         Team::new(2).for_pieces(&mut v, 10, &|i, piece| piece.fill(i + 1));
         assert!(v.iter().enumerate().all(|(k, x)| *x == k / 10 + 1));
+    }
+
+    #[test]
+    fn rows_stay_whole() {
+        for rows in [0, 1, 7, 1000] {
+            let mut v = vec![0.0; rows * 33];
+            Team::new(2).for_rows(33, &mut v, &|at, rows| {
+                assert!(at.is_multiple_of(33) && rows.len().is_multiple_of(33));
+                rows.iter_mut().enumerate().for_each(|(i, x)| *x += (at + i) as f32);
+            });
+            assert!(v.iter().enumerate().all(|(k, x)| *x == k as f32));
+        }
+    }
+
+    #[test]
+    fn pieces_come_in_pairs() {
+        let (mut a, mut b) = (vec![0usize; 23], vec![0usize; 5]);
+        Team::new(2).for_paired_pieces((&mut a, 5), (&mut b, 1), &|i, a, b| {
+            a.fill(i + 1);
+            b.fill(a.len());
+        });
+        assert!(a.iter().enumerate().all(|(k, x)| *x == k / 5 + 1));
+        assert_eq!(b, [5, 5, 5, 5, 3]);
     }
 }

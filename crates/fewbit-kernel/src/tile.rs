@@ -23,11 +23,44 @@ pub(crate) fn add_product<S: Simd>(
     if depth == 0 || cols == 0 || rows == 0 {
         return;
     }
-    assert!(cols.is_multiple_of(S::LANES) && rows <= ROWS, "a tile of whole vectors");
     assert!(a.len() >= (rows - 1) * a_stride + depth, "left side");
+    add_strided(s, [rows, depth, cols], (a, a_stride, 1), b, b_stride, c, c_stride);
+}
+
+/// [`add_product`] with the transpose of `A[depth, rows]` as the left side.
+#[inline(always)]
+pub(crate) fn add_product_transposed<S: Simd>(
+    s: S,
+    [rows, depth, cols]: [usize; 3],
+    a: &[f32],
+    a_stride: usize,
+    b: &[f32],
+    b_stride: usize,
+    c: &mut [f32],
+    c_stride: usize,
+) {
+    if depth == 0 || cols == 0 || rows == 0 {
+        return;
+    }
+    assert!(a.len() >= (depth - 1) * a_stride + rows, "left side");
+    add_strided(s, [rows, depth, cols], (a, 1, a_stride), b, b_stride, c, c_stride);
+}
+
+/// The left side as its strides from row to row and along the depth, which the callers have checked.
+#[inline(always)]
+fn add_strided<S: Simd>(
+    s: S,
+    [rows, depth, cols]: [usize; 3],
+    (a, a_row, a_step): (&[f32], usize, usize),
+    b: &[f32],
+    b_stride: usize,
+    c: &mut [f32],
+    c_stride: usize,
+) {
+    assert!(cols.is_multiple_of(S::LANES) && rows <= ROWS, "a tile of whole vectors");
     assert!(b.len() >= (depth - 1) * b_stride + cols, "right side");
     assert!(c.len() >= (rows - 1) * c_stride + cols, "result");
-    let (a, b, c) = ((a.as_ptr(), a_stride), (b.as_ptr(), b_stride), (c.as_mut_ptr(), c_stride));
+    let (a, b, c) = ((a.as_ptr(), a_row, a_step), (b.as_ptr(), b_stride), (c.as_mut_ptr(), c_stride));
     // SAFETY: the shapes were checked; `c` is borrowed mutably, so it overlaps neither side.
     unsafe {
         match rows {
@@ -47,7 +80,7 @@ unsafe fn strip<S: Simd, const R: usize>(
     s: S,
     depth: usize,
     cols: usize,
-    a: (*const f32, usize),
+    a: (*const f32, usize, usize),
     b: (*const f32, usize),
     c: (*mut f32, usize),
 ) {
@@ -76,7 +109,7 @@ unsafe fn strip<S: Simd, const R: usize>(
 unsafe fn tile<S: Simd, const R: usize, const N: usize>(
     s: S,
     depth: usize,
-    (a, a_stride): (*const f32, usize),
+    (a, a_row, a_step): (*const f32, usize, usize),
     (b, b_stride): (*const f32, usize),
     (c, c_stride): (*mut f32, usize),
 ) {
@@ -94,7 +127,7 @@ unsafe fn tile<S: Simd, const R: usize, const N: usize>(
                 right[n] = s.load_at(b.add(k * b_stride + n * S::LANES));
             }
             for r in 0..R {
-                let left = s.splat(*a.add(r * a_stride + k));
+                let left = s.splat(*a.add(r * a_row + k * a_step));
                 for n in 0..N {
                     sums[r][n] = s.mul_add(left, right[n], sums[r][n]);
                 }
@@ -105,5 +138,56 @@ unsafe fn tile<S: Simd, const R: usize, const N: usize>(
                 s.store_at(c.add(r * c_stride + n * S::LANES), sums[r][n]);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lanes::tests::at_every_level;
+    use crate::lanes::vectorised;
+
+    vectorised! {
+        fn both(shape: [usize; 3], a: &[f32], transposed: &[f32], b: &[f32], c: &mut [f32], d: &mut [f32]) = both_lanes
+    }
+
+    #[inline(always)]
+    fn both_lanes<S: Simd>(
+        s: S,
+        [rows, depth, vectors]: [usize; 3],
+        a: &[f32],
+        transposed: &[f32],
+        b: &[f32],
+        c: &mut [f32],
+        d: &mut [f32],
+    ) {
+        let shape = [rows, depth, vectors * S::LANES];
+        add_product(s, shape, a, depth + 1, b, 80, c, 80);
+        add_product_transposed(s, shape, transposed, ROWS + 1, b, 80, d, 80);
+        for r in 0..rows {
+            for col in 0..shape[2] {
+                let sum: f32 = (0..depth).map(|k| a[r * (depth + 1) + k] * b[k * 80 + col]).sum();
+                assert_eq!(c[r * 80 + col], 1.0 + sum);
+            }
+        }
+    }
+
+    #[test]
+    fn a_transposed_left_side_gives_the_same() {
+        at_every_level(|level| {
+            for (rows, depth, vectors) in [(1, 1, 1), (6, 7, 5), (4, 9, 4), (3, 2, 2), (5, 3, 3), (2, 8, 1)] {
+                let a: Vec<f32> = (0..rows * (depth + 1)).map(|i| (i * 7 % 11) as f32 - 5.0).collect();
+                let mut transposed = vec![0.0; depth * (ROWS + 1)];
+                for r in 0..rows {
+                    for k in 0..depth {
+                        transposed[k * (ROWS + 1) + r] = a[r * (depth + 1) + k];
+                    }
+                }
+                let b: Vec<f32> = (0..depth * 80).map(|i| (i * 5 % 13) as f32 - 6.0).collect();
+                let (mut c, mut d) = (vec![1.0; rows * 80], vec![1.0; rows * 80]);
+                both([rows, depth, vectors], &a, &transposed, &b, &mut c, &mut d);
+                assert_eq!(c, d, "{level:?} {rows} {depth} {vectors}");
+            }
+        });
     }
 }

@@ -278,26 +278,26 @@ impl Layer {
         };
         let second = || input(usize::from(reused != Some(1)));
         match &node.op {
-            Op::RmsNorm { gain, eps, width } => by_rows(team, dim, out, &|at, out| {
+            Op::RmsNorm { gain, eps, width } => team.for_rows(dim, out, &|at, out| {
                 elementwise::rms_norm(&input(0)[at..at + out.len()], *width, Some(&self.vectors[*gain]), *eps, out);
             }),
-            Op::LayerNorm { gain, bias, eps } => by_rows(team, dim, out, &|at, out| {
+            Op::LayerNorm { gain, bias, eps } => team.for_rows(dim, out, &|at, out| {
                 let (gain, bias) = (&self.vectors[*gain], &self.vectors[*bias]);
                 elementwise::layer_norm(&input(0)[at..at + out.len()], dim, Some(gain), Some(bias), *eps, out);
             }),
-            Op::Scale { factor } => by_rows(team, dim, out, &|at, out| {
+            Op::Scale { factor } => team.for_rows(dim, out, &|at, out| {
                 first(at, out);
                 elementwise::scale(out, *factor);
             }),
-            Op::Add => by_rows(team, dim, out, &|at, out| {
+            Op::Add => team.for_rows(dim, out, &|at, out| {
                 first(at, out);
                 elementwise::add(out, &second()[at..at + out.len()]);
             }),
-            Op::Mul => by_rows(team, dim, out, &|at, out| {
+            Op::Mul => team.for_rows(dim, out, &|at, out| {
                 first(at, out);
                 elementwise::mul(out, &second()[at..at + out.len()]);
             }),
-            Op::Activation(f) => by_rows(team, dim, out, &|at, out| {
+            Op::Activation(f) => team.for_rows(dim, out, &|at, out| {
                 first(at, out);
                 match f {
                     Activation::Silu => elementwise::silu(out),
@@ -306,14 +306,14 @@ impl Layer {
                     Activation::Relu => elementwise::relu(out),
                 }
             }),
-            Op::Softcap { cap } => by_rows(team, dim, out, &|at, out| {
+            Op::Softcap { cap } => team.for_rows(dim, out, &|at, out| {
                 first(at, out);
                 elementwise::softcap(out, *cap);
             }),
             Op::Rope { rope, heads, head_dim, rotary_dims } => {
                 let (cos, sin) = &rotations.tables[*rope];
                 let pairs = rotary_dims / 2;
-                by_rows(team, dim, out, &|at, out| {
+                team.for_rows(dim, out, &|at, out| {
                     first(at, out);
                     let (row, rows) = (at / dim, out.len() / dim);
                     let table = row * pairs..(row + rows) * pairs;
@@ -395,14 +395,4 @@ fn reusable(node: &Node, dead: &[ValueId]) -> Option<usize> {
         Op::Add | Op::Mul => [0, 1].into_iter().find(|i| is_free(*i)),
         _ => None,
     }
-}
-
-/// Calls `task(first element, rows)` over pieces of whole rows; small work stays on this thread.
-fn by_rows(team: &Team, dim: usize, out: &mut [f32], task: &(dyn Fn(usize, &mut [f32]) + Sync)) {
-    const PIECE: usize = 1 << 14;
-    if out.len() <= PIECE {
-        return task(0, out);
-    }
-    let piece = (PIECE / dim).max(1) * dim;
-    team.for_pieces(out, piece, &|i, rows| task(i * piece, rows));
 }

@@ -10,7 +10,7 @@ use crate::team::Disjoint;
 use crate::tile::{ROWS, add_product};
 
 /// Keys whose scores are computed before the running maximum moves. Part of the arithmetic: it fixes every sum's order.
-const KEYS: usize = 64;
+pub(super) const KEYS: usize = 64;
 
 /// Keys and values of all positions, at one stride.
 pub(super) struct Cache<'a> {
@@ -56,9 +56,10 @@ impl QueryBlock<'_> {
 vectorised! {
     /// Computes all rows of the block and writes them to their places in `out`.
     ///
-    /// No other part of `out` at those places may be alive.
+    /// No other part of `out` or `log_sums` at those places may be alive.
     pub(super) fn attend(
         queries: &QueryBlock<'_>, q: &[f32], cache: &Cache<'_>, scratch: &mut Vec<f32>, out: &Disjoint<'_, f32>,
+        log_sums: Option<&Disjoint<'_, f32>>,
     ) = attend_lanes
 }
 
@@ -70,6 +71,7 @@ fn attend_lanes<S: Simd>(
     cache: &Cache<'_>,
     scratch: &mut Vec<f32>,
     out: &Disjoint<'_, f32>,
+    log_sums: Option<&Disjoint<'_, f32>>,
 ) {
     let (rows, dim) = (queries.rows(), queries.shape.head_dim);
     let padded = dim.next_multiple_of(S::LANES);
@@ -145,6 +147,11 @@ fn attend_lanes<S: Simd>(
             // Adding zero makes −0 positive: its sign depends on how many invisible keys were added.
             *to = sum * factor + 0.0;
         }
+        if let Some(log_sums) = log_sums {
+            // SAFETY: the caller's promise.
+            let to = unsafe { log_sums.slice(at / dim..at / dim + 1) };
+            to[0] = work.tops[r] + work.totals[r].ln();
+        }
     }
 }
 
@@ -185,7 +192,7 @@ impl<'a> Work<'a> {
 
 /// Writes the keys `block` of one head as columns of `packed [padded, KEYS]`, zeros where there are none.
 #[inline(always)]
-fn pack_transposed<S: Simd>(
+pub(super) fn pack_transposed<S: Simd>(
     s: S,
     keys: &[f32],
     stride: usize,

@@ -8,6 +8,15 @@ use crate::lanes::{Simd, vectorised};
 /// `(x[i], x[i + h]) ← (x[i] cos[i] − x[i + h] sin[i], x[i + h] cos[i] + x[i] sin[i])`.
 /// Source: RoFormer (Su et al. 2021), in the layout of GPT-NeoX.
 pub fn rope(x: &mut [f32], heads: usize, head_dim: usize, rotary_dims: usize, cos: &[f32], sin: &[f32]) {
+    turn(x, heads, head_dim, rotary_dims, cos, sin, 1.0);
+}
+
+/// The gradient of [`rope`]: turns back, since `(x, y) ↦ (x c − y s, y c + x s)` has this map with `−s` as transpose.
+pub fn rope_backward(d: &mut [f32], heads: usize, head_dim: usize, rotary_dims: usize, cos: &[f32], sin: &[f32]) {
+    turn(d, heads, head_dim, rotary_dims, cos, sin, -1.0);
+}
+
+fn turn(x: &mut [f32], heads: usize, head_dim: usize, rotary_dims: usize, cos: &[f32], sin: &[f32], sign: f32) {
     assert!(rotary_dims.is_multiple_of(2) && rotary_dims <= head_dim, "{rotary_dims} of {head_dim} dimensions rotate");
     if rotary_dims == 0 || x.is_empty() {
         return;
@@ -16,15 +25,27 @@ pub fn rope(x: &mut [f32], heads: usize, head_dim: usize, rotary_dims: usize, co
     assert_eq!(x.len(), tokens * heads * head_dim, "whole tokens");
     assert_eq!(cos.len(), tokens * rotary_dims / 2, "a row of angles per token");
     assert_eq!(sin.len(), cos.len(), "a sine for each cosine");
-    rotate(x, heads, head_dim, rotary_dims / 2, cos, sin);
+    rotate(x, heads, head_dim, rotary_dims / 2, cos, sin, sign);
 }
 
 vectorised! {
-    fn rotate(x: &mut [f32], heads: usize, head_dim: usize, half: usize, cos: &[f32], sin: &[f32]) = rotate_all
+    fn rotate(
+        x: &mut [f32], heads: usize, head_dim: usize, half: usize, cos: &[f32], sin: &[f32], sign: f32,
+    ) = rotate_all
 }
 
 #[inline(always)]
-fn rotate_all<S: Simd>(s: S, x: &mut [f32], heads: usize, head_dim: usize, half: usize, cos: &[f32], sin: &[f32]) {
+fn rotate_all<S: Simd>(
+    s: S,
+    x: &mut [f32],
+    heads: usize,
+    head_dim: usize,
+    half: usize,
+    cos: &[f32],
+    sin: &[f32],
+    sign: f32,
+) {
+    let sign = s.splat(sign);
     let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
     for (token, (cos, sin)) in x.chunks_exact_mut(heads * head_dim).zip(angles) {
         for head in token.chunks_exact_mut(head_dim) {
@@ -32,7 +53,7 @@ fn rotate_all<S: Simd>(s: S, x: &mut [f32], heads: usize, head_dim: usize, half:
             let mut at = 0;
             while at < half {
                 let end = (at + S::LANES).min(half);
-                let (c, n) = (s.load_partial(&cos[at..end]), s.load_partial(&sin[at..end]));
+                let (c, n) = (s.load_partial(&cos[at..end]), s.mul(sign, s.load_partial(&sin[at..end])));
                 let (a, b) = (s.load_partial(&low[at..end]), s.load_partial(&high[at..end]));
                 s.store_partial(&mut low[at..end], s.sub(s.mul(a, c), s.mul(b, n)));
                 s.store_partial(&mut high[at..end], s.add(s.mul(b, c), s.mul(a, n)));
@@ -71,6 +92,9 @@ mod tests {
                     };
                     assert!((y[i] - want).abs() < 1e-6, "{level:?} {head_dim} {i}");
                 }
+                // The transpose of a rotation is its inverse.
+                rope_backward(&mut y, heads, head_dim, rotary_dims, &cos, &sin);
+                assert!(x.iter().zip(&y).all(|(x, y)| (x - y).abs() < 1e-6), "{level:?} {head_dim}");
             }
         });
     }

@@ -112,6 +112,45 @@ pub(crate) fn product_nn_at(
     multiply(team, level, m, k, Left { scale: alpha, ..Left::rows(a, lda) }, &[job]);
 }
 
+/// `C[m, n] += A[k, m]ᵀ · B[k, n]`: the gradient of weights, with the rows of a batch as `k`.
+///
+/// # Panics
+/// If a slice is shorter than its shape, or a row longer than its stride.
+pub fn product_tn(
+    team: &Team,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: &[f32],
+    lda: usize,
+    b: &[f32],
+    ldb: usize,
+    c: &mut [f32],
+    ldc: usize,
+) {
+    product_tn_at(cpu::detect(), team, m, n, k, a, lda, b, ldb, c, ldc);
+}
+
+pub(crate) fn product_tn_at(
+    level: Level,
+    team: &Team,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: &[f32],
+    lda: usize,
+    b: &[f32],
+    ldb: usize,
+    c: &mut [f32],
+    ldc: usize,
+) {
+    for from in (0..k).step_by(REARRANGED) {
+        let (a, b, count) = (&a[from * lda..], &b[from * ldb..], REARRANGED.min(k - from));
+        let job = Job::new(n, Right::Columns { b, ld: ldb }, c, ldc).accumulating(true);
+        multiply(team, level, m, count, Left::columns(a, lda), &[job]);
+    }
+}
+
 /// Adds `XᵀX` of `tokens` rows of `x` to the upper triangle of `h [n, n]`, tokens in fixed chunks of [`K_BLOCK`] in order.
 ///
 /// What lies below the diagonal is undefined until [`gram_mirror`].
@@ -122,12 +161,12 @@ pub fn gram_add(team: &Team, n: usize, tokens: usize, x: &[f32], ldx: usize, h: 
     gram_add_at(cpu::detect(), team, n, tokens, x, ldx, h);
 }
 
-/// Tokens whose rows are rearranged at once by [`gram_add`]: bounds the scratch, and is a multiple of [`K_BLOCK`].
-const GRAM_TOKENS: usize = 4 * K_BLOCK;
+/// Rows of a transposed left operand that are rearranged at once: bounds the scratch, and is a multiple of [`K_BLOCK`].
+const REARRANGED: usize = 4 * K_BLOCK;
 
 pub(crate) fn gram_add_at(level: Level, team: &Team, n: usize, tokens: usize, x: &[f32], ldx: usize, h: &mut [f32]) {
-    for from in (0..tokens).step_by(GRAM_TOKENS) {
-        let (x, count) = (&x[from * ldx..], GRAM_TOKENS.min(tokens - from));
+    for from in (0..tokens).step_by(REARRANGED) {
+        let (x, count) = (&x[from * ldx..], REARRANGED.min(tokens - from));
         let job = Job::new(n, Right::Columns { b: x, ld: ldx }, h, n).accumulating(true).upper();
         multiply(team, level, n, count, Left::columns(x, ldx), &[job]);
     }

@@ -108,6 +108,28 @@ proptest! {
     }
 
     #[test]
+    fn tn_is_the_sum(m in 1usize..40, n in 1usize..70, k in 0usize..1300, pad in 0usize..3, seed: u64) {
+        let (lda, ldb, ldc) = (m + pad, n + pad, n + 2 * pad);
+        let (a, b, before) = (numbers(k * lda, seed), numbers(k * ldb, seed ^ 1), numbers(m * ldc, seed ^ 2));
+        let [mut want, mut magnitude] = reference(m, n, k, |i, l| a[l * lda + i], |j, l| b[l * ldb + j]);
+        for i in 0..m * n {
+            want[i] += f64::from(before[i / n * ldc + i % n]);
+            magnitude[i] += 1.0;
+        }
+        let (one, three) = (Team::new(1), Team::new(3));
+        for level in levels() {
+            let [c, again] = [&one, &three].map(|team| {
+                let mut c = before.clone();
+                product_tn_at(level, team, m, n, k, &a, lda, &b, ldb, &mut c, ldc);
+                c
+            });
+            let compact: Vec<f32> = (0..m * n).map(|i| c[i / n * ldc + i % n]).collect();
+            near(&compact, &want, &magnitude)?;
+            prop_assert!(c == again);
+        }
+    }
+
+    #[test]
     fn gram_is_the_sum(n in 1usize..90, tokens in 0usize..600, pad in 0usize..3, seed: u64) {
         let ldx = n + pad;
         let x = numbers(tokens * ldx, seed);
