@@ -146,9 +146,11 @@ impl Team {
     /// If there are not as many pieces of one as of the other.
     pub fn for_paired_pieces<A: Send, B: Send>(
         &self,
-        (a, piece_a): (&mut [A], usize),
-        (b, piece_b): (&mut [B], usize),
-        task: &(dyn Fn(usize, &mut [A], &mut [B]) + Sync),
+        a: &mut [A],
+        piece_a: usize,
+        b: &mut [B],
+        piece_b: usize,
+        task: impl Fn(usize, &mut [A], &mut [B]) + Sync,
     ) {
         let (piece_a, piece_b) = (piece_a.max(1), piece_b.max(1));
         let (len_a, len_b) = (a.len(), b.len());
@@ -379,7 +381,7 @@ mod tests {
     #[test]
     fn pieces_come_in_pairs() {
         let (mut a, mut b) = (vec![0usize; 23], vec![0usize; 5]);
-        Team::new(2).for_paired_pieces((&mut a, 5), (&mut b, 1), &|i, a, b| {
+        Team::new(2).for_paired_pieces(&mut a, 5, &mut b, 1, |i, a, b| {
             a.fill(i + 1);
             b.fill(a.len());
         });

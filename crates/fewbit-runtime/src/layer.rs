@@ -2,12 +2,13 @@ use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
 use fewbit_format::{Error, QuantizedLinear, Result};
-use fewbit_graph::{Activation, Graph, Node, Op, Rope, ValueId};
+use fewbit_graph::{Graph, Node, Op, Rope, ValueId};
+use fewbit_kernel::Team;
 use fewbit_kernel::attention::{AttentionShape, attention};
 use fewbit_kernel::linear::{Arithmetic, Kernel, choose};
-use fewbit_kernel::{Team, elementwise};
 use fewbit_store::PartWeights;
 
+use crate::rowwise::run_rowwise;
 use crate::steps::{Program, Step};
 use crate::{Batch, Hooks, LayerCache};
 
@@ -40,6 +41,12 @@ impl Rotations {
             (cos, sin)
         });
         Self { tables: tables.collect() }
+    }
+
+    /// cos and sin of one table, `[tokens, pairs]`.
+    pub fn table(&self, rope: usize) -> (&[f32], &[f32]) {
+        let (cos, sin) = &self.tables[rope];
+        (cos, sin)
     }
 }
 
@@ -269,59 +276,17 @@ impl Layer {
         values: &[Buffer],
         out: &mut [f32],
     ) {
-        let input = |i: usize| &*values[node.inputs[i]];
         let dim = self.graph.values[node.output].dim;
-        let first = |at: usize, out: &mut [f32]| {
-            if reused.is_none() {
-                out.copy_from_slice(&input(0)[at..at + out.len()]);
-            }
-        };
-        let second = || input(usize::from(reused != Some(1)));
+        let inputs: Vec<&[f32]> = node.inputs.iter().map(|v| &*values[*v]).collect();
+        let vector = |v: usize| &*self.vectors[v];
+        if run_rowwise(team, rotations, &vector, &node.op, &inputs, reused, dim, out) {
+            return;
+        }
         match &node.op {
-            Op::RmsNorm { gain, eps, width } => team.for_rows(dim, out, &|at, out| {
-                elementwise::rms_norm(&input(0)[at..at + out.len()], *width, Some(&self.vectors[*gain]), *eps, out);
-            }),
-            Op::LayerNorm { gain, bias, eps } => team.for_rows(dim, out, &|at, out| {
-                let (gain, bias) = (&self.vectors[*gain], &self.vectors[*bias]);
-                elementwise::layer_norm(&input(0)[at..at + out.len()], dim, Some(gain), Some(bias), *eps, out);
-            }),
-            Op::Scale { factor } => team.for_rows(dim, out, &|at, out| {
-                first(at, out);
-                elementwise::scale(out, *factor);
-            }),
-            Op::Add => team.for_rows(dim, out, &|at, out| {
-                first(at, out);
-                elementwise::add(out, &second()[at..at + out.len()]);
-            }),
-            Op::Mul => team.for_rows(dim, out, &|at, out| {
-                first(at, out);
-                elementwise::mul(out, &second()[at..at + out.len()]);
-            }),
-            Op::Activation(f) => team.for_rows(dim, out, &|at, out| {
-                first(at, out);
-                match f {
-                    Activation::Silu => elementwise::silu(out),
-                    Activation::GeluErf => elementwise::gelu_erf(out),
-                    Activation::GeluTanh => elementwise::gelu_tanh(out),
-                    Activation::Relu => elementwise::relu(out),
-                }
-            }),
-            Op::Softcap { cap } => team.for_rows(dim, out, &|at, out| {
-                first(at, out);
-                elementwise::softcap(out, *cap);
-            }),
-            Op::Rope { rope, heads, head_dim, rotary_dims } => {
-                let (cos, sin) = &rotations.tables[*rope];
-                let pairs = rotary_dims / 2;
-                team.for_rows(dim, out, &|at, out| {
-                    first(at, out);
-                    let (row, rows) = (at / dim, out.len() / dim);
-                    let table = row * pairs..(row + rows) * pairs;
-                    elementwise::rope(out, *heads, *head_dim, *rotary_dims, &cos[table.clone()], &sin[table]);
-                });
-            }
             Op::Cache { slot } => {
-                first(0, out);
+                if reused.is_none() {
+                    out.copy_from_slice(inputs[0]);
+                }
                 if let Some(caches) = caches {
                     for ((span, rows), cache) in batch.rows().zip(caches) {
                         cache.append(*slot, span.start, &out[rows.start * dim..rows.end * dim]);
@@ -339,9 +304,7 @@ impl Layer {
                 };
                 self.attend(team, batch, caches, node, values, &shape, out);
             }
-            Op::Embedding { .. } | Op::Linear { .. } => {
-                unreachable!("linears are steps of their own; ids are embedded by `Runtime`")
-            }
+            _ => unreachable!("linears are steps of their own; ids are embedded by `Runtime`"),
         }
     }
 

@@ -70,7 +70,7 @@ pub fn attention_backward(
         let (dk, dv) = if group > 1 { parts.split_at_mut(tokens * wide) } else { (&mut *dk, &mut *dv) };
         let out = [dq, dk, dv].map(Disjoint::new);
         team.run(sequences.len() * heads, &|task| {
-            let head = Head { shape, rows: sequences[task / heads].clone(), head: task % heads };
+            let head = Head { shape, rows: sequences[task / heads].clone(), index: task % heads };
             SCRATCH.with_borrow_mut(|scratch| head_backward(&head, forward, d_out, scratch, &out));
         });
     }
@@ -92,7 +92,7 @@ pub fn attention_backward(
 struct Head<'a> {
     shape: &'a AttentionShape,
     rows: Range<usize>,
-    head: usize,
+    index: usize,
 }
 
 vectorised! {
@@ -113,7 +113,7 @@ fn head_lanes<S: Simd>(
     scratch: &mut Vec<f32>,
     out: &[Disjoint<'_, f32>; 3],
 ) {
-    let Head { shape, rows, head } = head;
+    let Head { shape, rows, index: head } = head;
     let AttentionShape { heads, kv_heads, head_dim: dim, scale, softcap, window } = **shape;
     let (wide, narrow, len) = (heads * dim, kv_heads * dim, rows.len());
     let padded = dim.next_multiple_of(S::LANES);
@@ -126,7 +126,8 @@ fn head_lanes<S: Simd>(
         work.levels[i] = dot(s, d, o);
         work.log_sums[i] = forward.log_sums[row * heads + head];
     }
-    let (k, v) = (&forward.k[rows.start * narrow..rows.end * narrow], &forward.v[rows.start * narrow..rows.end * narrow]);
+    let (k, v) =
+        (&forward.k[rows.start * narrow..rows.end * narrow], &forward.v[rows.start * narrow..rows.end * narrow]);
     for first in (0..len).step_by(KEYS) {
         let block = first..(first + KEYS).min(len);
         pack_transposed(s, k, narrow, kv_column, &block, dim, work.keys_transposed);
@@ -158,8 +159,26 @@ fn head_lanes<S: Simd>(
             for key in (0..block.len()).step_by(ROWS) {
                 let shape = [ROWS.min(block.len() - key), queries.len(), padded];
                 let (at, to) = (from * padded, key * padded);
-                add_product_transposed(s, shape, &work.p[key..], KEYS, &work.d_out[at..], padded, &mut work.dv[to..], padded);
-                add_product_transposed(s, shape, &work.ds[key..], KEYS, &work.queries[at..], padded, &mut work.dk[to..], padded);
+                add_product_transposed(
+                    s,
+                    shape,
+                    &work.p[key..],
+                    KEYS,
+                    &work.d_out[at..],
+                    padded,
+                    &mut work.dv[to..],
+                    padded,
+                );
+                add_product_transposed(
+                    s,
+                    shape,
+                    &work.ds[key..],
+                    KEYS,
+                    &work.queries[at..],
+                    padded,
+                    &mut work.dk[to..],
+                    padded,
+                );
             }
         }
         let rows = rows.start + block.start..rows.start + block.end;
@@ -317,9 +336,7 @@ mod tests {
             let (at, kv) = (h * dim, h / (s.heads / s.kv_heads) * dim);
             for i in 0..len {
                 let seen = s.window.map_or(0, |w| (i + 1).saturating_sub(w))..i + 1;
-                let dot = |a: &[f32], b: &[f32]| -> f64 {
-                    (0..dim).map(|d| f64::from(a[d]) * f64::from(b[d])).sum()
-                };
+                let dot = |a: &[f32], b: &[f32]| -> f64 { (0..dim).map(|d| f64::from(a[d]) * f64::from(b[d])).sum() };
                 let raw: Vec<f64> = seen
                     .clone()
                     .map(|j| dot(&q[i * wide + at..], &k[j * narrow + kv..]) * f64::from(s.scale))
@@ -383,13 +400,16 @@ mod tests {
             let team = Team::new(1);
             for (i, shape) in shapes().into_iter().enumerate() {
                 let len = [1, 63, 64, 65, 130][i % 5];
-                let [q, k, v, d_out, dq, dk, dv] = run(&team, &shape, &[0..len], 7 * i as u32);
+                let [q, k, v, d_out, dq, dk, dv] = run(&team, &shape, std::slice::from_ref(&(0..len)), 7 * i as u32);
                 let want = reference(&shape, &q, &k, &v, &d_out);
                 for (name, got, want) in [("dq", &dq, &want[0]), ("dk", &dk, &want[1]), ("dv", &dv, &want[2])] {
                     let size = want.iter().fold(0.0f64, |m, v| m.max(v.abs()));
                     for (at, (got, want)) in got.iter().zip(want).enumerate() {
                         let error = (f64::from(*got) - want).abs();
-                        assert!(error < 3e-6 * (1.0 + size), "{level:?} {shape:?} {len} {name} {at}: {error} of {size}");
+                        assert!(
+                            error < 3e-6 * (1.0 + size),
+                            "{level:?} {shape:?} {len} {name} {at}: {error} of {size}"
+                        );
                     }
                 }
             }
@@ -416,7 +436,14 @@ mod tests {
             assert_eq!(out, plain);
             let forward = Forward { q, k, v, out: &out, log_sums: &sums };
             let (mut q1, mut k1, mut v1) = (vec![0.0; w.len()], vec![0.0; n.len()], vec![0.0; n.len()]);
-            attention_backward(&team, &shape, &[0..5], &forward, d_out, [&mut q1, &mut k1, &mut v1]);
+            attention_backward(
+                &team,
+                &shape,
+                std::slice::from_ref(&(0..5)),
+                &forward,
+                d_out,
+                [&mut q1, &mut k1, &mut v1],
+            );
             assert_eq!((q1, k1, v1), (dq[w].to_vec(), dk[n.clone()].to_vec(), dv[n].to_vec()));
         }
     }

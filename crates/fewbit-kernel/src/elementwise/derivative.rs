@@ -132,8 +132,7 @@ mod tests {
     fn normal(x: f64) -> f64 {
         let density = |t: f64| (-0.5 * t * t).exp() / (2.0 * std::f64::consts::PI).sqrt();
         let h = x / 400.0;
-        let inner: f64 =
-            (1..400).map(|i| if i % 2 == 1 { 4.0 } else { 2.0 } * density(f64::from(i) * h)).sum();
+        let inner: f64 = (1..400).map(|i| if i % 2 == 1 { 4.0 } else { 2.0 } * density(f64::from(i) * h)).sum();
         0.5 + h / 3.0 * (density(0.0) + inner + density(x))
     }
 

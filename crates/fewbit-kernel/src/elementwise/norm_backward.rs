@@ -6,14 +6,7 @@ use crate::lanes::{Simd, vectorised};
 ///
 /// With `r = 1 / √(mean(x²) + eps)` and `t = d ⊙ gain`, `dx = r t − r³ x · mean(t ⊙ x)`. Adds `Σ d ⊙ x r` over the rows
 /// to `d_gain [width]`, if asked for. Means are accumulated in f64.
-pub fn rms_norm_backward(
-    x: &[f32],
-    width: usize,
-    gain: &[f32],
-    eps: f32,
-    d: &mut [f32],
-    d_gain: Option<&mut [f32]>,
-) {
+pub fn rms_norm_backward(x: &[f32], width: usize, gain: &[f32], eps: f32, d: &mut [f32], d_gain: Option<&mut [f32]>) {
     check(x, width, gain, d);
     assert!(d_gain.as_ref().is_none_or(|g| g.len() == width), "one parameter per column");
     rms_rows(x, width, gain, eps, d, d_gain);

@@ -1,0 +1,303 @@
+use fewbit_graph::{Activation, Graph, Node, Op, ValueId};
+use fewbit_kernel::attention::{Forward, attention_backward};
+use fewbit_kernel::product::{product_nn, product_tn};
+use fewbit_kernel::{Team, elementwise};
+use fewbit_runtime::{Batch, Rotations};
+
+use crate::function::attention_shape;
+use crate::saved::Pool;
+use crate::{Edges, Function, Gradients, Saved, View};
+
+/// Numbers of rows whose parts of a sum are added before they join the others: a constant, so that no sum depends on the
+/// threads.
+const PIECE: usize = 1 << 14;
+
+impl Function {
+    /// Adds the gradients that are asked for, given that of the output, `dy [tokens, output dim]`, and returns the
+    /// input's `[tokens, dim]`, if it is asked for; otherwise nothing.
+    ///
+    /// `saved` is what [`forward`](Self::forward) with the same batch, parameters and edges left; this pass uses it up.
+    ///
+    /// # Panics
+    /// If `dy`, `saved` or `gradients` belong to another graph or batch.
+    pub fn backward(
+        &self,
+        team: &Team,
+        batch: &Batch,
+        rotations: &Rotations,
+        parameters: &View<'_>,
+        edges: &mut dyn Edges,
+        dy: Vec<f32>,
+        saved: &mut Saved,
+        gradients: &mut Gradients,
+    ) -> Vec<f32> {
+        let graph = &*self.graph;
+        assert_eq!(dy.len(), batch.tokens() * graph.values[graph.output].dim, "a row for each token");
+        assert_eq!((saved.tokens, saved.values.len()), (batch.tokens(), graph.values.len()), "what `forward` saved");
+        let mut flow = Flow { is_needed: is_needed(graph, edges, gradients), of: vec![Vec::new(); graph.values.len()] };
+        flow.of[graph.output] = dy;
+        for (i, node) in graph.nodes.iter().enumerate().rev() {
+            let d = flow.arrive(node.output, graph, edges, saved);
+            if !d.is_empty() {
+                let step = Step { team, batch, rotations, parameters, node, dim: graph.values[node.output].dim };
+                step.back(i, d, &mut flow, saved, gradients);
+            }
+            // Its readers came later, so that nothing needs it any longer.
+            saved.give_back(node.output);
+        }
+        let dx = flow.arrive(Graph::INPUT, graph, edges, saved);
+        saved.give_back(Graph::INPUT);
+        if gradients.wants_input {
+            return if dx.is_empty() { vec![0.0; batch.tokens() * graph.values[Graph::INPUT].dim] } else { dx };
+        }
+        saved.pool.give_back(dx);
+        Vec::new()
+    }
+}
+
+/// By value: whether anything that is asked for depends on its gradient.
+fn is_needed(graph: &Graph, edges: &dyn Edges, gradients: &Gradients) -> Vec<bool> {
+    let is_seen = |v: ValueId| edges.wants(v) || edges.watches(v);
+    let mut is_needed = vec![false; graph.values.len()];
+    is_needed[Graph::INPUT] = gradients.wants_input || is_seen(Graph::INPUT);
+    for node in &graph.nodes {
+        let is_asked = match node.op {
+            Op::Linear { weight } | Op::Embedding { weight } => {
+                gradients.weights[weight].is_some() || gradients.biases[weight].is_some()
+            }
+            Op::RmsNorm { gain, .. } => gradients.vectors[gain].is_some(),
+            Op::LayerNorm { gain, bias, .. } => gradients.vectors[gain].is_some() || gradients.vectors[bias].is_some(),
+            _ => false,
+        };
+        is_needed[node.output] = is_asked || is_seen(node.output) || node.inputs.iter().any(|v| is_needed[*v]);
+    }
+    is_needed
+}
+
+/// Gradients of values on their way; empty where there is none (yet).
+struct Flow {
+    is_needed: Vec<bool>,
+    of: Vec<Vec<f32>>,
+}
+
+impl Flow {
+    /// The complete gradient of a value as it was computed; empty where none is needed.
+    fn arrive(&mut self, value: ValueId, graph: &Graph, edges: &mut dyn Edges, saved: &mut Saved) -> Vec<f32> {
+        let mut d = std::mem::take(&mut self.of[value]);
+        if !self.is_needed[value] {
+            saved.pool.give_back(d);
+            return Vec::new();
+        }
+        if !d.is_empty() {
+            let dim = graph.values[value].dim;
+            if edges.wants(value) {
+                edges.backward(value, &saved.unchanged[value], &mut d, dim);
+            }
+            if edges.watches(value) {
+                edges.gradient(value, &d, dim, saved);
+            }
+        }
+        d
+    }
+
+    /// Adds `d` to the gradient of a value.
+    fn add(&mut self, team: &Team, value: ValueId, dim: usize, d: Vec<f32>, pool: &mut Pool) {
+        let sum = &mut self.of[value];
+        if !self.is_needed[value] {
+            pool.give_back(d);
+        } else if sum.is_empty() {
+            *sum = d;
+        } else {
+            team.for_rows(dim, sum, &|at, sum| elementwise::add(sum, &d[at..at + sum.len()]));
+            pool.give_back(d);
+        }
+    }
+}
+
+/// The way back through one node.
+struct Step<'a> {
+    team: &'a Team,
+    batch: &'a Batch,
+    rotations: &'a Rotations,
+    parameters: &'a View<'a>,
+    node: &'a Node,
+    dim: usize,
+}
+
+impl Step<'_> {
+    /// Takes the gradient of the output of node `index` to its inputs and parameters.
+    fn back(&self, index: usize, d: Vec<f32>, flow: &mut Flow, saved: &mut Saved, gradients: &mut Gradients) {
+        let Self { team, node, dim, .. } = *self;
+        let inputs = &node.inputs;
+        match &node.op {
+            Op::Linear { weight } => {
+                self.linear(*weight, d, flow, saved, gradients);
+            }
+            Op::Embedding { weight } => {
+                if let Some(sum) = &mut gradients.weights[*weight] {
+                    for (id, d) in saved.values[inputs[0]].iter().zip(d.chunks_exact(dim)) {
+                        elementwise::add(sum.row_mut(*id as usize), d);
+                    }
+                }
+                saved.pool.give_back(d);
+            }
+            Op::Add => {
+                if flow.is_needed[inputs[1]] {
+                    let mut copy = saved.pool.take(d.len());
+                    copy.copy_from_slice(&d);
+                    flow.add(team, inputs[1], dim, copy, &mut saved.pool);
+                }
+                flow.add(team, inputs[0], dim, d, &mut saved.pool);
+            }
+            Op::Mul => {
+                for (to, other) in [(inputs[0], inputs[1]), (inputs[1], inputs[0])] {
+                    if flow.is_needed[to] {
+                        let mut part = saved.pool.take(d.len());
+                        let other = &saved.values[other];
+                        team.for_rows(dim, &mut part, &|at, part| {
+                            part.copy_from_slice(&d[at..at + part.len()]);
+                            elementwise::mul(part, &other[at..at + part.len()]);
+                        });
+                        flow.add(team, to, dim, part, &mut saved.pool);
+                    }
+                }
+                saved.pool.give_back(d);
+            }
+            Op::Attention { .. } => self.attention(index, d, flow, saved),
+            // The others have one input of the output's width, and the gradient changes in its place.
+            _ => {
+                let mut d = d;
+                self.in_place(&mut d, saved, gradients);
+                flow.add(team, inputs[0], dim, d, &mut saved.pool);
+            }
+        }
+    }
+
+    fn linear(&self, weight: usize, d: Vec<f32>, flow: &mut Flow, saved: &mut Saved, gradients: &mut Gradients) {
+        let Self { team, batch, parameters, node, .. } = *self;
+        let (w, tokens, input) = (parameters.weights[weight], batch.tokens(), node.inputs[0]);
+        let (out, width) = (w.rows(), w.cols());
+        let x = &saved.values[input];
+        if let Some(sum) = &mut gradients.weights[weight] {
+            product_tn(team, out, width, tokens, &d, out, x, width, sum.data_mut(), width);
+        }
+        if let Some(sum) = &mut gradients.biases[weight] {
+            add_columns(team, &d, sum);
+        }
+        if flow.is_needed[input] {
+            let dx = &mut flow.of[input];
+            if dx.is_empty() {
+                *dx = saved.pool.take_zeroed(tokens * width);
+            }
+            product_nn(team, tokens, width, out, 1.0, &d, out, w.data(), width, dx, width);
+        }
+        saved.pool.give_back(d);
+    }
+
+    fn attention(&self, index: usize, d: Vec<f32>, flow: &mut Flow, saved: &mut Saved) {
+        let Self { team, batch, node, .. } = *self;
+        let shape = attention_shape(&node.op).expect("an attention");
+        let sequences: Vec<_> = batch.rows().map(|(_, rows)| rows).collect();
+        let Saved { values, unchanged, log_sums, pool, .. } = saved;
+        let widths = [shape.heads, shape.kv_heads, shape.kv_heads].map(|h| h * shape.head_dim);
+        let [mut dq, mut dk, mut dv] = widths.map(|w| pool.take(batch.tokens() * w));
+        let [q, k, v] = [0, 1, 2].map(|i| &*values[node.inputs[i]]);
+        let made = &unchanged[node.output];
+        let out = if made.is_empty() { &values[node.output] } else { made };
+        let forward = Forward { q, k, v, out, log_sums: &log_sums[index] };
+        attention_backward(team, &shape, &sequences, &forward, &d, [&mut dq, &mut dk, &mut dv]);
+        for ((to, width), part) in node.inputs.iter().zip(widths).zip([dq, dk, dv]) {
+            flow.add(team, *to, width, part, pool);
+        }
+        pool.give_back(d);
+        pool.give_back(std::mem::take(&mut log_sums[index]));
+    }
+
+    /// `d` becomes the gradient of the only input.
+    fn in_place(&self, d: &mut [f32], saved: &Saved, gradients: &mut Gradients) {
+        let Self { team, parameters, node, dim, .. } = *self;
+        let x = &saved.values[node.inputs[0]];
+        let each = |d: &mut [f32], f: &(dyn Fn(&[f32], &mut [f32]) + Sync)| {
+            team.for_rows(dim, d, &|at, d| f(&x[at..at + d.len()], d));
+        };
+        match &node.op {
+            Op::Cache { .. } => {}
+            Op::Scale { factor } => team.for_rows(dim, d, &|_, d| elementwise::scale(d, *factor)),
+            Op::Softcap { cap } => each(d, &|x, d| elementwise::softcap_backward(x, d, *cap)),
+            Op::Activation(f) => each(
+                d,
+                match f {
+                    Activation::Silu => &elementwise::silu_backward,
+                    Activation::GeluErf => &elementwise::gelu_erf_backward,
+                    Activation::GeluTanh => &elementwise::gelu_tanh_backward,
+                    Activation::Relu => &elementwise::relu_backward,
+                },
+            ),
+            Op::RmsNorm { gain, eps, width } => {
+                let g = parameters.vectors[*gain];
+                match &mut gradients.vectors[*gain] {
+                    None => each(d, &|x, d| elementwise::rms_norm_backward(x, *width, g, *eps, d, None)),
+                    Some(sum) => with_sums(team, x, dim, d, sum, |x, d, sum| {
+                        elementwise::rms_norm_backward(x, *width, g, *eps, d, Some(sum));
+                    }),
+                }
+            }
+            Op::LayerNorm { gain, bias, eps } => {
+                let g = parameters.vectors[*gain];
+                let is_asked = [gain, bias].map(|v| gradients.vectors[*v].is_some());
+                if is_asked == [false; 2] {
+                    return each(d, &|x, d| elementwise::layer_norm_backward(x, dim, g, *eps, d, None));
+                }
+                let mut sums = vec![0.0; 2 * dim];
+                with_sums(team, x, dim, d, &mut sums, |x, d, sums| {
+                    let (gains, biases) = sums.split_at_mut(dim);
+                    elementwise::layer_norm_backward(x, dim, g, *eps, d, Some([gains, biases]));
+                });
+                for (vector, part) in [gain, bias].into_iter().zip(sums.chunks_exact(dim)) {
+                    if let Some(sum) = &mut gradients.vectors[*vector] {
+                        elementwise::add(sum, part);
+                    }
+                }
+            }
+            Op::Rope { rope, heads, head_dim, rotary_dims } => {
+                let (cos, sin) = self.rotations.table(*rope);
+                let pairs = rotary_dims / 2;
+                team.for_rows(dim, d, &|at, d| {
+                    let table = at / dim * pairs..(at + d.len()) / dim * pairs;
+                    elementwise::rope_backward(d, *heads, *head_dim, *rotary_dims, &cos[table.clone()], &sin[table]);
+                });
+            }
+            _ => unreachable!("`Function::new` refuses what it does not know"),
+        }
+    }
+}
+
+/// Calls `task(x, d, sums)` on pieces of rows with sums of their own, and adds these to `sums` in order.
+fn with_sums(
+    team: &Team,
+    x: &[f32],
+    dim: usize,
+    d: &mut [f32],
+    sums: &mut [f32],
+    task: impl Fn(&[f32], &mut [f32], &mut [f32]) + Sync,
+) {
+    let piece = (PIECE / dim).max(1) * dim;
+    let width = sums.len();
+    let mut parts = vec![0.0; d.len().div_ceil(piece) * width];
+    team.for_paired_pieces(d, piece, &mut parts, width, |i, d, part| {
+        task(&x[i * piece..i * piece + d.len()], d, part);
+    });
+    parts.chunks_exact(width).for_each(|part| elementwise::add(sums, part));
+}
+
+/// Adds the rows of `d [tokens, width]` to `sum [width]`.
+fn add_columns(team: &Team, d: &[f32], sum: &mut [f32]) {
+    let width = sum.len();
+    let piece = (PIECE / width).max(1) * width;
+    let mut parts = vec![0.0; d.len().div_ceil(piece) * width];
+    team.for_pieces(&mut parts, width, &|i, part| {
+        let rows = &d[i * piece..((i + 1) * piece).min(d.len())];
+        rows.chunks_exact(width).for_each(|row| elementwise::add(part, row));
+    });
+    parts.chunks_exact(width).for_each(|part| elementwise::add(sum, part));
+}

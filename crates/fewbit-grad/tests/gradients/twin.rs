@@ -1,0 +1,185 @@
+//! The graph by its definitions, in f64: what gradients are checked against.
+
+use std::ops::Range;
+
+use fewbit_grad::Parameters;
+use fewbit_graph::{Activation, Graph, Node, Op, Rope, ValueId};
+
+/// A tensor of the graph.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Tensor {
+    Value(ValueId),
+    Weight(usize),
+    Bias(usize),
+    Vector(usize),
+}
+
+/// Input and parameters in f64.
+#[derive(Clone)]
+pub(crate) struct Point {
+    pub(crate) x: Vec<f64>,
+    weights: Vec<Vec<f64>>,
+    biases: Vec<Vec<f64>>,
+    vectors: Vec<Vec<f64>>,
+}
+
+fn wide(v: &[f32]) -> Vec<f64> {
+    v.iter().map(|v| f64::from(*v)).collect()
+}
+
+impl Point {
+    pub(crate) fn new(x: &[f32], parameters: &Parameters) -> Self {
+        Self {
+            x: wide(x),
+            weights: parameters.weights.iter().map(|w| wide(w.data())).collect(),
+            biases: parameters.biases.iter().map(|b| b.as_deref().map(wide).unwrap_or_default()).collect(),
+            vectors: parameters.vectors.iter().map(|v| wide(v)).collect(),
+        }
+    }
+
+    pub(crate) fn len(&self, tensor: Tensor) -> usize {
+        match tensor {
+            Tensor::Value(_) => 0,
+            Tensor::Weight(i) => self.weights[i].len(),
+            Tensor::Bias(i) => self.biases[i].len(),
+            Tensor::Vector(i) => self.vectors[i].len(),
+        }
+    }
+}
+
+/// A graph with the sequences that it runs on.
+pub(crate) struct Twin<'a> {
+    pub(crate) graph: &'a Graph,
+    pub(crate) ropes: &'a [Rope],
+    pub(crate) sequences: Vec<Range<usize>>,
+}
+
+impl Twin<'_> {
+    /// All values, with `by` added to the numbers of one tensor.
+    pub(crate) fn run(&self, point: &Point, nudged: Tensor, by: &[f64]) -> Vec<Vec<f64>> {
+        let mut point = point.clone();
+        let nudge = |to: &mut Vec<f64>| to.iter_mut().zip(by).for_each(|(v, d)| *v += d);
+        match nudged {
+            Tensor::Value(_) => {}
+            Tensor::Weight(i) => nudge(&mut point.weights[i]),
+            Tensor::Bias(i) => nudge(&mut point.biases[i]),
+            Tensor::Vector(i) => nudge(&mut point.vectors[i]),
+        }
+        let mut values = vec![Vec::new(); self.graph.values.len()];
+        values[Graph::INPUT].clone_from(&point.x);
+        for v in [Graph::INPUT].into_iter().chain(self.graph.nodes.iter().map(|n| n.output)) {
+            if let Some(node) = self.graph.producer(v) {
+                values[v] = self.node(&point, node, &values);
+            }
+            if nudged == Tensor::Value(v) {
+                nudge(&mut values[v]);
+            }
+        }
+        values
+    }
+
+    fn node(&self, point: &Point, node: &Node, values: &[Vec<f64>]) -> Vec<f64> {
+        let x = &values[node.inputs[0]];
+        let dim = self.graph.values[node.output].dim;
+        let width = self.graph.values[node.inputs[0]].dim;
+        let normed = |width: usize, eps: f32, is_centered: bool, gain: &[f64], bias: Option<&[f64]>| -> Vec<f64> {
+            let row = |row: &[f64]| -> Vec<f64> {
+                let n = width as f64;
+                let mean = if is_centered { row.iter().sum::<f64>() / n } else { 0.0 };
+                let r = (row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n + f64::from(eps)).sqrt();
+                (0..width).map(|i| (row[i] - mean) / r * gain[i] + bias.map_or(0.0, |b| b[i])).collect()
+            };
+            x.chunks_exact(width).flat_map(row).collect()
+        };
+        let paired = |f: fn(f64, f64) -> f64| -> Vec<f64> {
+            x.iter().zip(&values[node.inputs[1]]).map(|(a, b)| f(*a, *b)).collect()
+        };
+        match &node.op {
+            Op::Embedding { weight } => {
+                let row = |id: &f64| point.weights[*weight][*id as usize * dim..][..dim].to_vec();
+                x.iter().flat_map(row).collect()
+            }
+            Op::Linear { weight } => {
+                let (w, b) = (&point.weights[*weight], &point.biases[*weight]);
+                let at = |x: &[f64], r: usize| -> f64 {
+                    w[r * width..(r + 1) * width].iter().zip(x).map(|(w, x)| w * x).sum::<f64>()
+                        + b.get(r).copied().unwrap_or(0.0)
+                };
+                x.chunks_exact(width).flat_map(|x| (0..dim).map(|r| at(x, r)).collect::<Vec<_>>()).collect()
+            }
+            Op::RmsNorm { gain, eps, width } => normed(*width, *eps, false, &point.vectors[*gain], None),
+            Op::LayerNorm { gain, bias, eps } => {
+                normed(dim, *eps, true, &point.vectors[*gain], Some(&point.vectors[*bias]))
+            }
+            Op::Scale { factor } => x.iter().map(|v| v * f64::from(*factor)).collect(),
+            Op::Add => paired(|a, b| a + b),
+            Op::Mul => paired(|a, b| a * b),
+            Op::Activation(f) => x.iter().map(|v| activation(*f, *v)).collect(),
+            Op::Softcap { cap } => x.iter().map(|v| f64::from(*cap) * (v / f64::from(*cap)).tanh()).collect(),
+            Op::Cache { .. } => x.clone(),
+            Op::Rope { rope, heads, head_dim, rotary_dims } => {
+                let mut y = x.clone();
+                let half = rotary_dims / 2;
+                let positions = self.sequences.iter().flat_map(|s| 0..s.len());
+                for (position, row) in positions.zip(y.chunks_exact_mut(heads * head_dim)) {
+                    let (mut cos, mut sin) = (vec![0.0; half], vec![0.0; half]);
+                    self.ropes[*rope].fill(position, &mut cos, &mut sin);
+                    for head in row.chunks_exact_mut(*head_dim) {
+                        for i in 0..half {
+                            let (c, s) = (f64::from(cos[i]), f64::from(sin[i]));
+                            let (a, b) = (head[i], head[i + half]);
+                            (head[i], head[i + half]) = (a * c - b * s, b * c + a * s);
+                        }
+                    }
+                }
+                y
+            }
+            Op::Attention { heads, kv_heads, head_dim, scale, softcap, window } => {
+                let (k, v) = (&values[node.inputs[1]], &values[node.inputs[2]]);
+                let (wide, narrow) = (heads * head_dim, kv_heads * head_dim);
+                let mut out = vec![0.0; x.len()];
+                for (rows, head) in self.sequences.iter().flat_map(|s| (0..*heads).map(move |h| (s.clone(), h))) {
+                    let (at, kv) = (head * head_dim, head / (heads / kv_heads) * head_dim);
+                    for i in rows.clone() {
+                        let first = window.map_or(rows.start, |w| (i + 1).saturating_sub(w).max(rows.start));
+                        let score = |j: usize| {
+                            let dot: f64 = (0..*head_dim).map(|d| x[i * wide + at + d] * k[j * narrow + kv + d]).sum();
+                            let score = dot * f64::from(*scale);
+                            softcap.map_or(score, |c| f64::from(c) * (score / f64::from(c)).tanh())
+                        };
+                        let weights: Vec<f64> = (first..=i).map(|j| score(j).exp()).collect();
+                        let sum: f64 = weights.iter().sum();
+                        for d in 0..*head_dim {
+                            let mix: f64 =
+                                (weights.iter().enumerate()).map(|(n, w)| w * v[(first + n) * narrow + kv + d]).sum();
+                            out[i * wide + at + d] = mix / sum;
+                        }
+                    }
+                }
+                out
+            }
+        }
+    }
+}
+
+fn activation(f: Activation, x: f64) -> f64 {
+    match f {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::GeluErf => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
+        Activation::GeluTanh => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x)).tanh())
+        }
+        Activation::Relu => x.max(0.0),
+    }
+}
+
+/// The Taylor series: good to 1e-12 for the few units that these tests reach.
+fn erf(x: f64) -> f64 {
+    assert!(x.abs() < 4.0, "{x}");
+    let (mut term, mut sum) = (x, x);
+    for n in 1..200 {
+        term *= -x * x / f64::from(n);
+        sum += term / f64::from(2 * n + 1);
+    }
+    sum * std::f64::consts::FRAC_2_SQRT_PI
+}

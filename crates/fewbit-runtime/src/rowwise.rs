@@ -1,0 +1,72 @@
+use fewbit_graph::{Activation, Op, VectorId};
+use fewbit_kernel::{Team, elementwise};
+
+use crate::Rotations;
+
+/// Computes an operation whose rows depend on the rows of its inputs alone: norms, sums, products, activations,
+/// rotations. Returns whether `op` is one of these.
+///
+/// `reused` says which input `out` holds already, if any; `vector` gives the graph's vectors.
+pub fn run_rowwise<'a>(
+    team: &Team,
+    rotations: &Rotations,
+    vector: &(dyn Fn(VectorId) -> &'a [f32] + Sync),
+    op: &Op,
+    inputs: &[&[f32]],
+    reused: Option<usize>,
+    dim: usize,
+    out: &mut [f32],
+) -> bool {
+    let first = |at: usize, out: &mut [f32]| {
+        if reused.is_none() {
+            out.copy_from_slice(&inputs[0][at..at + out.len()]);
+        }
+    };
+    let second = || inputs[usize::from(reused != Some(1))];
+    match op {
+        Op::RmsNorm { gain, eps, width } => team.for_rows(dim, out, &|at, out| {
+            elementwise::rms_norm(&inputs[0][at..at + out.len()], *width, Some(vector(*gain)), *eps, out);
+        }),
+        Op::LayerNorm { gain, bias, eps } => team.for_rows(dim, out, &|at, out| {
+            let (gain, bias) = (vector(*gain), vector(*bias));
+            elementwise::layer_norm(&inputs[0][at..at + out.len()], dim, Some(gain), Some(bias), *eps, out);
+        }),
+        Op::Scale { factor } => team.for_rows(dim, out, &|at, out| {
+            first(at, out);
+            elementwise::scale(out, *factor);
+        }),
+        Op::Add => team.for_rows(dim, out, &|at, out| {
+            first(at, out);
+            elementwise::add(out, &second()[at..at + out.len()]);
+        }),
+        Op::Mul => team.for_rows(dim, out, &|at, out| {
+            first(at, out);
+            elementwise::mul(out, &second()[at..at + out.len()]);
+        }),
+        Op::Activation(f) => team.for_rows(dim, out, &|at, out| {
+            first(at, out);
+            match f {
+                Activation::Silu => elementwise::silu(out),
+                Activation::GeluErf => elementwise::gelu_erf(out),
+                Activation::GeluTanh => elementwise::gelu_tanh(out),
+                Activation::Relu => elementwise::relu(out),
+            }
+        }),
+        Op::Softcap { cap } => team.for_rows(dim, out, &|at, out| {
+            first(at, out);
+            elementwise::softcap(out, *cap);
+        }),
+        Op::Rope { rope, heads, head_dim, rotary_dims } => {
+            let (cos, sin) = rotations.table(*rope);
+            let pairs = rotary_dims / 2;
+            team.for_rows(dim, out, &|at, out| {
+                first(at, out);
+                let (row, rows) = (at / dim, out.len() / dim);
+                let table = row * pairs..(row + rows) * pairs;
+                elementwise::rope(out, *heads, *head_dim, *rotary_dims, &cos[table.clone()], &sin[table]);
+            });
+        }
+        _ => return false,
+    }
+    true
+}
