@@ -61,7 +61,8 @@ pub(crate) fn batch_of(lengths: &[usize]) -> Batch {
 }
 
 /// Compares values and all gradients of `Σ c ⊙ y` (for random `c`) with the twin's: values within 1e-5 of the largest,
-/// gradients within 1e-4 of the largest of their tensor. The slopes are central differences in f64, good to 1e-9.
+/// gradients within 1e-4 of the largest of their tensor (plus 1e-6 where they cancel to nothing, beside others near 1).
+/// The slopes are central differences in f64, good to 1e-9.
 pub(crate) fn check(what: &str, graph: &Graph, ropes: &[Rope], lengths: &[usize], parameters: &Parameters, x: &[f32]) {
     let team = Team::new(2);
     let batch = batch_of(lengths);
@@ -101,7 +102,7 @@ pub(crate) fn check(what: &str, graph: &Graph, ropes: &[Rope], lengths: &[usize]
             direction[i] = 1.0;
             let (got, want) = (f64::from(gradient[i]), slope(&direction));
             let error = (got - want).abs();
-            assert!(error <= 1e-4 * f64::from(size) + 1e-7, "{what}: {tensor:?}[{i}] is {got}, not {want}");
+            assert!(error <= 1e-4 * f64::from(size) + 1e-6, "{what}: {tensor:?}[{i}] is {got}, not {want}");
         }
         // One random direction sees all of them at once.
         let direction = noise.vec(gradient.len());
@@ -109,7 +110,7 @@ pub(crate) fn check(what: &str, graph: &Graph, ropes: &[Rope], lengths: &[usize]
         let length = direction.iter().map(|v| v * v).sum::<f64>().sqrt();
         let got: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(*g) * d).sum();
         let error = (got - slope(&direction)).abs();
-        assert!(error <= 1e-4 * norm * length + 1e-7, "{what}: {tensor:?} along a direction: {error} of {norm}");
+        assert!(error <= (1e-4 * norm + 1e-6) * length, "{what}: {tensor:?} along a direction: {error} of {norm}");
     };
     for (i, w) in gradients.weights.iter().enumerate() {
         compare(Tensor::Weight(i), w.as_ref().unwrap().data());
