@@ -1,5 +1,7 @@
 use half::{bf16, f16};
 
+use crate::{Minifloat, ScaleType};
+
 /// The element types that tensors in files have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the names are the types")]
@@ -60,7 +62,7 @@ impl Dtype {
         matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::BF16)
     }
 
-    /// Widens (or, for `F64`, rounds) little-endian elements to f32. `None` for the types that are not plain floats.
+    /// Widens (or, for `F64`, rounds) little-endian elements to f32. `None` for the types that are not floats.
     ///
     /// `out.len()` elements are read from `bytes`, which must hold them.
     pub fn widen(self, bytes: &[u8], out: &mut [f32]) -> Option<()> {
@@ -85,18 +87,36 @@ impl Dtype {
                     *o = f64::from_le_bytes(*c) as f32;
                 }
             }
+            Self::F8E4M3 | Self::F8E5M2 => {
+                let kind = if self == Self::F8E4M3 { Minifloat::E4M3 } else { Minifloat::E5M2 };
+                for (o, c) in out.iter_mut().zip(bytes) {
+                    *o = if kind.is_number(*c) { kind.decode(*c) } else { f32::NAN };
+                }
+            }
+            Self::F8E8M0 => {
+                for (at, o) in out.iter_mut().enumerate() {
+                    *o = if bytes[at] == 0xff { f32::NAN } else { ScaleType::E8M0.get(bytes, at) };
+                }
+            }
             _ => return None,
         }
         Some(())
     }
 
-    /// Rounds f32 values to this type, little-endian (nearest, ties to even). `None` for the types that are not plain floats.
+    /// Rounds f32 values to this type, little-endian (nearest, ties to even). `None` for the types that are not floats.
+    /// Floats of 8 bits end at their greatest number; a power of two is a magnitude.
     pub fn narrow(self, values: &[f32]) -> Option<Vec<u8>> {
         Some(match self {
             Self::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             Self::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
             Self::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
             Self::F64 => values.iter().flat_map(|v| f64::from(*v).to_le_bytes()).collect(),
+            Self::F8E4M3 => values.iter().map(|v| Minifloat::E4M3.encode(*v)).collect(),
+            Self::F8E5M2 => values.iter().map(|v| Minifloat::E5M2.encode(*v)).collect(),
+            Self::F8E8M0 => {
+                let scales: Vec<f32> = values.iter().map(|v| ScaleType::E8M0.round(*v)).collect();
+                ScaleType::E8M0.to_bytes(&scales)
+            }
             _ => return None,
         })
     }

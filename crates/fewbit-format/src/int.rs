@@ -1,86 +1,7 @@
 use std::ops::Range;
 
-use half::{bf16, f16};
-
-use crate::{Error, Result, pack_bits, packed_len, unpack_bits};
-
-/// Which weights share a scale.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Group {
-    /// The whole matrix.
-    Tensor,
-    /// One row (output channel).
-    Row,
-    /// So many consecutive columns of a row.
-    Columns(usize),
-}
-
-impl Group {
-    /// Columns of one group in a matrix with `cols` columns.
-    pub fn width(self, cols: usize) -> usize {
-        match self {
-            Self::Tensor | Self::Row => cols,
-            Self::Columns(g) => g,
-        }
-    }
-
-    /// Checks that groups tile rows of `cols` columns.
-    ///
-    /// # Errors
-    /// Names the sizes that fit.
-    pub fn check(self, cols: usize) -> Result<()> {
-        match self {
-            Self::Columns(g) if g == 0 || !cols.is_multiple_of(g) => {
-                let fit: Vec<String> =
-                    (1..=cols.min(1024)).filter(|g| cols.is_multiple_of(*g)).map(|g| g.to_string()).collect();
-                Err(Error::input(format!("group size {g} does not divide rows of {cols}"))
-                    .hint(format!("sizes that fit: {}, or `row`", fit.join(", "))))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-impl std::fmt::Display for Group {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Tensor => f.write_str("tensor"),
-            Self::Row => f.write_str("row"),
-            Self::Columns(g) => write!(f, "{g}"),
-        }
-    }
-}
-
-/// The type in which a scale is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "the names are the types")]
-pub enum ScaleType {
-    F16,
-    BF16,
-    F32,
-}
-
-impl ScaleType {
-    /// Bits of one scale.
-    pub fn bits(self) -> u64 {
-        if self == Self::F32 { 32 } else { 16 }
-    }
-
-    /// The nearest value that can be stored. A positive scale never becomes zero or infinite.
-    pub fn round(self, s: f32) -> f32 {
-        match self {
-            Self::F32 => s,
-            Self::F16 => {
-                let (least, most) = (f16::from_bits(1).to_f32(), f16::MAX.to_f32());
-                if s == 0.0 { 0.0 } else { f16::from_f32(s.abs().clamp(least, most)).to_f32().copysign(s) }
-            }
-            Self::BF16 => {
-                let most = bf16::MAX.to_f32();
-                bf16::from_f32(s.clamp(-most, most)).to_f32()
-            }
-        }
-    }
-}
+use crate::group::pick;
+use crate::{Error, Group, Result, ScaleType, pack_bits, packed_len, unpack_bits};
 
 /// An integer grid: which numbers can stand for a group of weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -131,7 +52,7 @@ impl IntCodes {
             return Err(Error::input(format!("{} bits, where 1 to 8 are possible", grid.bits)));
         }
         grid.group.check(cols)?;
-        let groups = group_count(rows, cols, grid.group);
+        let groups = grid.group.count(rows, cols);
         let zero_count = match &zeros {
             Zeros::Middle => groups,
             Zeros::Codes(z) => z.len(),
@@ -299,22 +220,6 @@ impl IntCodes {
     }
 }
 
-/// Groups of a matrix.
-pub(crate) fn group_count(rows: usize, cols: usize, group: Group) -> usize {
-    match group {
-        Group::Tensor => 1,
-        _ => rows * (cols / group.width(cols)),
-    }
-}
-
-/// The parameters of some rows; one for all rows stays as it is.
-pub(crate) fn pick<T: Copy>(all: &[T], rows: &[usize], per_row: usize, is_shared: bool) -> Vec<T> {
-    if is_shared {
-        return all.to_vec();
-    }
-    rows.iter().flat_map(|r| &all[r * per_row..(r + 1) * per_row]).copied().collect()
-}
-
 /// The zero point of one group.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Zero {
@@ -347,11 +252,5 @@ mod tests {
         codes.decode_rows(0..1, &mut out);
         assert_eq!(out, [-1.5, 2.0, 0.0, 8.0]);
         assert_eq!(codes.stored_bits(), 16 + 2 * 16 + 2 * 3);
-    }
-
-    #[test]
-    fn a_group_that_does_not_divide_is_refused_with_what_fits() {
-        let e = Group::Columns(64).check(172).unwrap_err().to_string();
-        assert_eq!(e, "group size 64 does not divide rows of 172; sizes that fit: 1, 2, 4, 43, 86, 172, or `row`");
     }
 }

@@ -1,7 +1,7 @@
 use std::ops::Range;
 use std::sync::LazyLock;
 
-use crate::int::{group_count, pick};
+use crate::group::pick;
 use crate::{Error, Group, Result, ScaleType};
 
 /// Coordinates of a code: eight consecutive columns of one row.
@@ -165,7 +165,7 @@ impl LatticeCodes {
         scales: Vec<f32>,
     ) -> Result<Self> {
         grid.check(cols)?;
-        let (count, groups) = (rows * (cols / LATTICE_DIM), group_count(rows, cols, grid.group));
+        let (count, groups) = (rows * (cols / LATTICE_DIM), grid.group.count(rows, cols));
         let seconds = if grid.second == SecondStage::None { 0 } else { count };
         if codes.len() != count || second.len() != seconds || scales.len() != groups {
             return Err(Error::internal(format!(

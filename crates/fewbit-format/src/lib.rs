@@ -6,11 +6,15 @@
 mod bits;
 mod dtype;
 mod error;
+mod float;
 mod ggml;
+mod group;
 mod int;
 mod lattice;
 mod linear;
 mod mat;
+mod minifloat;
+mod scale;
 mod table;
 mod tensor;
 mod trellis;
@@ -19,13 +23,17 @@ mod vector;
 pub use bits::{hex, pack_bits, packed_len, unpack_bits};
 pub use dtype::Dtype;
 pub use error::{Error, Kind, Result};
+pub use float::{FloatCodes, FloatGrid};
 pub use ggml::{GgmlBlocks, GgmlType};
-pub use int::{Group, IntCodes, IntGrid, ScaleType, Zero, Zeros};
+pub use group::Group;
+pub use int::{IntCodes, IntGrid, Zero, Zeros};
 pub use lattice::{
     LATTICE_DIM, LatticeCodes, LatticeGrid, PATTERNS, SHORT, SecondStage, e8p_code, e8p_point, lattice_point,
 };
 pub use linear::{Band, QuantizedLinear, Storage};
 pub use mat::Mat;
+pub use minifloat::Minifloat;
+pub use scale::ScaleType;
 pub use table::{TableCodes, TableGrid};
 pub use tensor::Tensor;
 pub use trellis::{TILE, TILE_LEN, TrellisCode, TrellisCodes, TrellisGrid, pack_path};

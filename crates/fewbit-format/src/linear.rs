@@ -2,7 +2,9 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::{Error, GgmlBlocks, IntCodes, LatticeCodes, Mat, Result, TableCodes, Tensor, TrellisCodes, VectorCodes};
+use crate::{
+    Error, FloatCodes, GgmlBlocks, IntCodes, LatticeCodes, Mat, Result, TableCodes, Tensor, TrellisCodes, VectorCodes,
+};
 
 /// How a band of rows is stored. One variant per family of layouts; each decodes in its own file.
 #[derive(Clone, Debug)]
@@ -19,6 +21,8 @@ pub enum Storage {
     Vector(VectorCodes),
     /// Paths through a trellis, a tile each.
     Trellis(TrellisCodes),
+    /// Small floats with scales per group.
+    Float(FloatCodes),
     /// Blocks of ggml.
     Ggml(GgmlBlocks),
 }
@@ -33,6 +37,7 @@ impl Storage {
             Self::Lattice(c) => c.shape(),
             Self::Vector(c) => c.shape(),
             Self::Trellis(c) => c.shape(),
+            Self::Float(c) => c.shape(),
             Self::Ggml(b) => b.shape(),
         }
     }
@@ -51,6 +56,7 @@ impl Storage {
             Self::Lattice(c) => c.decode_rows(rows, out),
             Self::Vector(c) => c.decode_rows(rows, out),
             Self::Trellis(c) => c.decode_rows(rows, out),
+            Self::Float(c) => c.decode_rows(rows, out),
             Self::Ggml(b) => b.decode_rows(rows, out),
         }
     }
@@ -74,6 +80,7 @@ impl Storage {
                 Self::Vector(c.select_rows(rows).ok_or_else(|| parted(&rows_of))?)
             }
             Self::Trellis(c) => Self::Trellis(c.select_rows(rows).ok_or_else(|| parted("16 rows"))?),
+            Self::Float(c) => Self::Float(c.select_rows(rows)),
             Self::Ggml(b) => {
                 let bytes = gather(&b.bytes, b.bytes.len() / b.rows, rows);
                 Self::Ggml(GgmlBlocks { rows: rows.len(), bytes, ..b.clone() })
@@ -118,6 +125,11 @@ impl Storage {
                     parts.iter().map(|p| if let Self::Trellis(c) = p { Some(c) } else { None }).collect();
                 TrellisCodes::stack(&codes?).map(Self::Trellis)
             }
+            [Self::Float(_), ..] => {
+                let codes: Option<Vec<&FloatCodes>> =
+                    parts.iter().map(|p| if let Self::Float(c) = p { Some(c) } else { None }).collect();
+                FloatCodes::stack(&codes?).map(Self::Float)
+            }
             [Self::Ggml(first), ..] => {
                 let (mut rows, mut bytes) = (0, Vec::new());
                 for part in parts {
@@ -142,6 +154,7 @@ impl Storage {
             Self::Lattice(c) => c.stored_bits(),
             Self::Vector(c) => c.stored_bits(),
             Self::Trellis(c) => c.stored_bits(),
+            Self::Float(c) => c.stored_bits(),
             Self::Ggml(b) => b.stored_bits(),
         }
     }

@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use crate::int::{group_count, pick};
+use crate::group::pick;
 use crate::{Error, Group, Result, ScaleType, pack_bits, packed_len, unpack_bits};
 
 /// What codes into tables look like, without their content.
@@ -53,7 +53,7 @@ impl TableCodes {
             return Err(Error::input(format!("{} bits, where 1 to 8 are possible", grid.bits)));
         }
         grid.group.check(cols)?;
-        let groups = group_count(rows, cols, grid.group);
+        let groups = grid.group.count(rows, cols);
         let has_tables = tables.len() == grid.levels() || tables.len() == rows * grid.levels();
         if codes.len() != rows * cols || scales.len() != groups || !has_tables {
             return Err(Error::internal(format!(

@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use crate::int::group_count;
+use crate::group::pick;
 use crate::{Error, Group, Result, ScaleType};
 
 /// Rows and columns of a tile, whose weights are one path.
@@ -115,8 +115,7 @@ impl TrellisCodes {
     /// If the grid is impossible or a size is wrong.
     pub fn new(rows: usize, cols: usize, grid: TrellisGrid, packed: Vec<u8>, scales: Vec<f32>) -> Result<Self> {
         grid.check(cols)?;
-        let (bytes, groups) =
-            (rows.div_ceil(TILE) * (cols / TILE) * grid.tile_bytes(), group_count(rows, cols, grid.group));
+        let (bytes, groups) = (rows.div_ceil(TILE) * (cols / TILE) * grid.tile_bytes(), grid.group.count(rows, cols));
         if packed.len() != bytes || scales.len() != groups {
             return Err(Error::internal(format!(
                 "{} bytes of paths and {} scales, where [{rows}, {cols}] takes {bytes} and {groups}",
@@ -181,8 +180,8 @@ impl TrellisCodes {
         let per_row = self.cols / self.grid.group.width(self.cols);
         whole.then(|| Self {
             rows: rows.len(),
-            packed: crate::int::pick(&self.packed, &strips, strip_bytes, false),
-            scales: crate::int::pick(&self.scales, rows, per_row, self.grid.group == Group::Tensor),
+            packed: pick(&self.packed, &strips, strip_bytes, false),
+            scales: pick(&self.scales, rows, per_row, self.grid.group == Group::Tensor),
             ..*self
         })
     }
@@ -270,7 +269,7 @@ mod tests {
         };
         let bytes = rows.div_ceil(TILE) * (cols / TILE) * grid.tile_bytes();
         let packed = (0..bytes).map(|_| next() as u8).collect();
-        let scales = (0..group_count(rows, cols, grid.group)).map(|_| next() as f32 / 1e4).collect();
+        let scales = (0..grid.group.count(rows, cols)).map(|_| next() as f32 / 1e4).collect();
         TrellisCodes::new(rows, cols, grid, packed, scales).unwrap()
     }
 

@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use crate::int::pick;
+use crate::group::pick;
 use crate::{Error, Result, packed_len};
 
 /// What codes into vector codebooks look like, without their content.

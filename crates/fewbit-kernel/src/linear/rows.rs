@@ -51,7 +51,12 @@ impl Row {
 /// The layout of a storage of integers; `None` for plain floats and codes into tables, lattices, codebooks, trellises.
 pub(super) fn layout(storage: &Storage) -> Option<Layout> {
     match storage {
-        Storage::Dense(_) | Storage::Table(_) | Storage::Lattice(_) | Storage::Vector(_) | Storage::Trellis(_) => None,
+        Storage::Dense(_)
+        | Storage::Table(_)
+        | Storage::Float(_)
+        | Storage::Lattice(_)
+        | Storage::Vector(_)
+        | Storage::Trellis(_) => None,
         Storage::Int(int) => {
             let ([rows, cols], grid) = (int.shape(), int.grid());
             let origin = match int.zeros() {
@@ -61,7 +66,7 @@ pub(super) fn layout(storage: &Storage) -> Option<Layout> {
             };
             let group = match grid.group {
                 Group::Columns(g) => g,
-                Group::Row | Group::Tensor => cols,
+                Group::Row | Group::Tensor | Group::Block(_) => cols,
             };
             Some(Layout { rows, cols, bits: grid.bits, group, origin })
         }

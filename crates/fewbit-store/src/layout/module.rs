@@ -1,3 +1,4 @@
+use bytes::Bytes;
 use fewbit_format::{Dtype, Error, IntCodes, Result, ScaleType, Tensor};
 
 use super::Tensors;
@@ -46,24 +47,41 @@ impl Module<'_> {
         .tensor(&self.full_name(suffix)))
     }
 
-    /// The scales `NAME.suffix`, which must be finite F16, BF16 or F32 in one of these shapes.
-    pub(super) fn scales(&self, suffix: &str, shapes: &[&[usize]]) -> Result<(ScaleType, Vec<f32>)> {
+    /// The scales `NAME.suffix`, which must be finite numbers in one of these shapes.
+    pub(super) fn scales(&self, suffix: &str, shapes: &[impl AsRef<[usize]>]) -> Result<(ScaleType, Vec<f32>)> {
+        let (scale, bytes) = self.stored_scales(suffix, shapes)?;
+        let dtype = scale_dtype(scale);
+        let mut values = vec![0.0; bytes.len() / dtype.size_bytes()];
+        dtype.widen(&bytes, &mut values).ok_or_else(|| Error::internal("scales that are no floats"))?;
+        match values.iter().position(|v| !v.is_finite()) {
+            Some(at) => Err(Error::input(format!("holds {} at position {at}, where a scale is needed", values[at]))
+                .tensor(&self.full_name(suffix))),
+            None => Ok((scale, values)),
+        }
+    }
+
+    /// The scales `NAME.suffix` as they are stored, in one of these shapes. Bytes without a type of their own are powers
+    /// of two.
+    pub(super) fn stored_scales(&self, suffix: &str, shapes: &[impl AsRef<[usize]>]) -> Result<(ScaleType, Bytes)> {
         let tensor = self.part(suffix)?;
         let fail = |reason: String| Err(Error::input(reason).tensor(&self.full_name(suffix)));
-        if !shapes.contains(&&*tensor.shape) {
-            return fail(format!("has shape {:?}, where {:?} is needed", tensor.shape, shapes[0]));
+        if !shapes.iter().any(|s| *s.as_ref() == tensor.shape) {
+            return fail(format!("has shape {:?}, where {:?} is needed", tensor.shape, shapes[0].as_ref()));
         }
         let scale = match tensor.dtype {
             Dtype::F16 => ScaleType::F16,
             Dtype::BF16 => ScaleType::BF16,
             Dtype::F32 => ScaleType::F32,
-            other => return fail(format!("has type {}, where F16, BF16 or F32 is needed", other.name())),
+            Dtype::F8E8M0 | Dtype::U8 => ScaleType::E8M0,
+            Dtype::F8E4M3 => ScaleType::E4M3,
+            other => {
+                return fail(format!(
+                    "has type {}, where a scale's is needed: F16, BF16, F32 or one of 8 bits",
+                    other.name()
+                ));
+            }
         };
-        let values = tensor.to_f32().map_err(|e| e.tensor(&self.full_name(suffix)))?;
-        match values.iter().position(|v| !v.is_finite()) {
-            Some(at) => fail(format!("holds {} at position {at}, where a scale is needed", values[at])),
-            None => Ok((scale, values)),
-        }
+        Ok((scale, tensor.bytes))
     }
 
     /// The codes with the groups of their columns from `NAME.suffix`, i32 `[in]`, if there is such a tensor.
@@ -84,5 +102,7 @@ pub(super) fn scale_dtype(scale: ScaleType) -> Dtype {
         ScaleType::F16 => Dtype::F16,
         ScaleType::BF16 => Dtype::BF16,
         ScaleType::F32 => Dtype::F32,
+        ScaleType::E8M0 => Dtype::F8E8M0,
+        ScaleType::E4M3 => Dtype::F8E4M3,
     }
 }

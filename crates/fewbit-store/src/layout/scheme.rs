@@ -1,6 +1,9 @@
 use std::fmt;
 
-use fewbit_format::{Band, Error, Group, IntCodes, Result, SecondStage, Storage, TrellisCode, VectorGrid, Zeros};
+use fewbit_format::{
+    Band, Error, FloatCodes, Group, IntCodes, Minifloat, Result, ScaleType, SecondStage, Storage, TrellisCode,
+    VectorGrid, Zeros,
+};
 use serde_json::{Value, json};
 
 /// How a weight is stored, as far as settings say it (the type of the scales is the tensors' matter).
@@ -16,6 +19,8 @@ pub enum Scheme {
     Vector(VectorGrid),
     /// Paths through a trellis.
     Trellis(TrellisScheme),
+    /// Small floats.
+    Float(FloatScheme),
     /// Bands of rows: the number of rows of each, and its codes.
     Bands(Vec<(usize, IntScheme)>),
 }
@@ -38,6 +43,28 @@ pub struct TableScheme {
     pub bits: u8,
     /// Which weights share a scale.
     pub group: Group,
+}
+
+/// Small floats with scales per group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FloatScheme {
+    /// The type of an element.
+    pub element: Minifloat,
+    /// Which weights share a scale.
+    pub group: Group,
+    /// What kind of number a scale is.
+    pub scale: ScaleKind,
+}
+
+/// What kind of number the scales of small floats are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ScaleKind {
+    /// F16, BF16 or F32.
+    Plain,
+    /// A power of two of one byte (the MX formats).
+    PowerOfTwo,
+    /// A float of 8 bits (NVFP4).
+    Float8,
 }
 
 /// Codes into the lattice E8, with scales per group.
@@ -94,6 +121,7 @@ impl Scheme {
                 let (state_bits, tile_bits) = (g.state_bits, g.tile_bits);
                 Some(Self::Trellis(TrellisScheme { state_bits, tile_bits, code: g.code, group: g.group }))
             }
+            Storage::Float(codes) => Some(Self::Float(FloatScheme::of(codes))),
             Storage::Dense(_) | Storage::Ggml(_) => None,
         }
     }
@@ -122,6 +150,7 @@ impl Scheme {
                 "tile_bits": scheme.tile_bits,
                 "group": group_json(scheme.group)
             }),
+            Self::Float(scheme) => scheme.to_json(),
             Self::Bands(bands) => {
                 let with_rows = |(rows, s): &(usize, IntScheme)| {
                     let mut band = s.to_json();
@@ -146,6 +175,7 @@ impl Scheme {
                 };
                 bands.iter().map(band).collect::<Result<_>>().map(Self::Bands)
             }
+            _ if !v["element"].is_null() => FloatScheme::from_json(v).map(Self::Float),
             _ if v["table"] == true => match bits_and_group(v) {
                 (Some(bits), Some(group)) => Ok(Self::Table(TableScheme { bits, group })),
                 _ => Err(Error::input(format!(
@@ -227,27 +257,78 @@ impl IntScheme {
     }
 }
 
+impl FloatScheme {
+    /// The scheme of these codes.
+    pub fn of(codes: &FloatCodes) -> Self {
+        let grid = codes.grid();
+        let scale = match grid.scale {
+            ScaleType::F16 | ScaleType::BF16 | ScaleType::F32 => ScaleKind::Plain,
+            ScaleType::E8M0 => ScaleKind::PowerOfTwo,
+            ScaleType::E4M3 => ScaleKind::Float8,
+        };
+        Self { element: grid.element, group: grid.group, scale }
+    }
+
+    /// As it stands in the settings of the `fewbit` layout.
+    fn to_json(self) -> Value {
+        let scale = match self.scale {
+            ScaleKind::Plain => Value::Null,
+            ScaleKind::PowerOfTwo => json!("e8m0"),
+            ScaleKind::Float8 => json!("e4m3"),
+        };
+        json!({ "element": self.element.to_string(), "group": group_json(self.group), "scale": scale })
+    }
+
+    /// Reads what [`FloatScheme::to_json`] wrote.
+    fn from_json(v: &Value) -> Result<Self> {
+        let element = v["element"].as_str().and_then(|name| Minifloat::parse(name).ok());
+        let scale = match v["scale"].as_str() {
+            None => Some(ScaleKind::Plain),
+            Some("e8m0") => Some(ScaleKind::PowerOfTwo),
+            Some("e4m3") => Some(ScaleKind::Float8),
+            Some(_) => None,
+        };
+        match (element, group_from(&v["group"]), scale) {
+            (Some(element), Some(group), Some(scale)) => Ok(Self { element, group, scale }),
+            _ => Err(Error::input(format!(
+                "the scheme {v} does not have `element` (such as `e2m1`), `group` and `scale` (`e8m0`, `e4m3` or none)"
+            ))),
+        }
+    }
+}
+
 fn group_json(group: Group) -> Value {
     match group {
         Group::Tensor => json!("tensor"),
         Group::Row => json!("row"),
         Group::Columns(g) => json!(g),
+        Group::Block(sizes) => json!(sizes),
+    }
+}
+
+fn group_from(v: &Value) -> Option<Group> {
+    let size = |n: &Value| n.as_u64().filter(|g| *g > 0).and_then(|g| usize::try_from(g).ok());
+    match v {
+        Value::String(s) if s == "tensor" => Some(Group::Tensor),
+        Value::String(s) if s == "row" => Some(Group::Row),
+        Value::Array(sizes) => match &sizes[..] {
+            [rows, cols] => Some(Group::Block([size(rows)?, size(cols)?])),
+            _ => None,
+        },
+        n => size(n).map(Group::Columns),
     }
 }
 
 fn bits_and_group(v: &Value) -> (Option<u8>, Option<Group>) {
-    let group = match &v["group"] {
-        Value::String(s) if s == "tensor" => Some(Group::Tensor),
-        Value::String(s) if s == "row" => Some(Group::Row),
-        n => n.as_u64().filter(|g| *g > 0).and_then(|g| usize::try_from(g).ok()).map(Group::Columns),
-    };
-    (v["bits"].as_u64().and_then(|b| u8::try_from(b).ok()).filter(|b| (1..=8).contains(b)), group)
+    let bits = v["bits"].as_u64().and_then(|b| u8::try_from(b).ok()).filter(|b| (1..=8).contains(b));
+    (bits, group_from(&v["group"]))
 }
 
 /// A group in words: `per row`, `group 32`.
 fn words(group: Group) -> String {
     match group {
         Group::Columns(g) => format!("group {g}"),
+        Group::Block([rows, cols]) => format!("block {rows}x{cols}"),
         other => format!("per {other}"),
     }
 }
@@ -256,6 +337,17 @@ impl fmt::Display for IntScheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let symmetry = if self.symmetric { "symmetric" } else { "asymmetric" };
         write!(f, "{} bit {} {symmetry}", self.bits, words(self.group))
+    }
+}
+
+impl fmt::Display for FloatScheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scale = match self.scale {
+            ScaleKind::Plain => "",
+            ScaleKind::PowerOfTwo => ", scales powers of two",
+            ScaleKind::Float8 => ", scales e4m3",
+        };
+        write!(f, "float {} {}{scale}", self.element, words(self.group))
     }
 }
 
@@ -275,6 +367,7 @@ impl fmt::Display for Scheme {
             Self::Trellis(scheme) => {
                 write!(f, "{} bit trellis {}", f64::from(scheme.tile_bits) / 256.0, words(scheme.group))
             }
+            Self::Float(scheme) => scheme.fmt(f),
             Self::Bands(bands) => {
                 for (i, (rows, scheme)) in bands.iter().enumerate() {
                     write!(f, "{}{rows} rows {scheme}", if i > 0 { ", " } else { "" })?;

@@ -1,8 +1,8 @@
-use fewbit_format::{Error, Group, Result};
+use fewbit_format::{Error, Group, Minifloat, Result};
 use serde_json::Value;
 
 use super::target::Target;
-use crate::layout::scheme::{IntScheme, Scheme};
+use crate::layout::scheme::{FloatScheme, IntScheme, ScaleKind, Scheme};
 
 /// compressed-tensors' `quantization_config`: groups of modules with one scheme each.
 ///
@@ -30,18 +30,18 @@ pub(super) struct CtGroup {
 pub(super) enum Weights {
     /// They stay plain.
     Plain,
-    /// Integer codes, in words of `bits`-wide codes or one code a byte.
-    Int { scheme: Scheme, packing: Packing },
+    /// Codes, in words of `bits`-wide codes or one code a byte.
+    Coded { scheme: Scheme, packing: Packing },
     /// Something that is not read: what.
     Unread(String),
 }
 
-/// How integer codes lie.
+/// How codes lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Packing {
-    /// `weight_packed`, a bit stream in 32-bit words.
+    /// `weight_packed`: integers as a bit stream in 32-bit words, floats of four bits in pairs.
     Words,
-    /// `weight`, one signed byte each.
+    /// `weight`, one byte each.
     Bytes,
 }
 
@@ -63,7 +63,7 @@ impl CtConfig {
     /// The scheme of a module's weight; `None` where it is plain, or in a form that is not read.
     pub fn scheme_of(&self, module: &str) -> Option<&Scheme> {
         match &self.group_of(module)?.weights {
-            Weights::Int { scheme, .. } => Some(scheme),
+            Weights::Coded { scheme, .. } => Some(scheme),
             Weights::Plain | Weights::Unread(_) => None,
         }
     }
@@ -97,7 +97,7 @@ impl CtConfig {
     pub(in crate::layout) fn summary(&self) -> String {
         let each: Vec<String> = (self.groups.iter())
             .filter_map(|g| match &g.weights {
-                Weights::Int { scheme, .. } => Some(scheme.to_string()),
+                Weights::Coded { scheme, .. } => Some(scheme.to_string()),
                 Weights::Unread(what) => Some(what.clone()),
                 Weights::Plain => None,
             })
@@ -151,31 +151,54 @@ fn weights(v: &Value, format: &str) -> Weights {
     if v.is_null() {
         return Weights::Plain;
     }
-    let unread = || Weights::Unread(format!("{} in `{format}`", describe(v)));
-    let packing = match format {
-        "pack-quantized" => Packing::Words,
-        "int-quantized" | "naive-quantized" => Packing::Bytes,
-        _ => return unread(),
+    coded(v, format).unwrap_or_else(|| Weights::Unread(format!("{} in `{format}`", describe(v))))
+}
+
+fn coded(v: &Value, format: &str) -> Option<Weights> {
+    let (bits, group) = (v["num_bits"].as_u64().unwrap_or(8), group(v)?);
+    if !(1..=8).contains(&bits) || v["dynamic"] == true {
+        return None;
+    }
+    let symmetric = v["symmetric"].as_bool().unwrap_or(true);
+    let is_int = v["type"].as_str().is_none_or(|t| t.eq_ignore_ascii_case("int"));
+    let int = |packing| {
+        let is_possible = is_int && !matches!(group, Group::Block(_));
+        let scheme = Scheme::Int(IntScheme { bits: bits as u8, group, symmetric });
+        is_possible.then_some(Weights::Coded { scheme, packing })
     };
+    let float = |element: Minifloat, scale, packing| {
+        let is_possible = !is_int && symmetric && bits == u64::from(element.bits());
+        let scheme = Scheme::Float(FloatScheme { element, group, scale });
+        is_possible.then_some(Weights::Coded { scheme, packing })
+    };
+    match format {
+        "pack-quantized" => int(Packing::Words),
+        "int-quantized" => int(Packing::Bytes),
+        "naive-quantized" if is_int => int(Packing::Bytes),
+        "float-quantized" | "naive-quantized" => float(Minifloat::E4M3, ScaleKind::Plain, Packing::Bytes),
+        "mxfp8-quantized" => float(Minifloat::E4M3, ScaleKind::PowerOfTwo, Packing::Bytes),
+        "mxfp4-pack-quantized" => float(Minifloat::E2M1, ScaleKind::PowerOfTwo, Packing::Words),
+        "nvfp4-pack-quantized" => float(Minifloat::E2M1, ScaleKind::Float8, Packing::Words),
+        _ => None,
+    }
+}
+
+/// Which weights share a scale.
+fn group(v: &Value) -> Option<Group> {
     let size = v["group_size"].as_i64();
     let strategy = v["strategy"].as_str().unwrap_or(match size {
         None => "tensor",
         Some(-1) => "channel",
         Some(_) => "group",
     });
-    let group = match (strategy, size) {
-        ("tensor", _) => Group::Tensor,
-        ("channel", _) => Group::Row,
-        ("group", Some(g)) if g > 0 => Group::Columns(g as usize),
-        _ => return unread(),
-    };
-    let bits = v["num_bits"].as_u64().unwrap_or(8);
-    let is_int = v["type"].as_str().is_none_or(|t| t.eq_ignore_ascii_case("int"));
-    if !is_int || !(1..=8).contains(&bits) || v["dynamic"] == true {
-        return unread();
+    let block = |i: usize| v["block_structure"][i].as_u64().filter(|n| *n > 0).map(|n| n as usize);
+    match (strategy, size) {
+        ("tensor", _) => Some(Group::Tensor),
+        ("channel", _) => Some(Group::Row),
+        ("group" | "tensor_group", Some(g)) if g > 0 => Some(Group::Columns(g as usize)),
+        ("block", _) => Some(Group::Block([block(0)?, block(1)?])),
+        _ => None,
     }
-    let symmetric = v["symmetric"].as_bool().unwrap_or(true);
-    Weights::Int { scheme: Scheme::Int(IntScheme { bits: bits as u8, group, symmetric }), packing }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! compressed-tensors: `pack-quantized` is read and written, `int-quantized` is read.
+//! compressed-tensors: integers (`pack-quantized`; `int-quantized` is read) and small floats (FP8, MXFP8, MXFP4, NVFP4).
 
 mod config;
 mod read;

@@ -1,41 +1,49 @@
 use std::collections::BTreeSet;
 
-use fewbit_format::Group;
+use fewbit_format::{Group, Minifloat};
 use serde_json::{Value, json};
 
-use crate::layout::scheme::{IntScheme, Scheme};
+use crate::layout::scheme::{FloatScheme, ScaleKind, Scheme};
 
-/// The release of compressed-tensors whose `pack-quantized` is written.
+/// The release of compressed-tensors whose formats are written.
 const VERSION: &str = "0.19.0";
 
 /// The `quantization_config` for these linears: one scheme targets `Linear`; several target their modules by pattern over
 /// the blocks where this says neither more nor less than the list, else by name. Every plain linear is ignored by its
 /// exact name, for old readers stop at a linear that nothing mentions.
 pub(super) fn quantization_config(modules: &[(String, Option<Scheme>)]) -> Value {
-    let mut schemes: Vec<IntScheme> = Vec::new();
-    for scheme in modules.iter().filter_map(|(_, s)| int(s.as_ref())) {
+    let mut schemes: Vec<&Scheme> = Vec::new();
+    for scheme in modules.iter().filter_map(|(_, s)| s.as_ref()) {
         if !schemes.contains(&scheme) {
             schemes.push(scheme);
         }
     }
     let by_class = schemes.len() == 1;
     let mut groups = serde_json::Map::new();
-    for (i, scheme) in schemes.iter().enumerate() {
-        let targets = if by_class { vec!["Linear".to_owned()] } else { ct_targets(modules, *scheme) };
+    let mut formats: Vec<&str> = schemes.iter().map(|s| format(s)).collect();
+    for (i, (scheme, format)) in schemes.iter().zip(&formats).enumerate() {
+        let targets = if by_class { vec!["Linear".to_owned()] } else { ct_targets(modules, scheme) };
         groups.insert(
             format!("group_{i}"),
             json!({
+                "format": format,
                 "input_activations": null,
                 "output_activations": null,
                 "targets": targets,
-                "weights": weights(*scheme),
+                "weights": weights(scheme),
             }),
         );
     }
+    formats.dedup();
+    let format = match formats[..] {
+        [] => "dense",
+        [format] => format,
+        _ => "mixed-precision",
+    };
     let plain = modules.iter().filter(|(_, s)| s.is_none()).map(|(name, _)| name);
     json!({
         "config_groups": groups,
-        "format": "pack-quantized",
+        "format": format,
         "global_compression_ratio": null,
         "ignore": plain.collect::<Vec<_>>(),
         "kv_cache_scheme": null,
@@ -45,37 +53,67 @@ pub(super) fn quantization_config(modules: &[(String, Option<Scheme>)]) -> Value
     })
 }
 
-fn int(scheme: Option<&Scheme>) -> Option<IntScheme> {
+/// The format of one scheme; what has none was refused before.
+fn format(scheme: &Scheme) -> &'static str {
     match scheme {
-        Some(Scheme::Int(s)) => Some(*s),
-        _ => None,
+        Scheme::Float(scheme) => float_format(*scheme).unwrap_or("float-quantized"),
+        _ => "pack-quantized",
     }
 }
 
-fn weights(scheme: IntScheme) -> Value {
-    let (strategy, group_size) = match scheme.group {
-        Group::Tensor => ("tensor", None),
-        Group::Row => ("channel", None),
-        Group::Columns(g) => ("group", Some(g)),
+/// The format that holds small floats of a scheme, or why none does.
+pub(super) fn float_format(scheme: FloatScheme) -> Result<&'static str, String> {
+    match (scheme.element, scheme.scale, scheme.group) {
+        (Minifloat::E4M3, ScaleKind::Plain, _) => Ok("float-quantized"),
+        (Minifloat::E4M3, ScaleKind::PowerOfTwo, Group::Columns(32)) => Ok("mxfp8-quantized"),
+        (Minifloat::E2M1, ScaleKind::PowerOfTwo, Group::Columns(32)) => Ok("mxfp4-pack-quantized"),
+        (Minifloat::E2M1, ScaleKind::Float8, Group::Columns(16)) => Ok("nvfp4-pack-quantized"),
+        _ => Err(format!("compressed-tensors holds FP8, MXFP8, MXFP4 and NVFP4, not {scheme}")),
+    }
+}
+
+fn weights(scheme: &Scheme) -> Value {
+    let (bits, group, symmetric, kind, scale) = match scheme {
+        Scheme::Int(s) => (s.bits, s.group, s.symmetric, "int", Value::Null),
+        Scheme::Float(s) => (s.element.bits(), s.group, true, "float", scale_dtype(s.scale)),
+        // The layout holds none of these.
+        _ => return Value::Null,
+    };
+    let is_global = matches!(scheme, Scheme::Float(s) if s.scale == ScaleKind::Float8);
+    let (strategy, group_size, block) = match group {
+        Group::Tensor => ("tensor", None, None),
+        Group::Row => ("channel", None, None),
+        Group::Columns(g) => (if is_global { "tensor_group" } else { "group" }, Some(g), None),
+        Group::Block(sizes) => ("block", None, Some(sizes)),
     };
     json!({
         "actorder": null,
-        "block_structure": null,
+        "block_structure": block,
         "dynamic": false,
         "group_size": group_size,
-        "num_bits": scheme.bits,
+        "num_bits": bits,
         "observer": "minmax",
         "observer_kwargs": {},
+        "scale_dtype": scale,
         "strategy": strategy,
-        "symmetric": scheme.symmetric,
-        "type": "int",
+        "symmetric": symmetric,
+        "type": kind,
     })
+}
+
+/// The type of scales that is not the model's.
+fn scale_dtype(scale: ScaleKind) -> Value {
+    match scale {
+        ScaleKind::Plain => Value::Null,
+        ScaleKind::PowerOfTwo => json!("torch.uint8"),
+        ScaleKind::Float8 => json!("torch.float8_e4m3fn"),
+    }
 }
 
 /// The targets of one scheme: for each module its pattern over the blocks, where all linears of that pattern share
 /// the scheme, else its name.
-fn ct_targets(modules: &[(String, Option<Scheme>)], scheme: IntScheme) -> Vec<String> {
-    let is_ours = |s: &Option<Scheme>| int(s.as_ref()) == Some(scheme);
+fn ct_targets(modules: &[(String, Option<Scheme>)], scheme: &Scheme) -> Vec<String> {
+    let is_ours = |s: &Option<Scheme>| s.as_ref() == Some(scheme);
     let foreign: BTreeSet<String> =
         modules.iter().filter(|(_, s)| !is_ours(s)).map(|(name, _)| over_blocks(name)).collect();
     let mut targets = Vec::new();
@@ -102,7 +140,7 @@ fn over_blocks(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::Quantization;
+    use crate::layout::{IntScheme, Quantization};
 
     fn int(bits: u8, group: Group) -> Scheme {
         Scheme::Int(IntScheme { bits, group, symmetric: true })

@@ -1,8 +1,11 @@
-use fewbit_format::{Dtype, Error, Group, IntCodes, IntGrid, Result, ScaleType, Storage, Tensor, Zeros};
+use fewbit_format::{
+    Dtype, Error, FloatCodes, Group, IntCodes, IntGrid, Minifloat, Result, ScaleType, Storage, Tensor, Zeros,
+};
 use serde_json::Value;
 
 use super::settings;
 use crate::layout::module::scale_dtype;
+use crate::layout::scheme::FloatScheme;
 use crate::layout::words::{pack_columns, pack_rows, transposed, words_for};
 use crate::layout::{Layout, Scheme};
 
@@ -19,8 +22,8 @@ impl CompressedTensors {
         if !(2..=8).contains(&grid.bits) {
             return Some(format!("pack-quantized holds 2 to 8 bits, not {}", grid.bits));
         }
-        if grid.scale == ScaleType::F32 {
-            return Some("pack-quantized holds scales in F16 or BF16, not F32".to_owned());
+        if !matches!(grid.scale, ScaleType::F16 | ScaleType::BF16) {
+            return Some(format!("pack-quantized holds scales in F16 or BF16, not {:?}", grid.scale));
         }
         if matches!(codes.zeros(), Zeros::Offsets(_)) {
             return Some("pack-quantized holds integer zero points, not real offsets".to_owned());
@@ -42,6 +45,10 @@ impl Layout for CompressedTensors {
             Storage::Lattice(_) | Storage::Vector(_) | Storage::Trellis(_) => {
                 Err("compressed-tensors has no codes that are vectors".to_owned())
             }
+            Storage::Float(codes) if codes.global().is_some() != (codes.grid().scale == ScaleType::E4M3) => {
+                Err("compressed-tensors holds a scale of the matrix above scales in E4M3, and only there".to_owned())
+            }
+            Storage::Float(codes) => settings::float_format(FloatScheme::of(codes)).map(|_| ()),
             Storage::Ggml(_) => Err("compressed-tensors does not hold blocks of ggml".to_owned()),
         }
     }
@@ -53,6 +60,7 @@ impl Layout for CompressedTensors {
         let codes = match storage {
             Storage::Int(codes) => codes,
             Storage::Dense(tensor) => return Ok(vec![named("weight", tensor.clone())]),
+            Storage::Float(codes) => return float(module, codes),
             Storage::Table(_) | Storage::Lattice(_) | Storage::Vector(_) | Storage::Trellis(_) | Storage::Ggml(_) => {
                 return Err(Error::internal("what it cannot hold was refused before"));
             }
@@ -96,4 +104,27 @@ impl Layout for CompressedTensors {
 
 fn words(shape: [usize; 2], bytes: Vec<u8>) -> Tensor {
     Tensor { dtype: Dtype::I32, shape: shape.to_vec(), bytes: bytes.into() }
+}
+
+/// `weight` F8_E4M3 or, for pairs of four bits, `weight_packed` U8; `weight_scale`, in the MX formats as U8; for NVFP4
+/// `weight_global_scale` F32, which divides.
+fn float(module: &str, codes: &FloatCodes) -> Result<Vec<(String, Tensor)>> {
+    let ([rows, cols], grid) = (codes.shape(), codes.grid());
+    let named = |suffix: &str, tensor: Tensor| (format!("{module}.{suffix}"), tensor);
+    let weight = if grid.element == Minifloat::E4M3 {
+        named("weight", Tensor { dtype: Dtype::F8E4M3, shape: vec![rows, cols], bytes: codes.packed().clone() })
+    } else {
+        named("weight_packed", Tensor { dtype: Dtype::U8, shape: vec![rows, cols / 2], bytes: codes.packed().clone() })
+    };
+    let shape = match grid.group {
+        Group::Tensor => vec![1],
+        Group::Row | Group::Columns(_) => vec![rows, grid.group.per_row(cols)],
+        Group::Block([height, _]) => vec![rows.div_ceil(height), grid.group.per_row(cols)],
+    };
+    let dtype = if grid.scale == ScaleType::E8M0 { Dtype::U8 } else { scale_dtype(grid.scale) };
+    let mut tensors = vec![weight, named("weight_scale", Tensor { dtype, shape, bytes: codes.scales().clone() })];
+    if let Some(global) = codes.global() {
+        tensors.push(named("weight_global_scale", Tensor::from_f32(Dtype::F32, &[1], &[global])?));
+    }
+    Ok(tensors)
 }

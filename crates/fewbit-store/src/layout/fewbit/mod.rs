@@ -14,7 +14,7 @@ use super::Scheme;
 
 /// The tensors of one band, of which some may be absent.
 const PARTS: &[&str] =
-    &["codes", "scales", "zeros", "offsets", "group_index", "table", "residual", "codebook", "columns"];
+    &["codes", "scales", "zeros", "offsets", "group_index", "table", "global_scale", "residual", "codebook", "columns"];
 
 /// All tensor names that a module's weight may have.
 pub(super) fn names(config: &FewbitConfig, module: &str) -> Vec<String> {
@@ -33,6 +33,7 @@ pub(super) fn names(config: &FewbitConfig, module: &str) -> Vec<String> {
 fn scale_shape(group: Group, rows: usize, cols: usize) -> Vec<usize> {
     match group {
         Group::Tensor => vec![1],
-        _ => vec![rows, cols / group.width(cols)],
+        Group::Block([height, _]) => vec![rows.div_ceil(height), group.per_row(cols)],
+        _ => vec![rows, group.per_row(cols)],
     }
 }

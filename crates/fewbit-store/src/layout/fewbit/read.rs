@@ -1,13 +1,14 @@
 use std::ops::Range;
 
 use fewbit_format::{
-    Band, Dtype, Error, IntCodes, IntGrid, LATTICE_DIM, LatticeCodes, LatticeGrid, Result, SecondStage, Storage, TILE,
-    TableCodes, TableGrid, TrellisCodes, TrellisGrid, VectorCodes, VectorGrid, Zeros, packed_len, unpack_bits,
+    Band, Dtype, Error, FloatCodes, FloatGrid, IntCodes, IntGrid, LATTICE_DIM, LatticeCodes, LatticeGrid, Result,
+    SecondStage, Storage, TILE, TableCodes, TableGrid, TrellisCodes, TrellisGrid, VectorCodes, VectorGrid, Zeros,
+    packed_len, unpack_bits,
 };
 
 use super::{FewbitConfig, scale_shape};
 use crate::layout::module::Module;
-use crate::layout::scheme::{IntScheme, LatticeScheme, Scheme, TableScheme, TrellisScheme};
+use crate::layout::scheme::{FloatScheme, IntScheme, LatticeScheme, Scheme, TableScheme, TrellisScheme};
 
 /// Reads a module whose codes are there.
 pub(in crate::layout) fn read(config: &FewbitConfig, m: Module<'_>) -> Result<Vec<Band>> {
@@ -16,6 +17,7 @@ pub(in crate::layout) fn read(config: &FewbitConfig, m: Module<'_>) -> Result<Ve
     match config.scheme_of(m.name) {
         Some(Scheme::Int(scheme)) => one(Storage::Int(read_band(*scheme, m, 0..rows, "")?)),
         Some(Scheme::Table(scheme)) => one(Storage::Table(read_table(*scheme, m)?)),
+        Some(Scheme::Float(scheme)) => one(Storage::Float(read_float(*scheme, m)?)),
         Some(Scheme::Lattice(scheme)) => one(Storage::Lattice(read_lattice(*scheme, m)?)),
         Some(Scheme::Vector(grid)) => one(Storage::Vector(read_vector(*grid, m)?)),
         Some(Scheme::Trellis(scheme)) => one(Storage::Trellis(read_trellis(*scheme, m)?)),
@@ -86,7 +88,7 @@ fn read_table(scheme: TableScheme, m: Module<'_>) -> Result<TableCodes> {
     let codes = read_codes(m, "weight.codes", rows, bits)?;
     let (scale, scales) = m.scales("weight.scales", &[&scale_shape(group, rows, cols)])?;
     let grid = TableGrid { bits, group, scale };
-    let tables = m.scales("weight.table", &[&[grid.levels()], &[rows, grid.levels()]])?.1;
+    let tables = m.scales("weight.table", &[&[grid.levels()][..], &[rows, grid.levels()]])?.1;
     TableCodes::new(rows, cols, grid, &codes, scales, tables).map_err(place)
 }
 
@@ -135,4 +137,14 @@ fn read_trellis(scheme: TrellisScheme, m: Module<'_>) -> Result<TrellisCodes> {
     let (scale, scales) = m.scales("weight.scales", &[&scale_shape(group, rows, cols)])?;
     let grid = TrellisGrid { scale, ..grid };
     TrellisCodes::new(rows, cols, grid, packed.bytes.to_vec(), scales).map_err(place)
+}
+
+fn read_float(scheme: FloatScheme, m: Module<'_>) -> Result<FloatCodes> {
+    let (FloatScheme { element, group, .. }, [rows, cols]) = (scheme, m.shape);
+    let place = |e: Error| e.tensor(&m.full_name("weight.codes"));
+    let codes = m.part_as("weight.codes", Dtype::U8, &[rows, packed_len(cols, element.bits())])?;
+    let (scale, scales) = m.stored_scales("weight.scales", &[scale_shape(group, rows, cols)])?;
+    let global = if m.has("weight.global_scale") { Some(m.scales("weight.global_scale", &[[1]])?.1[0]) } else { None };
+    let grid = FloatGrid { element, group, scale };
+    FloatCodes::new(rows, cols, grid, codes.bytes, scales, global).map_err(place)
 }

@@ -1,6 +1,6 @@
 use fewbit_format::{
-    Band, Dtype, Error, IntCodes, IntGrid, LATTICE_DIM, LatticeCodes, Result, SecondStage, Storage, TILE, TableCodes,
-    TableGrid, Tensor, TrellisCodes, VectorCodes, Zeros, pack_bits, packed_len,
+    Band, Dtype, Error, FloatCodes, FloatGrid, IntCodes, IntGrid, LATTICE_DIM, LatticeCodes, Result, SecondStage,
+    Storage, TILE, TableCodes, TableGrid, Tensor, TrellisCodes, VectorCodes, Zeros, pack_bits, packed_len,
 };
 use serde_json::Value;
 
@@ -61,6 +61,22 @@ impl Fewbit {
             named("scales", Tensor::from_f32(scale_dtype(scale), &scale_shape(group, rows, cols), codes.scales())?),
             named("table", Tensor::from_f32(Dtype::F32, &table_shape, tables)?),
         ])
+    }
+
+    fn float(module: &str, codes: &FloatCodes) -> Result<Vec<(String, Tensor)>> {
+        let ([rows, cols], FloatGrid { element, group, scale }) = (codes.shape(), codes.grid());
+        let named = |part: &str, tensor: Tensor| (format!("{module}.weight.{part}"), tensor);
+        let shape = vec![rows, packed_len(cols, element.bits())];
+        let scales =
+            Tensor { dtype: scale_dtype(scale), shape: scale_shape(group, rows, cols), bytes: codes.scales().clone() };
+        let mut tensors = vec![
+            named("codes", Tensor { dtype: Dtype::U8, shape, bytes: codes.packed().clone() }),
+            named("scales", scales),
+        ];
+        if let Some(global) = codes.global() {
+            tensors.push(named("global_scale", Tensor::from_f32(Dtype::F32, &[1], &[global])?));
+        }
+        Ok(tensors)
     }
 }
 
@@ -137,6 +153,7 @@ impl Layout for Fewbit {
             Storage::Lattice(codes) => lattice(module, codes),
             Storage::Vector(codes) => vector(module, codes),
             Storage::Trellis(codes) => trellis(module, codes),
+            Storage::Float(codes) => Self::float(module, codes),
             Storage::Ggml(_) => {
                 Err(Error::input(format!("`{module}`: the `fewbit` layout does not hold blocks of ggml"))
                     .hint("write it with `--format gguf`"))
