@@ -149,7 +149,7 @@ mod tests {
                 assert_eq!(f.encode(f.decode(*code)), *code, "{f}");
             }
             for pair in ascending.windows(2) {
-                let middle = (pair[0] + pair[1]) / 2.0;
+                let middle = f32::midpoint(pair[0], pair[1]);
                 let (above, below) = (middle * (1.0 + 1e-6), middle * (1.0 - 1e-6));
                 assert_eq!(
                     [f.round(below), f.round(above), -f.round(-above)],
