@@ -4,21 +4,25 @@ use std::collections::BTreeMap;
 
 use fewbit_format::{Error, Mat, Result, Storage};
 use fewbit_graph::{Graph, Model, Part, Rows, Site, ValueId, WeightId, sites};
+use fewbit_kernel::Team;
 use fewbit_runtime::kept_between;
 use fewbit_store::ModelFile;
 use fewbit_store::layout::Scheme;
 use toml::Value;
 
-use crate::kinds::{BoundGrid, Grid, LANES, Needs, Params, Registry, Solver, Transform, Weighting};
+use crate::kinds::{Grid, GridJob, LANES, Needs, Params, Place, Registry, Transform, Weighting};
 use crate::outputs::Format;
+use crate::program::Program;
 use crate::recipe::{CalibrationSettings, GridSettings, Pass, Sequential, StreamOf};
+use crate::stats::InputStats;
 use crate::{Override, Pattern};
 
 /// The passes of a recipe, bound to a model.
 #[derive(Debug)]
 pub(crate) struct Bound {
     pub(crate) transforms: Vec<Box<dyn Transform>>,
-    pub(crate) solver: Option<Box<dyn Solver>>,
+    /// What is done to each linear; empty where none is rounded.
+    pub(crate) program: Program,
     /// Per block and then for the head, per weight of its graph; `None` stays as it is.
     pub(crate) grids: Vec<Vec<Option<Box<dyn Grid>>>>,
     pub(crate) format: Format,
@@ -46,37 +50,39 @@ impl Bound {
         calibration: &CalibrationSettings,
         choices: &Choices<'_>,
     ) -> Result<Self> {
-        let (mut transforms, mut grid, mut solver) = (Vec::new(), None, None);
+        let (mut transforms, mut grid, mut steps) = (Vec::new(), None, Vec::new());
         for pass in passes {
             match pass {
                 Pass::Transform(t) => transforms.push(t),
                 Pass::Grid(g) => grid = Some(g),
-                Pass::Solve(s) => {
-                    if solver.replace(s).is_some() {
-                        return Err(
-                            Error::input("the recipe rounds twice").hint("one `solve` pass per recipe is possible")
-                        );
-                    }
-                }
+                Pass::Step(s) => steps.push(s),
             }
         }
-        if solver.is_some() && grid.is_none() {
+        let program = Program::new(steps)?;
+        if program.rounds() && grid.is_none() {
             return Err(Error::input("the recipe rounds, but says not to which numbers")
                 .hint("put a `grid` pass before `solve`"));
         }
         let mut grids = Vec::new();
         for (part, graph) in compressible(file) {
-            grids.push(part_grids(file, part, graph, grid.as_ref().filter(|_| solver.is_some()), choices)?);
+            grids.push(part_grids(
+                file,
+                part,
+                graph,
+                grid.as_ref().filter(|_| program.rounds()),
+                program.has_sides(),
+                choices,
+            )?);
         }
         check_patterns(file, choices)?;
         let all = || grids.iter().flatten().flatten();
         let mut needs = all().fold(Needs::default(), |n, g| n.and(g.needs()));
         needs = transforms.iter().fold(needs, |n, t| n.and(t.needs()));
-        needs = solver.iter().fold(needs, |n, s| n.and(s.needs()));
+        needs = needs.and(program.needs());
         let is_original_stream = calibration.stream == StreamOf::Original;
         let is_whole = !transforms.is_empty() || calibration.sequential == Sequential::Block || is_original_stream;
         let (format, notes) = (choices.format, Vec::new());
-        let mut bound = Self { transforms, solver, grids, format, needs, notes, is_whole, is_original_stream };
+        let mut bound = Self { transforms, program, grids, format, needs, notes, is_whole, is_original_stream };
         bound.format = bound.fitting_format(file)?;
         fewbit_export::check_source(file, bound.format == Format::Gguf)?;
         if file.is_tied() && bound.has_head() {
@@ -100,6 +106,8 @@ impl Bound {
                 let Some(grid) = grid else { continue };
                 let storage = probe(&**grid, graph.weights[w].shape[1])?;
                 let held = match wanted {
+                    Format::Fewbit => wanted.layout().can_hold(&storage),
+                    _ if self.program.has_sides() => Err("it has no place for what stands beside codes".to_owned()),
                     Format::Gguf => fewbit_export::can_hold_gguf(&storage).map(|_| ()),
                     _ => wanted.layout().can_hold(&storage),
                 };
@@ -146,13 +154,18 @@ impl Bound {
         self.grids[i + 1..].iter().flatten().any(Option::is_some)
     }
 
+    /// Everything stored of a matrix.
+    pub(crate) fn weight_bits(&self, grid: &dyn Grid, [rows, cols]: [usize; 2]) -> u64 {
+        grid.stored_bits(rows, cols) + self.program.side_bits(rows, cols)
+    }
+
     /// Everything stored ÷ weights, of the linears that are compressed; `None` where none is.
     pub(crate) fn bits_per_weight(&self, file: &ModelFile) -> Option<f64> {
         let (mut bits, mut weights) = (0, 0);
         for ((_, graph), grids) in compressible(file).zip(&self.grids) {
             for (w, grid) in graph.weights.iter().zip(grids) {
                 if let Some(g) = grid {
-                    bits += g.stored_bits(w.shape[0], w.shape[1]);
+                    bits += self.weight_bits(&**g, w.shape);
                     weights += w.shape[0] * w.shape[1];
                 }
             }
@@ -199,6 +212,7 @@ fn part_grids(
     part: Part,
     graph: &Graph,
     settings: Option<&GridSettings>,
+    has_sides: bool,
     choices: &Choices<'_>,
 ) -> Result<Vec<Option<Box<dyn Grid>>>> {
     let block_module = file.exported(Part::Block(0), file.model().blocks[0].weights[0].name)?.name;
@@ -216,6 +230,13 @@ fn part_grids(
             .flat_map(|o| o.changes.iter().cloned())
             .collect();
         if source.rows != Rows::All {
+            if !is_kept && has_sides {
+                return Err(Error::input(
+                    "is one tensor of several linears, which has no place for what stands beside codes",
+                )
+                .hint("take a recipe without `residual` passes, or `--keep` it")
+                .tensor(&format!("{}.weight", source.name)));
+            }
             fused.push((source.name.clone(), (!is_kept).then(|| changes.clone())));
         }
         let place = |e: Error| e.tensor(&format!("{}.weight", source.name)).file(file.checkpoint().path());
@@ -275,16 +296,18 @@ fn check_patterns(file: &ModelFile, choices: &Choices<'_>) -> Result<()> {
 /// The storage of one row of zeros: what a layout is asked about.
 fn probe(grid: &dyn Grid, cols: usize) -> Result<Storage> {
     let row = Mat::zeros(1, cols);
-    let bound: Box<dyn BoundGrid> = grid.begin(&row)?;
+    let job = GridJob { weight: &row, stats: &InputStats::default(), seed: 0, team: &Team::new(1) };
+    let bound = grid.begin(&job)?;
     let group = bound.group();
     let zeros = vec![[0.0; LANES]; cols];
     let (mut codes, mut decoded) = (vec![[0; LANES]; cols], vec![[0.0; LANES]; group]);
-    let mut params: Vec<Params> = Vec::new();
-    for k in 0..cols / group {
-        let p = bound.fit(k, &zeros[k * group..(k + 1) * group], Weighting::None);
-        let at = k * group..(k + 1) * group;
-        bound.round(&p, &zeros[at.clone()], &mut codes[at], &mut decoded);
-        params.push(p);
+    let place = |k| Place { strip: 0, column: k * group };
+    let columns = |k| k * group..(k + 1) * group;
+    let fit = |k| bound.fit(place(k), &zeros[columns(k)], Weighting::None);
+    let mut params: Vec<Vec<Params>> = vec![(0..cols / group).map(fit).collect()];
+    bound.seal(&mut params);
+    for (k, p) in params[0].iter().enumerate() {
+        bound.round(place(k), p, &zeros[columns(k)], &mut codes[columns(k)], &mut decoded);
     }
-    bound.store(vec![codes], vec![params])
+    bound.store(vec![codes], params)
 }

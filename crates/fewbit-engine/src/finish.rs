@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 
 use crate::bound::Bound;
 use crate::calibration::{Calibration, CalibrationSource};
+use crate::journal::Done;
 use crate::journal::Identity;
 use crate::outputs::{Format, rename, shard_name, write_file};
 use crate::places::Places;
-use crate::report::BlockReport;
 use crate::request::Request;
 use crate::stop::crash_point;
 
@@ -26,7 +26,7 @@ pub(crate) struct Finished<'a> {
     pub(crate) calibration: Option<&'a Calibration>,
     pub(crate) identity: &'a Identity,
     pub(crate) places: &'a Places,
-    pub(crate) reports: &'a [BlockReport],
+    pub(crate) done: &'a [Done],
 }
 
 impl Finished<'_> {
@@ -49,7 +49,7 @@ impl Finished<'_> {
 
     /// Gives the shards their final names and writes the index; returns the scheme of every linear.
     fn index(&self, parts: &Path) -> Result<Vec<(String, Option<Scheme>)>> {
-        let count = self.reports.len();
+        let count = self.done.len();
         let (mut map, mut total) = (BTreeMap::new(), 0u64);
         for i in 0..count {
             let (working, name) = (parts.join(shard_name(i)), format!("model-{:05}-of-{count:05}.safetensors", i + 1));
@@ -65,7 +65,9 @@ impl Finished<'_> {
         }
         let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
         write_file(&parts.join("model.safetensors.index.json"), &pretty(&index)?)?;
-        self.bound.schemes(self.file)
+        let mut schemes: BTreeMap<_, _> = self.bound.schemes(self.file)?.into_iter().collect();
+        schemes.extend(self.done.iter().flat_map(|d| d.schemes.iter().cloned()));
+        Ok(schemes.into_iter().collect())
     }
 
     fn files(&self, parts: &Path, schemes: &[(String, Option<Scheme>)]) -> Result<()> {
@@ -113,7 +115,8 @@ impl Finished<'_> {
             };
             json!({ "source": source, "samples": c.samples, "length": c.length, "sha256": c.hash })
         });
-        let blocks = serde_json::to_value(self.reports).map_err(|e| Error::internal(e.to_string()))?;
+        let blocks = serde_json::to_value(self.done.iter().map(|d| &d.report).collect::<Vec<_>>())
+            .map_err(|e| Error::internal(e.to_string()))?;
         Ok(json!({
             "fewbit": self.identity.version,
             "base_model": r.model_name,

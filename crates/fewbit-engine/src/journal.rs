@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use fewbit_format::{Error, Result};
+use fewbit_store::layout::Scheme;
 use serde::{Deserialize, Serialize};
 
 use crate::report::BlockReport;
@@ -56,6 +57,8 @@ pub(crate) const JOURNAL: &str = "journal.jsonl";
 pub(crate) struct Done {
     pub(crate) block: usize,
     pub(crate) report: BlockReport,
+    /// How its linears were written, by module.
+    pub(crate) schemes: Vec<(String, Option<Scheme>)>,
 }
 
 /// The journal of `OUT.partial/`.

@@ -12,6 +12,7 @@ mod part;
 mod patterns;
 mod places;
 mod plan;
+mod program;
 mod quantize;
 mod recipe;
 mod report;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::stop::crash_point;
-use fewbit_format::{Band, Dtype, Error, QuantizedLinear, Result, Storage, Tensor};
+use fewbit_format::{Band, Dtype, Error, QuantizedLinear, Result, Sides, Storage, Tensor};
 use fewbit_graph::{Part, Rows, Stored};
 use fewbit_store::ModelFile;
 use fewbit_store::layout::{CompressedTensors, Fewbit, Layout, Scheme};
@@ -45,6 +45,7 @@ impl Format {
 struct Module {
     name: String,
     bands: Vec<Band>,
+    sides: Sides,
     bias: Option<Vec<f32>>,
 }
 
@@ -93,6 +94,9 @@ impl<'a> Shard<'a> {
         } else {
             self.tensors.extend(self.layout.band_tensors(&module.name, &module.bands)?);
             self.schemes.push((module.name.clone(), Scheme::of_bands(&module.bands)));
+            let (tensors, schemes) = self.layout.side_tensors(&module.name, &module.sides)?;
+            self.tensors.extend(tensors);
+            self.schemes.extend(schemes);
         }
         if let Some(bias) = module.bias {
             let dtype = self.file.bias_dtype(part, &module.name)?;
@@ -109,7 +113,12 @@ impl<'a> Shard<'a> {
         for (w, linear) in graph.weights.iter().zip(linears) {
             let source = self.file.exported(part, w.name)?;
             if source.rows == Rows::All {
-                modules.push(Module { name: source.name, bands: linear.bands.clone(), bias: linear.bias.clone() });
+                modules.push(Module {
+                    name: source.name,
+                    bands: linear.bands.clone(),
+                    sides: linear.sides.clone(),
+                    bias: linear.bias.clone(),
+                });
             } else {
                 fused.entry(source.name).or_default().push((source.rows, linear));
             }
@@ -132,8 +141,8 @@ fn fuse(name: String, parts: &[(Rows, &QuantizedLinear)]) -> Result<Module> {
         }
         offset += linear.shape[0];
         bias.extend(linear.bias.iter().flatten());
-        let [band] = &linear.bands[..] else {
-            return Err(Error::input("linears that share a tensor cannot be in bands").tensor(&name));
+        let ([band], true) = (&linear.bands[..], linear.is_plain()) else {
+            return Err(Error::input("linears that share a tensor have room for nothing beside one band").tensor(&name));
         };
         storages.push(&band.storage);
     }
@@ -142,17 +151,14 @@ fn fuse(name: String, parts: &[(Rows, &QuantizedLinear)]) -> Result<Module> {
     })?;
     let bias = (bias.len() == total).then(|| order.iter().map(|r| bias[*r]).collect());
     let storage = stacked.select_rows(&order).map_err(|e| e.tensor(&name))?;
-    Ok(Module { name, bands: vec![Band { rows: 0..total, storage }], bias })
+    let bands = vec![Band { rows: 0..total, storage }];
+    Ok(Module { name, bands, sides: Sides::default(), bias })
 }
 
 /// The values of bands in the smallest plain type that holds them all exactly.
 fn exact(bands: &[Band]) -> Result<Tensor> {
-    let linear = QuantizedLinear {
-        shape: [bands.iter().map(|b| b.rows.len()).sum(), bands[0].storage.shape()[1]],
-        bands: bands.to_vec(),
-        bias: None,
-    };
-    let [rows, cols] = linear.shape;
+    let [rows, cols] = [bands.iter().map(|b| b.rows.len()).sum(), bands[0].storage.shape()[1]];
+    let linear = QuantizedLinear::of_bands([rows, cols], bands.to_vec(), None);
     // An embedding is large: some rows at a time are f32.
     let pieces = || {
         (0..rows).step_by(EXACT_ROWS).map(|first| {
@@ -251,6 +257,8 @@ fn dtype(d: Dtype) -> Result<safetensors::Dtype> {
         Dtype::I32 => S::I32,
         Dtype::I8 => S::I8,
         Dtype::U8 => S::U8,
+        Dtype::U16 => S::U16,
+        Dtype::U32 => S::U32,
         other => return Err(Error::internal(format!("no shard is written with {}", other.name()))),
     })
 }

@@ -8,10 +8,13 @@ use fewbit_format::{Error, Mat, QuantizedLinear, Result, Storage, Tensor};
 use fewbit_graph::{Graph, Part, Producer, Site, Stored, ValueId, WeightId};
 use fewbit_runtime::{Arithmetic, Layer, NoHooks};
 use fewbit_store::PartWeights;
+use fewbit_store::layout::Scheme;
 
 use crate::fold::{BlockTensors, fold, spread};
-use crate::kinds::{Element, InputJob, InputSolver, LinearJob, SiteJob};
+use crate::journal::Done;
+use crate::kinds::{Element, InputJob, SiteJob};
 use crate::outputs::{Shard, shard_name, write_shard};
+use crate::program::{InputProgram, Target};
 use crate::quantize::Run;
 use crate::report::{BlockReport, LinearReport};
 use crate::stats::{Collector, InputStats};
@@ -21,7 +24,7 @@ impl Run<'_> {
     /// Compresses a block, or the head, and writes its shard, and takes the calibration tokens through it.
     ///
     /// `i` counts the blocks, and the head after them.
-    pub(crate) fn part(&self, i: usize, part: Part, walker: &mut Option<Walker<'_>>) -> Result<BlockReport> {
+    pub(crate) fn part(&self, i: usize, part: Part, walker: &mut Option<Walker<'_>>) -> Result<Done> {
         self.check_stop()?;
         let graph = Arc::new(self.file.model().part(part).clone());
         let mut report = BlockReport::default();
@@ -46,13 +49,13 @@ impl Run<'_> {
                 self.check_stop()?;
                 let stats = stats.iter().find(|(v, _)| *v == value).map_or(&no_stats, |(_, s)| s);
                 let name = self.file.exported(part, graph.weights[linears[0]].name)?.name;
-                let solver = self.begin(i, &linears, InputJob { name: &name, stats, team: self.team }, &mut report)?;
+                let program = self.begin(i, &linears, InputJob { name: &name, stats, team: self.team }, &mut report)?;
                 for w in linears {
                     self.check_stop()?;
                     let changed = tensors
                         .as_mut()
                         .map(|t| (std::mem::replace(&mut t.weights[w], Mat::zeros(0, 0)), t.biases[w].take()));
-                    let linear = self.linear(i, part, &graph, w, &weights, changed, solver.as_deref(), &mut report)?;
+                    let linear = self.linear(i, part, &graph, w, &weights, changed, program.as_ref(), &mut report)?;
                     current[w] = Arc::new(linear);
                 }
             }
@@ -64,7 +67,7 @@ impl Run<'_> {
         let linears = current;
         drop(weights);
         let clock = Instant::now();
-        self.write(i, part, &linears, &vectors)?;
+        let schemes = self.write(i, part, &linears, &vectors)?;
         report.write_seconds = clock.elapsed().as_secs_f64();
         let goes_on = !self.bound.is_original_stream && self.bound.compresses_after(i);
         if let (Some(walker), Some(mut walk), true) = (walker, walk, goes_on) {
@@ -76,11 +79,17 @@ impl Run<'_> {
             report.forward_seconds += clock.elapsed().as_secs_f64();
         }
         self.file.drop_pages(part);
-        Ok(report)
+        Ok(Done { block: i, report, schemes })
     }
 
-    /// Writes the shard of a part; the head's holds the embedding too.
-    fn write(&self, i: usize, part: Part, linears: &[Arc<QuantizedLinear>], vectors: &[Vec<f32>]) -> Result<()> {
+    /// Writes the shard of a part; the head's holds the embedding too. Returns how its linears are stored.
+    fn write(
+        &self,
+        i: usize,
+        part: Part,
+        linears: &[Arc<QuantizedLinear>],
+        vectors: &[Vec<f32>],
+    ) -> Result<Vec<(String, Option<Scheme>)>> {
         let mut shard = Shard::new(&self.file, self.bound.format.layout());
         if part == Part::Head {
             let embed = self.file.part(Part::Embed)?;
@@ -88,7 +97,8 @@ impl Run<'_> {
         }
         let is_shared = part == Part::Head && self.file.is_tied() && !self.bound.has_head();
         shard.add(part, if is_shared { &[] } else { linears }, vectors)?;
-        write_shard(&self.places.parts().join(shard_name(i)), &shard.tensors)
+        write_shard(&self.places.parts().join(shard_name(i)), &shard.tensors)?;
+        Ok(shard.schemes)
     }
 
     /// Statistics of some values over all tokens.
@@ -188,20 +198,19 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The solver for linears that share an input, if any of them is rounded.
+    /// The program for linears that share an input, if any of them is rounded.
     fn begin<'a>(
         &'a self,
         i: usize,
         linears: &[WeightId],
         input: InputJob<'a>,
         report: &mut BlockReport,
-    ) -> Result<Option<Box<dyn InputSolver + 'a>>> {
-        let Some(solver) = &self.bound.solver else { return Ok(None) };
+    ) -> Result<Option<InputProgram<'a>>> {
         if linears.iter().all(|w| self.bound.grids[i][*w].is_none()) {
             return Ok(None);
         }
         let clock = Instant::now();
-        let begun = solver.begin(input)?;
+        let begun = self.bound.program.begin(input)?;
         report.solve_seconds += clock.elapsed().as_secs_f64();
         Ok(Some(begun))
     }
@@ -214,11 +223,11 @@ impl Run<'_> {
         w: usize,
         weights: &PartWeights,
         changed: Option<(Mat, Option<Vec<f32>>)>,
-        solver: Option<&dyn InputSolver>,
+        program: Option<&InputProgram<'_>>,
         report: &mut BlockReport,
     ) -> Result<QuantizedLinear> {
         let original = &weights.linears[w];
-        let (Some(grid), Some(solver)) = (&self.bound.grids[i][w], solver) else {
+        let (Some(grid), Some(program)) = (&self.bound.grids[i][w], program) else {
             return match changed {
                 // Written in the source's type; the run goes on with what will be read.
                 Some((m, bias)) => {
@@ -231,12 +240,14 @@ impl Run<'_> {
         let name = self.file.exported(part, graph.weights[w].name)?.name;
         let (weight, bias) = changed.unwrap_or_else(|| (original.decode(), original.bias.clone()));
         let clock = Instant::now();
-        let solved = solver.solve(&LinearJob { name: &name, weight: &weight, grid: &**grid })?;
+        // Every matrix has its own random numbers.
+        let seed = self.request.seed.wrapping_add((i << 20 | w) as u64);
+        let done = program.run(&Target { name: &name, weight: &weight, grid: &**grid, seed }, bias)?;
         report.solve_seconds += clock.elapsed().as_secs_f64();
-        report.warnings.extend(solved.warning);
-        let bits = solved.storage.stored_bits() as f64 / (weight.rows() * weight.cols()) as f64;
-        let (grid, output_mse) = (grid.label(), solved.output_mse);
-        report.linears.push(LinearReport { name, grid, bits_per_weight: bits, output_mse });
-        Ok(QuantizedLinear::uniform(solved.storage, bias))
+        report.warnings.extend(done.warning);
+        let bits = done.linear.stored_bits() as f64 / (weight.rows() * weight.cols()) as f64;
+        let grid = grid.label() + &self.bound.program.side_label();
+        report.linears.push(LinearReport { name, grid, bits_per_weight: bits, output_mse: done.output_mse });
+        Ok(done.linear)
     }
 }

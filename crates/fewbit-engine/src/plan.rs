@@ -51,7 +51,7 @@ impl Bound {
         for name in recipe.pass_names() {
             let is_grid = name.starts_with("grid.");
             work.push(if is_grid {
-                format!("{name} ({})", Vec::from_iter(labels.clone()).join(", "))
+                format!("{name} ({}{})", Vec::from_iter(labels.clone()).join(", "), self.program.side_label())
             } else {
                 name.to_owned()
             });
@@ -104,7 +104,7 @@ impl Bound {
     /// Bytes of the matrices that are written of a part.
     fn stored(&self, i: usize, graph: &Graph, plain: &[Plain]) -> u64 {
         let weights = graph.weights.iter().zip(&self.grids[i]).zip(plain);
-        weights.map(|((w, grid), p)| grid.as_ref().map_or(p.bytes, |g| g.stored_bits(w.shape[0], w.shape[1]) / 8)).sum()
+        weights.map(|((w, grid), p)| grid.as_ref().map_or(p.bytes, |g| self.weight_bits(&**g, w.shape) / 8)).sum()
     }
 
     /// Operations on a part; those of attention are few beside the linears'.
@@ -115,12 +115,10 @@ impl Bound {
         if self.needs.gram {
             flops += squares * tokens as f64;
         }
-        if let Some(solver) = &self.solver {
-            let rounded = graph.weights.iter().zip(&self.grids[i]).filter(|(_, g)| g.is_some());
-            flops += rounded.map(|(w, _)| solver.flops(w.shape[0], w.shape[1])).sum::<f64>();
-            let inputs = graph.linears_by_input().into_iter();
-            flops += inputs.map(|(v, _)| solver.input_flops(graph.values[v].dim)).sum::<f64>();
-        }
+        let rounded = graph.weights.iter().zip(&self.grids[i]).filter(|(_, g)| g.is_some());
+        flops += rounded.map(|(w, _)| self.program.flops(w.shape[0], w.shape[1])).sum::<f64>();
+        let inputs = graph.linears_by_input().into_iter();
+        flops += inputs.map(|(v, _)| self.program.input_flops(graph.values[v].dim)).sum::<f64>();
         for (t, site) in self.sites(graph) {
             let rows: usize = site.consumers.iter().map(|w| graph.weights[*w].shape[0]).sum();
             flops += self.transforms[t].flops(rows, site.dim);
@@ -132,8 +130,8 @@ impl Bound {
     fn memory(&self, i: usize, graph: &Graph, plain: &[Plain], tokens: usize) -> Memory {
         let floats = |w: &WeightId| graph.weights[*w].shape[0] * graph.weights[*w].shape[1];
         let packed = |w: &WeightId| {
-            let [rows, cols] = graph.weights[*w].shape;
-            self.grids[i][*w].as_ref().map_or(0, |g| g.stored_bits(rows, cols) / 8)
+            let shape = graph.weights[*w].shape;
+            self.grids[i][*w].as_ref().map_or(0, |g| self.weight_bits(&**g, shape) / 8)
         };
         let mut all = Memory::default();
         let mut done = Memory::default();
@@ -157,8 +155,7 @@ impl Bound {
                     // A search rounds a scaled copy, and looks at the difference.
                     all = all.or(held.and_f32s(floats(w)).and_f32s(floats(w)));
                 }
-                let scratch = self.solver.as_ref().map_or(0, |s| s.scratch_bytes(rows, cols));
-                all = all.or(solve.and(scratch));
+                all = all.or(solve.and(self.program.scratch_bytes(rows, cols)));
                 done = done.and(packed(w));
                 held = held.and(packed(w));
             }

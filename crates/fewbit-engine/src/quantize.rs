@@ -14,7 +14,7 @@ use crate::Plan;
 use crate::bound::{Bound, Choices, compressible};
 use crate::calibration::{Calibration, CalibrationSource};
 use crate::finish::Finished;
-use crate::journal::{Done, Identity, JOURNAL, Journal};
+use crate::journal::{Identity, JOURNAL, Journal};
 use crate::outputs::Format;
 use crate::places::Places;
 use crate::report::{BlockReport, Progress, Report};
@@ -217,16 +217,15 @@ impl Run<'_> {
         progress.begin("blocks", parts.len() as u64);
         for (i, part) in parts.iter().enumerate().skip(journal.done.len()) {
             progress.at(i as u64);
-            let report = self.part(i, *part, &mut walker)?;
-            report.warnings.iter().for_each(|w| progress.note(w));
+            let done = self.part(i, *part, &mut walker)?;
+            done.report.warnings.iter().for_each(|w| progress.note(w));
             if let Some(walker) = &mut walker {
                 walker.next_block()?;
             }
-            journal.add(Done { block: i, report })?;
+            journal.add(done)?;
         }
         progress.at(parts.len() as u64);
         drop(walker);
-        let reports: Vec<BlockReport> = journal.done.into_iter().map(|d| d.report).collect();
         Finished {
             file: &self.file,
             bound: &self.bound,
@@ -234,10 +233,10 @@ impl Run<'_> {
             calibration: self.calibration.as_ref(),
             identity: &identity,
             places: &self.places,
-            reports: &reports,
+            done: &journal.done,
         }
         .write()?;
-        Ok(self.report(reports))
+        Ok(self.report(journal.done.into_iter().map(|d| d.report).collect()))
     }
 
     fn report(&self, mut blocks: Vec<BlockReport>) -> Report {

@@ -2,7 +2,8 @@ use fewbit_format::{Error, Result};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::kinds::{Grid, Registry, Solver, Transform, near, parse};
+use crate::kinds::{Entry, Grid, Registry, Transform, near, parse};
+use crate::program::Step;
 
 /// A method as it is written down: a citation, and passes in the order in which they happen.
 #[derive(Clone, Debug, Deserialize)]
@@ -78,8 +79,8 @@ pub enum Pass {
     Transform(Box<dyn Transform>),
     /// The numbers that can be stored from here on, as settings: an override makes another grid of them.
     Grid(GridSettings),
-    /// Rounds.
-    Solve(Box<dyn Solver>),
+    /// What is done to each linear: rounds it, or keeps something beside its codes.
+    Step(Step),
 }
 
 /// A grid that is not yet bound to a linear's overrides.
@@ -145,7 +146,7 @@ impl Recipe {
 
     /// The passes by name, such as `solve.gptq`, in order.
     pub fn pass_names(&self) -> impl Iterator<Item = &str> {
-        self.passes.iter().filter_map(|t| t.get("use")?.as_str())
+        self.passes.iter().flat_map(names)
     }
 
     /// The calibration's settings under the command line's `calibration.KEY`.
@@ -177,26 +178,40 @@ impl Recipe {
 
 const CALIBRATION: &str = "calibration.";
 
+/// The name of a pass, and of those within it.
+fn names(pass: &Table) -> Vec<&str> {
+    let own = pass.get("use").and_then(Value::as_str);
+    let inner = pass.get("pass").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_table);
+    own.into_iter().chain(inner.flat_map(names)).collect()
+}
+
 /// Sets `KIND.KEY` or `KIND.NAME.KEY` in the passes of that kind.
 fn set(passes: &mut [Table], key: &str, value: &Value) -> Result<()> {
-    let names: Vec<String> = passes.iter().filter_map(|t| t.get("use")?.as_str().map(str::to_owned)).collect();
-    let unknown = || {
-        let kinds: Vec<&str> = names.iter().filter_map(|n| n.split('.').next()).collect();
-        let error = Error::input(format!("`--set {key}`: no pass of the recipe has that key"));
-        match key.split('.').next().and_then(|k| near(k, kinds.iter().copied())) {
-            Some(k) => error.hint(format!("did you mean `{k}.…`? its passes are {}", names.join(", "))),
-            None => error.hint(format!("its passes are {}", names.join(", "))),
-        }
-    };
-    let (stage, field) = key.rsplit_once('.').ok_or_else(unknown)?;
-    let mut found = false;
-    for (table, name) in passes.iter_mut().zip(&names) {
-        if name == stage || name.split('.').next() == Some(stage) {
-            table.insert(field.to_owned(), value.clone());
-            found = true;
-        }
+    let set = key
+        .rsplit_once('.')
+        .map_or(0, |(stage, field)| passes.iter_mut().map(|table| set_in(table, stage, field, value)).sum::<usize>());
+    if set > 0 {
+        return Ok(());
     }
-    if found { Ok(()) } else { Err(unknown()) }
+    let names: Vec<&str> = passes.iter().flat_map(names).collect();
+    let error = Error::input(format!("`--set {key}`: no pass of the recipe has that key"));
+    let kinds = names.iter().filter_map(|n| n.split('.').next());
+    Err(match key.split('.').next().and_then(|k| near(k, kinds)) {
+        Some(k) => error.hint(format!("did you mean `{k}.…`? its passes are {}", names.join(", "))),
+        None => error.hint(format!("its passes are {}", names.join(", "))),
+    })
+}
+
+/// Sets a key of a pass, and of those within it, where they are meant; returns of how many.
+fn set_in(pass: &mut Table, stage: &str, field: &str, value: &Value) -> usize {
+    let name = pass.get("use").and_then(Value::as_str).unwrap_or_default();
+    let is_meant = name == stage || name.split('.').next() == Some(stage);
+    if is_meant {
+        pass.insert(field.to_owned(), value.clone());
+    }
+    let inner = pass.get_mut("pass").and_then(Value::as_array_mut).into_iter().flatten();
+    let inner = inner.filter_map(Value::as_table_mut).map(|t| set_in(t, stage, field, value)).sum::<usize>();
+    usize::from(is_meant) + inner
 }
 
 fn pass(mut table: Table, registry: &Registry, scale: &str) -> Result<Pass> {
@@ -204,34 +219,12 @@ fn pass(mut table: Table, registry: &Registry, scale: &str) -> Result<Pass> {
         return Err(Error::input("a pass of the recipe has no `use = \"KIND.NAME\"`"));
     };
     let (kind, member) = name.split_once('.').unwrap_or((&name, ""));
-    let members: Vec<&str> = match kind {
-        "transform" => registry.transforms.iter().map(|e| e.name).collect(),
-        "grid" => registry.grids.iter().map(|e| e.name).collect(),
-        "solve" => registry.solvers.iter().map(|e| e.name).collect(),
-        _ => {
-            return Err(
-                Error::input(format!("pass `{name}` is of no known kind")).hint("kinds are transform, grid, solve")
-            );
-        }
-    };
-    let unknown = || {
-        let error = Error::input(format!("pass `{name}` is unknown"));
-        match near(member, members.iter().copied()) {
-            Some(n) => error.hint(format!("did you mean `{kind}.{n}`?")),
-            None => error.hint(format!("known are {kind}.{}", members.join(&format!(", {kind}.")))),
-        }
-    };
     match kind {
-        "transform" => {
-            let entry = registry.transforms.iter().find(|e| e.name == member).ok_or_else(unknown)?;
-            (entry.build)(table).map(Pass::Transform)
-        }
-        "solve" => {
-            let entry = registry.solvers.iter().find(|e| e.name == member).ok_or_else(unknown)?;
-            (entry.build)(table).map(Pass::Solve)
-        }
-        _ => {
-            let entry = registry.grids.iter().find(|e| e.name == member).ok_or_else(unknown)?;
+        "transform" => (find(registry.transforms, kind, member)?.build)(table).map(Pass::Transform),
+        "solve" => (find(registry.solvers, kind, member)?.build)(table).map(Step::Solve).map(Pass::Step),
+        "residual" => (find(registry.residuals, kind, member)?.build)(table).map(Step::Residual).map(Pass::Step),
+        "grid" => {
+            let entry = find(registry.grids, kind, member)?;
             if table.get("scale").is_none_or(|v| v.as_str() == Some("source")) {
                 table.insert("scale".to_owned(), Value::String(scale.to_owned()));
             }
@@ -239,5 +232,41 @@ fn pass(mut table: Table, registry: &Registry, scale: &str) -> Result<Pass> {
             (entry.build)(grid.table.clone())?;
             Ok(Pass::Grid(grid))
         }
+        "alternate" => alternate(table, registry, scale).map(Pass::Step),
+        _ => Err(Error::input(format!("pass `{name}` is of no known kind"))
+            .hint("kinds are transform, grid, residual, solve, alternate")),
     }
+}
+
+/// The member of a kind.
+fn find<T: ?Sized>(members: &'static [Entry<T>], kind: &str, member: &str) -> Result<&'static Entry<T>> {
+    members.iter().find(|e| e.name == member).ok_or_else(|| {
+        let error = Error::input(format!("pass `{kind}.{member}` is unknown"));
+        let known: Vec<&str> = members.iter().map(|e| e.name).collect();
+        match near(member, known.iter().copied()) {
+            Some(n) => error.hint(format!("did you mean `{kind}.{n}`?")),
+            None => error.hint(format!("known are {kind}.{}", known.join(&format!(", {kind}.")))),
+        }
+    })
+}
+
+/// Settings of `alternate`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Alternate {
+    /// Rounds at most.
+    rounds: usize,
+    pass: Vec<Table>,
+}
+
+fn alternate(table: Table, registry: &Registry, scale: &str) -> Result<Step> {
+    let Alternate { rounds, pass: passes } = parse("alternate", table)?;
+    if rounds == 0 {
+        return Err(Error::input("`alternate.rounds` is 0, where a positive number is needed"));
+    }
+    let step = |table| match pass(table, registry, scale)? {
+        Pass::Step(step) => Ok(step),
+        _ => Err(Error::input("`alternate` holds a pass that is neither `solve` nor `residual`")),
+    };
+    Ok(Step::Alternate(rounds, passes.into_iter().map(step).collect::<Result<_>>()?))
 }

@@ -3,7 +3,8 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::{
-    Error, FloatCodes, GgmlBlocks, IntCodes, LatticeCodes, Mat, Result, TableCodes, Tensor, TrellisCodes, VectorCodes,
+    Error, FloatCodes, GgmlBlocks, IntCodes, LatticeCodes, Mat, Online, Result, Sides, TableCodes, Tensor,
+    TrellisCodes, VectorCodes,
 };
 
 /// How a band of rows is stored. One variant per family of layouts; each decodes in its own file.
@@ -178,7 +179,7 @@ pub struct Band {
     pub storage: Storage,
 }
 
-/// One compressed linear: `y = x Wᵀ + b` with `W [out, in]` in bands of rows.
+/// One compressed linear: `y = output(W · input(x)) + b`, `W [out, in]` in bands of rows and what stands beside them.
 ///
 /// Bands are in order and cover `0..out`; rows of one matrix may differ in bits.
 #[derive(Clone, Debug)]
@@ -187,6 +188,12 @@ pub struct QuantizedLinear {
     pub shape: [usize; 2],
     /// The rows.
     pub bands: Vec<Band>,
+    /// Added to the bands.
+    pub sides: Sides,
+    /// Applied to each input, in order.
+    pub input: Vec<Online>,
+    /// Applied to each row of the product, in order, before the bias.
+    pub output: Vec<Online>,
     /// `[out]`.
     pub bias: Option<Vec<f32>>,
 }
@@ -195,10 +202,20 @@ impl QuantizedLinear {
     /// One band for all rows.
     pub fn uniform(storage: Storage, bias: Option<Vec<f32>>) -> Self {
         let shape = storage.shape();
-        Self { shape, bands: vec![Band { rows: 0..shape[0], storage }], bias }
+        Self::of_bands(shape, vec![Band { rows: 0..shape[0], storage }], bias)
     }
 
-    /// Decodes rows `rows` into `out[rows.len() · in]`.
+    /// Bands, and nothing beside them.
+    pub fn of_bands(shape: [usize; 2], bands: Vec<Band>, bias: Option<Vec<f32>>) -> Self {
+        Self { shape, bands, sides: Sides::default(), input: Vec::new(), output: Vec::new(), bias }
+    }
+
+    /// Whether the bands are all that there is of `W`: nothing beside them, nothing before or after.
+    pub fn is_plain(&self) -> bool {
+        self.sides.is_empty() && self.input.is_empty() && self.output.is_empty()
+    }
+
+    /// Decodes rows `rows` of `W` into `out[rows.len() · in]`.
     pub fn decode_rows(&self, rows: Range<usize>, out: &mut [f32]) {
         let cols = self.shape[1];
         for band in &self.bands {
@@ -208,9 +225,10 @@ impl QuantizedLinear {
                 band.storage.decode_rows(from - band.rows.start..to - band.rows.start, at);
             }
         }
+        self.sides.add_rows(rows, out);
     }
 
-    /// The whole matrix, decoded.
+    /// The whole `W`, decoded; what is applied before and after it is not in it.
     pub fn decode(&self) -> Mat {
         let mut m = Mat::zeros(self.shape[0], self.shape[1]);
         self.decode_rows(0..self.shape[0], m.data_mut());
@@ -219,11 +237,13 @@ impl QuantizedLinear {
 
     /// Everything stored for the matrix (without the bias), in bits.
     pub fn stored_bits(&self) -> u64 {
-        self.bands.iter().map(|b| b.storage.stored_bits()).sum()
+        let bands: u64 = self.bands.iter().map(|b| b.storage.stored_bits()).sum();
+        let online: u64 = self.input.iter().chain(&self.output).map(Online::stored_bits).sum();
+        bands + self.sides.stored_bits() + online
     }
 
-    /// Whether every band is plain floats.
+    /// Whether all of it is plain floats.
     pub fn is_dense(&self) -> bool {
-        self.bands.iter().all(|b| matches!(b.storage, Storage::Dense(_)))
+        self.is_plain() && self.bands.iter().all(|b| matches!(b.storage, Storage::Dense(_)))
     }
 }

@@ -9,6 +9,7 @@ pub mod elementwise;
 pub mod hadamard;
 mod lanes;
 pub mod linear;
+pub mod online;
 pub mod product;
 pub mod strip;
 pub mod team;

@@ -5,6 +5,7 @@
 
 mod grid;
 mod recipes;
+mod residual;
 mod solve;
 mod transform;
 
@@ -13,5 +14,9 @@ pub use recipes::RECIPES;
 use fewbit_engine::kinds::Registry;
 
 /// All primitives.
-pub const REGISTRY: Registry =
-    Registry { grids: grid::GRIDS, solvers: solve::SOLVERS, transforms: transform::TRANSFORMS };
+pub const REGISTRY: Registry = Registry {
+    grids: grid::GRIDS,
+    solvers: solve::SOLVERS,
+    residuals: residual::RESIDUALS,
+    transforms: transform::TRANSFORMS,
+};

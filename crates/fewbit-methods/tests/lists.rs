@@ -4,7 +4,7 @@
 
 use std::fmt::Debug;
 
-use fewbit_engine::kinds::{Entry, Grid, InputJob, LinearJob, Solved, Solver};
+use fewbit_engine::kinds::{Entries, Entry, Grid, InputJob, Keep, LinearJob, Solved, Solver};
 use fewbit_engine::{InputStats, Recipe, Settings, Table};
 use fewbit_format::Mat;
 use fewbit_kernel::Team;
@@ -35,6 +35,7 @@ fn is_documented<T: ?Sized + Debug>(kind: &str, entry: &Entry<T>) {
 fn members_are_documented_as_they_are() {
     REGISTRY.grids.iter().for_each(|e| is_documented("grid", e));
     REGISTRY.solvers.iter().for_each(|e| is_documented("solve", e));
+    REGISTRY.residuals.iter().for_each(|e| is_documented("residual", e));
     REGISTRY.transforms.iter().for_each(|e| is_documented("transform", e));
 }
 
@@ -78,7 +79,11 @@ fn every_solver_on_every_grid_is_deterministic_and_no_worse_than_nearest() {
     let stats = InputStats { gram: Some(h.clone()), mean_abs: Some(vec![1.0; 128]), tokens: 3 * 128 };
     let solve = |solver: &dyn Solver, grid: &dyn Grid, threads: usize| {
         let input = InputJob { name: "test", stats: &stats, team: &Team::new(threads) };
-        solver.begin(input).unwrap().solve(&LinearJob { name: "test", weight: &w, grid }).unwrap()
+        solver
+            .begin(input)
+            .unwrap()
+            .solve(&LinearJob { name: "test", weight: &w, grid, keep: &Keep::Nothing, seed: 0 })
+            .unwrap()
     };
     let nearest = REGISTRY.solvers.iter().find(|e| e.name == "nearest").unwrap();
     let nearest = (nearest.build)(Table::new()).unwrap();
@@ -92,6 +97,46 @@ fn every_solver_on_every_grid_is_deterministic_and_no_worse_than_nearest() {
             assert_eq!(format!("{one:?}"), format!("{three:?}"), "{name}: threads matter");
             let own = loss(&w, &one, &h);
             assert!(own <= baseline, "{name}: {own}, nearest {baseline}");
+        }
+    }
+}
+
+#[test]
+fn every_solver_on_every_grid_keeps_what_it_is_told_to() {
+    let (mut w, h) = (random(37, 128, 5), gram(128));
+    let mut entries = Entries::none(37, 128);
+    for r in 0..37 {
+        // Outliers that no code reaches without loss for all others.
+        for c in [r % 128, (7 * r + 60) % 128] {
+            entries.add(r, c);
+            w[(r, c)] *= 40.0;
+        }
+    }
+    let stats = InputStats { gram: Some(h.clone()), mean_abs: Some(vec![1.0; 128]), tokens: 3 * 128 };
+    for grid in REGISTRY.grids {
+        let bound = (grid.build)(Table::new()).unwrap();
+        for entry in REGISTRY.solvers {
+            let name = format!("solve.{} on grid.{}", entry.name, grid.name);
+            let solver = (entry.build)(Table::new()).unwrap();
+            let solve = |keep: &Keep, threads| {
+                let input = InputJob { name: "test", stats: &stats, team: &Team::new(threads) };
+                let job = LinearJob { name: "test", weight: &w, grid: &*bound, keep, seed: 0 };
+                solver.begin(input).unwrap().solve(&job).unwrap()
+            };
+            let keep = Keep::Entries(entries.clone());
+            let [kept, again, without] = [solve(&keep, 1), solve(&keep, 3), solve(&Keep::Nothing, 1)];
+            assert_eq!(format!("{kept:?}"), format!("{again:?}"), "{name}: threads matter");
+            let (mut one, mut two) = (Mat::zeros(37, 128), Mat::zeros(37, 128));
+            kept.storage.decode_rows(0..37, one.data_mut());
+            let sparse = kept.sparse.as_ref().unwrap();
+            sparse.add_rows(0..37, one.data_mut());
+            without.storage.decode_rows(0..37, two.data_mut());
+            assert_eq!(sparse.entries().0.len(), entries.count(), "{name}");
+            let error = |q: &Mat| -> f64 {
+                let delta = w.data().iter().zip(q.data());
+                delta.map(|(a, b)| f64::from((a - b).powi(2))).sum()
+            };
+            assert!(error(&one) < 0.1 * error(&two), "{name}: {} {}", error(&one), error(&two));
         }
     }
 }

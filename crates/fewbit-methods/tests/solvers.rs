@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use fewbit_engine::InputStats;
-use fewbit_engine::kinds::{Grid, InputJob, LinearJob, Solved, Solver};
+use fewbit_engine::kinds::{Grid, InputJob, Keep, LinearJob, Solved, Solver};
 use fewbit_format::Mat;
 use fewbit_kernel::Team;
 use fewbit_methods::REGISTRY;
@@ -38,7 +38,11 @@ fn correlated(n: usize, seed: u64) -> Mat {
 fn solve(solver: &dyn Solver, grid: &dyn Grid, w: &Mat, h: &Mat, threads: usize) -> Solved {
     let stats = InputStats { gram: Some(h.clone()), mean_abs: None, tokens: 4 * h.cols() };
     let input = InputJob { name: "test", stats: &stats, team: &Team::new(threads) };
-    solver.begin(input).unwrap().solve(&LinearJob { name: "test", weight: w, grid }).unwrap()
+    solver
+        .begin(input)
+        .unwrap()
+        .solve(&LinearJob { name: "test", weight: w, grid, keep: &Keep::Nothing, seed: 0 })
+        .unwrap()
 }
 
 fn decoded(solved: &Solved, w: &Mat) -> Mat {

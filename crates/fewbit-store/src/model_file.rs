@@ -167,9 +167,12 @@ impl ModelFile {
         let source = self.source(part, w.name)?;
         let stored = [source.rows.stored_count(w.shape[0]), w.shape[1]];
         let mut bands = self.bands(&source.name, stored)?;
+        let mut sides = layout::read_sides(&self.quantization, &self.checkpoint, &source.name, stored)
+            .map_err(|e| e.file(self.checkpoint.path()))?;
         if source.rows != Rows::All {
             let rows: Vec<usize> = (0..w.shape[0]).map(|r| source.rows.stored(r)).collect();
             bands = vec![Band { rows: 0..w.shape[0], storage: select(&bands, &rows)? }];
+            sides = sides.select_rows(&rows)?;
         }
         let bias = if w.has_bias {
             let name = format!("{}.bias", source.name);
@@ -178,7 +181,7 @@ impl ModelFile {
         } else {
             None
         };
-        Ok(QuantizedLinear { shape: w.shape, bands, bias })
+        Ok(QuantizedLinear { sides, ..QuantizedLinear::of_bands(w.shape, bands, bias) })
     }
 
     fn bands(&self, module: &str, shape: [usize; 2]) -> Result<Vec<Band>> {

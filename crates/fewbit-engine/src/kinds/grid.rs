@@ -1,7 +1,10 @@
 use std::ops::Range;
 
 use fewbit_format::{Mat, Result, Storage};
+use fewbit_kernel::Team;
 use fewbit_kernel::strip::{STRIP, gather};
+
+use crate::stats::InputStats;
 
 /// Rows that are rounded together: one vector register of f32.
 pub const LANES: usize = STRIP;
@@ -40,8 +43,43 @@ pub enum Weighting<'a> {
     None,
     /// One number per column of the group.
     Column(&'a [f32]),
+    /// One number per weight of the group, `[column][lane]`.
+    Element(&'a [[f32; LANES]]),
     /// The group's block of `XᵀX`, `[group, group]`: errors that cancel in the output cost nothing.
     Gram(&'a Mat),
+}
+
+impl Weighting<'_> {
+    /// Whether a column of the group has this lane's weight out of sight.
+    pub fn hides(&self, column: usize, lane: usize) -> bool {
+        match self {
+            Self::None | Self::Gram(_) => false,
+            Self::Column(w) => w[column] == 0.0,
+            Self::Element(w) => w[column][lane] == 0.0,
+        }
+    }
+}
+
+/// A place in a matrix: a strip, and a column of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Strip: rows `strip · 16 ..`.
+    pub strip: usize,
+    /// Column: the first of a tile or group.
+    pub column: usize,
+}
+
+/// One matrix that a grid is bound to.
+#[derive(Clone, Copy)]
+pub struct GridJob<'a> {
+    /// `[out, in]`.
+    pub weight: &'a Mat,
+    /// What its input was like: the diagonal of `XᵀX` weighs columns.
+    pub stats: &'a InputStats,
+    /// Of everything random.
+    pub seed: u64,
+    /// The threads.
+    pub team: &'a Team,
 }
 
 /// Parameters of one group in one strip: for each number that the grid keeps (scale, zero point, …), a value per row.
@@ -66,14 +104,15 @@ pub trait Grid: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// If the matrix cannot be represented.
-    fn begin(&self, w: &Mat) -> Result<Box<dyn BoundGrid>>;
+    fn begin(&self, job: &GridJob<'_>) -> Result<Box<dyn BoundGrid>>;
 
     /// How a person calls it, such as `w4 g128`.
     fn label(&self) -> String;
 }
 
-/// A grid bound to one matrix. Solvers call [`fit`](Self::fit) once per group and strip, [`round`](Self::round) for
-/// its tiles, and [`store`](Self::store) at the end with all codes and parameters.
+/// A grid bound to one matrix. A [`Rounder`](super::Rounder) calls [`fit`](Self::fit) once per group and strip, then
+/// [`seal`](Self::seal) where all groups are fitted before any is rounded, [`round`](Self::round) for its tiles, and
+/// [`store`](Self::store) at the end with all codes and parameters.
 pub trait BoundGrid: Send + Sync {
     /// Columns that are rounded together: 1 for scalars, 8 for an 8-dimensional codebook.
     fn width(&self) -> usize;
@@ -81,11 +120,25 @@ pub trait BoundGrid: Send + Sync {
     /// Columns that share parameters; a multiple of [`width`](Self::width).
     fn group(&self) -> usize;
 
-    /// Parameters of group `index` (columns `index·group..`) for the strip's rows, from the values `[group][lane]`.
-    fn fit(&self, index: usize, values: &[[f32; LANES]], by: Weighting<'_>) -> Params;
+    /// Parameters of the group that begins at `at` for the strip's rows, from the values `[group][lane]`.
+    fn fit(&self, at: Place, values: &[[f32; LANES]], by: Weighting<'_>) -> Params;
 
-    /// Rounds tiles `[width][lane]` of one group, one or several: writes as many codes per lane, and what they decode to.
-    fn round(&self, params: &Params, tile: &[[f32; LANES]], codes: &mut [[u16; LANES]], decoded: &mut [[f32; LANES]]);
+    /// Rounds the parameters themselves, such as scales of scales: `params[strip][group]`, of all strips. Blocks of
+    /// parameters within a strip are better rounded by `fit`, which every solver calls.
+    fn seal(&self, params: &mut [Vec<Params>]) {
+        let _ = params;
+    }
+
+    /// Rounds tiles `[width][lane]` of one group, one or several, the first of which begins at `at`: writes as many
+    /// codes per lane, and what they decode to.
+    fn round(
+        &self,
+        at: Place,
+        params: &Params,
+        tile: &[[f32; LANES]],
+        codes: &mut [[u16; LANES]],
+        decoded: &mut [[f32; LANES]],
+    );
 
     /// The stored form. `codes[strip][column]` and `params[strip][group]`, strips in order.
     ///

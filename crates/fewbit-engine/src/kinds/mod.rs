@@ -2,12 +2,16 @@
 
 mod grid;
 mod registry;
+mod residual;
+mod rounder;
 mod solver;
 mod transform;
 
-pub use grid::{BoundGrid, Grid, LANES, Params, Strip, Weighting};
+pub use grid::{BoundGrid, Grid, GridJob, LANES, Params, Place, Strip, Weighting};
 pub(crate) use registry::near;
 pub use registry::{Entry, Registry, parse};
+pub use residual::{Residual, ResidualJob, Side};
+pub use rounder::{Entries, Keep, Rounded, Rounder};
 pub use solver::{InputJob, InputSolver, LinearJob, Solved, Solver};
 pub use transform::{Element, SiteJob, Transform};
 

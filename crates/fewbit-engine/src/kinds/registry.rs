@@ -2,7 +2,7 @@ use fewbit_format::{Error, Result};
 use serde::de::DeserializeOwned;
 use toml::Table;
 
-use super::{Grid, Solver, Transform};
+use super::{Grid, Residual, Solver, Transform};
 
 /// One member of a kind: a line in a const list.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub struct Registry {
     pub grids: &'static [Entry<dyn Grid>],
     /// `solve.*`.
     pub solvers: &'static [Entry<dyn Solver>],
+    /// `residual.*`.
+    pub residuals: &'static [Entry<dyn Residual>],
     /// `transform.*`.
     pub transforms: &'static [Entry<dyn Transform>],
 }

@@ -1,7 +1,7 @@
-use fewbit_format::{Mat, Result, Storage};
+use fewbit_format::{Mat, Result, Sparse, Storage};
 use fewbit_kernel::Team;
 
-use super::{Grid, Needs};
+use super::{Grid, Keep, Needs};
 use crate::stats::InputStats;
 
 /// What linears that read one value have in common.
@@ -23,6 +23,10 @@ pub struct LinearJob<'a> {
     pub weight: &'a Mat,
     /// Which numbers can be stored.
     pub grid: &'a dyn Grid,
+    /// Which weights stay beside the codes.
+    pub keep: &'a Keep,
+    /// Of everything random.
+    pub seed: u64,
 }
 
 /// A compressed linear.
@@ -30,6 +34,8 @@ pub struct LinearJob<'a> {
 pub struct Solved {
     /// Its stored form.
     pub storage: Storage,
+    /// The weights that stay beside the codes.
+    pub sparse: Option<Sparse>,
     /// Mean squared error of the outputs over the calibration tokens, `tr(Δ H Δᵀ) / (tokens · out)`, where it is known.
     pub output_mse: Option<f64>,
     /// What the user should hear, such as a raised damping.

@@ -1,5 +1,6 @@
 //! Linears as the runtime calls them: one kernel for all that share an input (q/k/v; gate and up), chosen once at load.
 
+mod composed;
 mod dense;
 mod int8dot;
 mod packed;
@@ -44,7 +45,8 @@ pub trait Kernel: Send + Sync {
 type Candidate = fn(&[Arc<QuantizedLinear>], Arithmetic, Level) -> Option<Box<dyn Kernel>>;
 
 /// All kernels; the first that takes the linears is used, and the last takes any.
-const CANDIDATES: &[Candidate] = &[int8dot::candidate, unpacked::candidate, separate::candidate, dense::candidate];
+const CANDIDATES: &[Candidate] =
+    &[composed::candidate, int8dot::candidate, unpacked::candidate, separate::candidate, dense::candidate];
 
 /// The kernel for linears that share an input, on this machine ([`cpu::detect`]).
 ///

@@ -1,4 +1,6 @@
-use fewbit_format::{Band, Dtype, Group, IntCodes, IntGrid, ScaleType, Storage, Tensor, Zeros};
+use fewbit_format::{
+    Band, Dtype, Group, IntCodes, IntGrid, LowRank, Online, ScaleType, Sides, Sparse, Storage, Tensor, Zeros,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -100,7 +102,7 @@ proptest! {
         let second = dense(n, more, cols, Dtype::BF16);
         let bias = bias.then(|| n.take(rows + more));
         let bands = vec![Band { rows: 0..rows, storage: first }, Band { rows: rows..rows + more, storage: second }];
-        let banded = QuantizedLinear { shape: [rows + more, cols], bands, bias };
+        let banded = QuantizedLinear::of_bands([rows + more, cols], bands, bias);
         let other = QuantizedLinear::uniform(storage(n, more), None);
         let linears = [Arc::new(banded), Arc::new(other)];
         let x = n.take(tokens * cols);
@@ -122,5 +124,67 @@ fn a_dense_linear_beside_integers_leaves_them_their_kernel() {
         assert_eq!(choose_at(level, &linears, Arithmetic::Fast).name(), "separate");
         let kernel = choose_at(level, &linears, Arithmetic::Exact);
         check(&check_invariance(&*kernel, &linears, 5, &x), &linears, 5, &x, 1e-5);
+    }
+}
+
+/// `y = output(W · input(x)) + b` with everything that may stand beside the codes, against plain loops.
+#[test]
+fn what_stands_beside_the_codes_is_added() {
+    let n = &mut Numbers(4);
+    let (rows, cols, tokens) = (20, 64, 5);
+    let (starts, columns) = ((0..=rows as u32).map(|r| 2 * r).collect(), [3u16, 40].repeat(rows));
+    let values = n.take(2 * rows).into_iter().map(half::f16::from_f32).collect();
+    let low_rank = LowRank { left: dense(n, rows, 3, Dtype::F16), right: dense(n, 3, cols, Dtype::F32) };
+    let hadamard = |block, flips| Online::Hadamard { block, flips, is_inverse: false };
+    let composed = QuantizedLinear {
+        sides: Sides { sparse: Some(Sparse::new(cols, starts, columns, values).unwrap()), low_rank: Some(low_rank) },
+        input: vec![hadamard(16, (0..cols).map(|c| c % 3 == 0).collect()), Online::Diagonal(n.take(cols))],
+        output: vec![hadamard(4, (0..rows).map(|r| r % 5 == 0).collect()).inverse()],
+        ..QuantizedLinear::uniform(int(n, rows, cols, 4, Group::Columns(32), 1), Some(n.take(rows)))
+    };
+    let plain = QuantizedLinear::uniform(dense(n, 7, cols, Dtype::BF16), None);
+    let linears = [composed.clone(), plain].map(Arc::new);
+    let x = n.take(tokens * cols);
+    let w = composed.decode();
+    for level in levels() {
+        let kernel = choose_at(level, &linears, Arithmetic::Exact);
+        let outs = check_invariance(&*kernel, &linears, tokens, &x);
+        check(&outs[1..], &linears[1..], tokens, &x, 1e-5);
+        for (x, y) in x.chunks_exact(cols).zip(outs[0].chunks_exact(rows)) {
+            let [mut x, mut expected] = [x.to_vec(), vec![0.0f32; rows]];
+            composed.input.iter().for_each(|m| slow(m, &mut x));
+            for (r, e) in expected.iter_mut().enumerate() {
+                *e = w.row(r).iter().zip(&x).map(|(w, x)| w * x).sum();
+            }
+            composed.output.iter().for_each(|m| slow(m, &mut expected));
+            let bias = composed.bias.as_ref().unwrap();
+            for ((y, e), b) in y.iter().zip(&expected).zip(bias) {
+                assert!((y - (e + b)).abs() < 2e-4 * (1.0 + e.abs()), "{y} {e} {b}");
+            }
+        }
+    }
+}
+
+/// `x M` by the definition: entry `(i, j)` of a Hadamard matrix is −1 to the power of the ones in `i & j`.
+fn slow(map: &Online, x: &mut [f32]) {
+    match map {
+        Online::Diagonal(factors) => x.iter_mut().zip(factors).for_each(|(x, f)| *x *= f),
+        Online::Hadamard { block, flips, is_inverse } => {
+            // Sylvester's matrices are symmetric: the inverse differs in the place of the signs alone.
+            let turn = |x: &mut [f32]| x.iter_mut().zip(flips).filter(|(_, f)| **f).for_each(|(x, _)| *x = -*x);
+            if !is_inverse {
+                turn(x);
+            }
+            for x in x.chunks_exact_mut(*block) {
+                let old = x.to_vec();
+                for (j, x) in x.iter_mut().enumerate() {
+                    let sign = |i: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+                    *x = old.iter().enumerate().map(|(i, v)| sign(i) * v).sum::<f32>() / (*block as f32).sqrt();
+                }
+            }
+            if *is_inverse {
+                turn(x);
+            }
+        }
     }
 }

@@ -1,5 +1,5 @@
-use fewbit_engine::kinds::{BoundGrid, Entry, Grid, LANES, Needs, Params, Weighting, parse};
-use fewbit_format::{Error, Group, IntCodes, IntGrid, Mat, Result, Storage, Zeros};
+use fewbit_engine::kinds::{BoundGrid, Entry, Grid, GridJob, LANES, Needs, Params, Place, Weighting, parse};
+use fewbit_format::{Error, Group, IntCodes, IntGrid, Result, Storage, Zeros};
 use fewbit_kernel::strip::{Affine, quadratic, round_affine};
 use serde::Deserialize;
 
@@ -134,7 +134,8 @@ impl Grid for IntSettings {
         8 * (rows * fewbit_format::packed_len(cols, self.bits)) as u64 + groups * (grid.scale.bits() + zero)
     }
 
-    fn begin(&self, w: &Mat) -> Result<Box<dyn BoundGrid>> {
+    fn begin(&self, job: &GridJob<'_>) -> Result<Box<dyn BoundGrid>> {
+        let w = job.weight;
         let grid = self.grid();
         grid.group.check(w.cols())?;
         let mut bound = Bound {
@@ -226,7 +227,7 @@ impl Bound {
         let mut tried = start;
         let (mut codes, mut decoded) = (vec![[0; LANES]; values.len()], vec![[0.0; LANES]; values.len()]);
         for _ in 0..=STEPS {
-            self.round(&tried, values, &mut codes, &mut decoded);
+            round_affine(self.affine(&tried.0[0], &tried.0[1]), values, &mut codes, &mut decoded);
             let mut moves = [false; LANES];
             for lane in 0..LANES {
                 let error: f64 = values.iter().zip(&decoded).map(|(w, d)| f64::from((w[lane] - d[lane]).abs())).sum();
@@ -274,6 +275,13 @@ fn errors(delta: &[[f32; LANES]], by: Weighting<'_>) -> [f64; LANES] {
                 sums.iter_mut().zip(column).for_each(|(sum, d)| *sum += f64::from(w * d.abs().powf(POWER)));
             }
         }
+        Weighting::Element(weights) => {
+            for (column, w) in delta.iter().zip(weights) {
+                for lane in 0..LANES {
+                    sums[lane] += f64::from(w[lane] * column[lane].abs().powf(POWER));
+                }
+            }
+        }
         Weighting::None => {
             for column in delta {
                 sums.iter_mut().zip(column).for_each(|(sum, d)| *sum += f64::from(d.abs().powf(POWER)));
@@ -292,16 +300,13 @@ impl BoundGrid for Bound {
         self.grid.group.width(self.cols)
     }
 
-    fn fit(&self, _: usize, values: &[[f32; LANES]], by: Weighting<'_>) -> Params {
+    fn fit(&self, _: Place, values: &[[f32; LANES]], by: Weighting<'_>) -> Params {
         if let Some((s, z)) = self.shared {
             return Params(vec![[s; LANES], [z; LANES]]);
         }
         let (mut lo, mut hi) = ([0f32; LANES], [0f32; LANES]);
         for (c, column) in values.iter().enumerate() {
-            if matches!(by, Weighting::Column(w) if w[c] == 0.0) {
-                continue;
-            }
-            for lane in 0..LANES {
+            for lane in (0..LANES).filter(|lane| !by.hides(c, *lane)) {
                 lo[lane] = lo[lane].min(column[lane]);
                 hi[lane] = hi[lane].max(column[lane]);
             }
@@ -322,7 +327,7 @@ impl BoundGrid for Bound {
                 (from[lane], to[lane]) = self.shrunken(lo[lane], hi[lane], *p);
             }
             let tried = self.all_params(&from, &to);
-            self.round(&tried, values, &mut codes, &mut delta);
+            round_affine(self.affine(&tried.0[0], &tried.0[1]), values, &mut codes, &mut delta);
             for (d, w) in delta.iter_mut().zip(values) {
                 d.iter_mut().zip(w).for_each(|(d, w)| *d = w - *d);
             }
@@ -336,7 +341,14 @@ impl BoundGrid for Bound {
         best
     }
 
-    fn round(&self, params: &Params, tile: &[[f32; LANES]], codes: &mut [[u16; LANES]], decoded: &mut [[f32; LANES]]) {
+    fn round(
+        &self,
+        _: Place,
+        params: &Params,
+        tile: &[[f32; LANES]],
+        codes: &mut [[u16; LANES]],
+        decoded: &mut [[f32; LANES]],
+    ) {
         round_affine(self.affine(&params.0[0], &params.0[1]), tile, codes, decoded);
     }
 
@@ -356,7 +368,10 @@ impl BoundGrid for Bound {
 /// What a bound grid decodes to must be what the storage decodes to.
 #[cfg(test)]
 mod tests {
+    use fewbit_engine::InputStats;
     use fewbit_engine::kinds::Strip;
+    use fewbit_format::Mat;
+    use fewbit_kernel::Team;
     use rand::{RngExt, SeedableRng};
 
     use super::*;
@@ -371,7 +386,8 @@ mod tests {
     }
 
     fn nearest(grid: &dyn Grid, w: &Mat) -> (Storage, Mat) {
-        let bound = grid.begin(w).unwrap();
+        let bound =
+            grid.begin(&GridJob { weight: w, stats: &InputStats::default(), seed: 0, team: &Team::new(1) }).unwrap();
         let (mut all_codes, mut all_params, mut seen) = (Vec::new(), Vec::new(), Mat::zeros(w.rows(), w.cols()));
         for i in 0..Strip::count(w.rows()) {
             let strip = Strip::of(w, i);
@@ -381,8 +397,9 @@ mod tests {
             let params: Vec<Params> = (0..w.cols() / g)
                 .map(|k| {
                     let at = k * g..(k + 1) * g;
-                    let p = bound.fit(k, &strip.data[at.clone()], Weighting::None);
-                    bound.round(&p, &strip.data[at.clone()], &mut codes[at.clone()], &mut decoded[at]);
+                    let place = Place { strip: i, column: k * g };
+                    let p = bound.fit(place, &strip.data[at.clone()], Weighting::None);
+                    bound.round(place, &p, &strip.data[at.clone()], &mut codes[at.clone()], &mut decoded[at]);
                     p
                 })
                 .collect();

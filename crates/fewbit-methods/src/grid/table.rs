@@ -1,5 +1,5 @@
-use fewbit_engine::kinds::{BoundGrid, Entry, Grid, LANES, Needs, Params, Weighting, parse};
-use fewbit_format::{Error, Group, Mat, Result, Storage, TableCodes, TableGrid, packed_len};
+use fewbit_engine::kinds::{BoundGrid, Entry, Grid, GridJob, LANES, Needs, Params, Place, Weighting, parse};
+use fewbit_format::{Error, Group, Result, Storage, TableCodes, TableGrid, packed_len};
 use serde::Deserialize;
 
 use super::{GroupSetting, ScaleSetting, flat_codes, flat_params, group_label, groups};
@@ -110,7 +110,8 @@ impl Grid for TableSettings {
         codes + groups(group, rows, cols) as u64 * scale.bits() + 32 * self.grid().levels() as u64
     }
 
-    fn begin(&self, w: &Mat) -> Result<Box<dyn BoundGrid>> {
+    fn begin(&self, job: &GridJob<'_>) -> Result<Box<dyn BoundGrid>> {
+        let w = job.weight;
         let grid = self.grid();
         grid.group.check(w.cols())?;
         let table = self.levels.table();
@@ -158,21 +159,27 @@ impl BoundGrid for Bound {
         self.grid.group.width(self.cols)
     }
 
-    fn fit(&self, _: usize, values: &[[f32; LANES]], by: Weighting<'_>) -> Params {
+    fn fit(&self, _: Place, values: &[[f32; LANES]], by: Weighting<'_>) -> Params {
         if let Some(s) = self.shared {
             return Params(vec![[s; LANES]]);
         }
         let mut reach = [0f32; LANES];
         for (c, column) in values.iter().enumerate() {
-            if matches!(by, Weighting::Column(w) if w[c] == 0.0) {
-                continue;
-            }
-            reach.iter_mut().zip(column).for_each(|(r, v)| *r = r.max(v.abs()));
+            (0..LANES)
+                .filter(|lane| !by.hides(c, *lane))
+                .for_each(|lane| reach[lane] = reach[lane].max(column[lane].abs()));
         }
         Params(vec![reach.map(|r| self.scale(r))])
     }
 
-    fn round(&self, params: &Params, tile: &[[f32; LANES]], codes: &mut [[u16; LANES]], decoded: &mut [[f32; LANES]]) {
+    fn round(
+        &self,
+        _: Place,
+        params: &Params,
+        tile: &[[f32; LANES]],
+        codes: &mut [[u16; LANES]],
+        decoded: &mut [[f32; LANES]],
+    ) {
         let scales = &params.0[0];
         for ((w, code), out) in tile.iter().zip(codes).zip(decoded) {
             let mut x = *w;
@@ -196,7 +203,10 @@ impl BoundGrid for Bound {
 
 #[cfg(test)]
 mod tests {
+    use fewbit_engine::InputStats;
     use fewbit_engine::kinds::Strip;
+    use fewbit_format::Mat;
+    use fewbit_kernel::Team;
     use rand::{RngExt, SeedableRng};
 
     use super::*;
@@ -213,7 +223,8 @@ mod tests {
 
     /// What is stored, and what the solver saw.
     fn nearest(grid: &dyn Grid, w: &Mat) -> (Mat, Mat) {
-        let bound = grid.begin(w).unwrap();
+        let bound =
+            grid.begin(&GridJob { weight: w, stats: &InputStats::default(), seed: 0, team: &Team::new(1) }).unwrap();
         let (mut all_codes, mut all_params, mut seen) = (Vec::new(), Vec::new(), Mat::zeros(w.rows(), w.cols()));
         for i in 0..Strip::count(w.rows()) {
             let strip = Strip::of(w, i);
@@ -221,8 +232,9 @@ mod tests {
             let mut params = Vec::new();
             for k in 0..w.cols() / bound.group() {
                 let at = k * bound.group()..(k + 1) * bound.group();
-                params.push(bound.fit(k, &strip.data[at.clone()], Weighting::None));
-                bound.round(&params[k], &strip.data[at.clone()], &mut codes[at.clone()], &mut decoded[at]);
+                let place = Place { strip: i, column: at.start };
+                params.push(bound.fit(place, &strip.data[at.clone()], Weighting::None));
+                bound.round(place, &params[k], &strip.data[at.clone()], &mut codes[at.clone()], &mut decoded[at]);
             }
             for (lane, r) in strip.rows.clone().enumerate() {
                 (0..w.cols()).for_each(|c| seen[(r, c)] = decoded[c][lane]);

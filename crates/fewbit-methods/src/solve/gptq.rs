@@ -2,7 +2,8 @@ use std::borrow::Cow;
 use std::sync::Mutex;
 
 use fewbit_engine::kinds::{
-    BoundGrid, Entry, InputJob, InputSolver, LANES, LinearJob, Needs, Params, Solved, Solver, Strip, parse,
+    Entry, InputJob, InputSolver, LANES, LinearJob, Needs, Params, Place, Rounded, Rounder, Solved, Solver, Strip,
+    parse,
 };
 use fewbit_format::{Error, Mat, Result};
 use fewbit_kernel::Team;
@@ -11,7 +12,7 @@ use fewbit_kernel::strip::feedback;
 use fewbit_linalg::upper_inverse_factor;
 use serde::Deserialize;
 
-use super::nearest::{Rounded, fit_strip, gram_blocks, weighting};
+use super::nearest::fit_all;
 
 pub(crate) const ENTRY: Entry<dyn Solver> = Entry {
     name: "gptq",
@@ -140,30 +141,28 @@ impl InputSolver for Factored<'_> {
     fn solve(&self, job: &LinearJob<'_>) -> Result<Solved> {
         let (team, gram) = (self.input.team, self.gram);
         let weight = without_dead(job.weight, gram);
-        let bound = job.grid.begin(&weight)?;
-        if self.gptq.act_order && bound.width() > 1 {
+        let rounder = Rounder::new(self.input, job, &weight)?;
+        if self.gptq.act_order && rounder.width() > 1 {
             return Err(Error::input("`solve.act_order` needs a grid that rounds one column at a time"));
         }
         let (n, m) = (gram.cols(), weight.rows());
         let mut w = Mat::zeros(m, n);
         team.for_pieces(w.data_mut(), n, &|r, row| gather(weight.row(r), &self.order, row));
-        let blocks = gram_blocks(Some(gram).filter(|_| job.grid.needs().gram), bound.group());
         let pass = Pass {
-            bound: &*bound,
+            rounder: &rounder,
             weight: &weight,
             team,
             order: &self.order,
             u: &self.u,
-            blocks: &blocks,
             is_static: self.gptq.static_groups,
         };
-        let (rounded, loss) = pass.run(&mut w, self.gptq.block);
-        let (codes, params) = rounded.into_iter().unzip();
+        let (strips, loss) = pass.run(&mut w, self.gptq.block);
         let (from, to) = (self.gptq.damping, self.damping);
         let warning = (to > from)
             .then(|| format!("`{}`: damping raised from {from} to {to}, since XᵀX is nearly singular", job.name));
         let output_mse = Some(loss / (self.input.stats.tokens.max(1) * m) as f64);
-        Ok(Solved { storage: bound.store(codes, params)?, output_mse, warning })
+        let (storage, sparse) = rounder.finish(strips)?;
+        Ok(Solved { storage, sparse, output_mse, warning })
     }
 }
 
@@ -189,12 +188,11 @@ fn without_dead<'a>(weight: &'a Mat, gram: &Mat) -> Cow<'a, Mat> {
 
 /// One run over the columns.
 struct Pass<'a> {
-    bound: &'a dyn BoundGrid,
+    rounder: &'a Rounder<'a>,
     weight: &'a Mat,
     team: &'a Team,
     order: &'a [usize],
     u: &'a Mat,
-    blocks: &'a [Mat],
     is_static: bool,
 }
 
@@ -202,10 +200,15 @@ impl Pass<'_> {
     /// Rounds `w` (columns in order) block by block; returns the strips and `‖E‖²`.
     fn run(&self, w: &mut Mat, block: usize) -> (Vec<Rounded>, f64) {
         let (m, n, strips) = (w.rows(), w.cols(), Strip::count(w.rows()));
-        let width = self.bound.width();
+        let width = self.rounder.width();
         let block = block.div_ceil(width) * width;
-        let state: Vec<Mutex<Rounded>> =
-            (0..strips).map(|i| Mutex::new((vec![[0; LANES]; n], self.fit_all(i)))).collect();
+        // Static groups: all parameters from the original weights.
+        let params = if self.is_static {
+            fit_all(self.rounder, self.weight, self.team)
+        } else {
+            vec![vec![Params::default(); n / self.rounder.group()]; strips]
+        };
+        let state: Vec<Mutex<Rounded>> = params.into_iter().map(|p| Mutex::new((vec![[0; LANES]; n], p))).collect();
         let losses: Vec<Mutex<f64>> = (0..strips).map(|_| Mutex::new(0.0)).collect();
         let mut errors = vec![0.0f32; m * block.min(n)];
         for first in (0..n).step_by(block) {
@@ -239,14 +242,6 @@ impl Pass<'_> {
         (state.into_iter().map(|s| s.into_inner().expect("no task panics while it holds its strip")).collect(), loss)
     }
 
-    /// Static groups: all parameters from the original weights.
-    fn fit_all(&self, strip: usize) -> Vec<Params> {
-        if !self.is_static {
-            return vec![Params::default(); self.order.len() / self.bound.group()];
-        }
-        fit_strip(self.bound, &Strip::of(self.weight, strip), self.blocks)
-    }
-
     /// Columns `cols` of one strip; writes the errors `[row][column]` and returns their sum of squares.
     fn block(
         &self,
@@ -256,7 +251,7 @@ impl Pass<'_> {
         state: &mut Rounded,
         errors: &mut [f32],
     ) -> f64 {
-        let (len, width, group) = (cols.len(), self.bound.width(), self.bound.group());
+        let (len, width, group) = (cols.len(), self.rounder.width(), self.rounder.group());
         let rows = errors.len() / len;
         let mut data = vec![[0.0f32; LANES]; len];
         for lane in 0..rows {
@@ -274,7 +269,8 @@ impl Pass<'_> {
                 // The group may reach past this block: its later columns are compensated up to the last block only.
                 params[k] = self.fit_group(w, strip, &data[at..], stored, rows);
             }
-            self.bound.round(&params[k], &data[at..at + width], &mut codes[stored..stored + width], &mut decoded);
+            let (place, tile) = (Place { strip, column: stored }, &data[at..at + width]);
+            self.rounder.round(place, &params[k], tile, &mut codes[stored..stored + width], &mut decoded);
             for t in 0..width {
                 let i = column + t;
                 let u = self.u.row(i);
@@ -294,7 +290,7 @@ impl Pass<'_> {
 
     /// Dynamic groups: parameters from the weights as they are now, compensated within the block.
     fn fit_group(&self, w: &Mat, strip: usize, in_block: &[[f32; LANES]], first: usize, rows: usize) -> Params {
-        let group = self.bound.group();
+        let group = self.rounder.group();
         let mut values = vec![[0.0; LANES]; group];
         let inside = in_block.len().min(group);
         values[..inside].copy_from_slice(&in_block[..inside]);
@@ -304,6 +300,6 @@ impl Pass<'_> {
                 values[c][lane] = row[first + c];
             }
         }
-        self.bound.fit(first / group, &values, weighting(self.blocks, first / group))
+        self.rounder.fit(Place { strip, column: first }, &values)
     }
 }

@@ -1,7 +1,6 @@
-use std::sync::Mutex;
-
 use fewbit_engine::kinds::{
-    BoundGrid, Entry, InputJob, InputSolver, LANES, LinearJob, Needs, Params, Solved, Solver, Strip, Weighting, parse,
+    Entry, InputJob, InputSolver, LANES, LinearJob, Needs, Params, Place, Rounded, Rounder, Solved, Solver, Strip,
+    parse,
 };
 use fewbit_format::{Mat, Result};
 use fewbit_kernel::Team;
@@ -48,64 +47,48 @@ struct OfInput<'a>(InputJob<'a>);
 
 impl InputSolver for OfInput<'_> {
     fn solve(&self, job: &LinearJob<'_>) -> Result<Solved> {
-        let bound = job.grid.begin(job.weight)?;
-        let blocks = gram_blocks(self.0.stats.gram.as_ref().filter(|_| job.grid.needs().gram), bound.group());
-        let rounded = round_all(&*bound, job.weight, &blocks, self.0.team, None);
-        let (codes, params) = rounded.into_iter().unzip();
-        Ok(Solved { storage: bound.store(codes, params)?, output_mse: None, warning: None })
+        let rounder = Rounder::new(self.0, job, job.weight)?;
+        let strips = round_all(&rounder, job.weight, self.0.team, None);
+        let (storage, sparse) = rounder.finish(strips)?;
+        Ok(Solved { storage, sparse, output_mse: None, warning: None })
     }
 }
 
-/// The diagonal blocks of `XᵀX` that belong to the groups; empty without `XᵀX`.
-pub(crate) fn gram_blocks(gram: Option<&Mat>, group: usize) -> Vec<Mat> {
-    let Some(h) = gram else { return Vec::new() };
-    (0..h.cols() / group).map(|k| Mat::from_fn(group, group, |r, c| h[(k * group + r, k * group + c)])).collect()
+/// The parameters of all strips.
+pub(crate) fn fit_all(rounder: &Rounder<'_>, w: &Mat, team: &Team) -> Vec<Vec<Params>> {
+    let mut params = vec![Vec::new(); Strip::count(w.rows())];
+    team.for_pieces(&mut params, 1, &|i, params| params[0] = rounder.fit_strip(i, &Strip::of(w, i)));
+    rounder.seal(&mut params);
+    params
 }
-
-/// How group `k` counts.
-pub(crate) fn weighting(blocks: &[Mat], k: usize) -> Weighting<'_> {
-    blocks.get(k).map_or(Weighting::None, Weighting::Gram)
-}
-
-/// The parameters of all groups of one strip.
-pub(crate) fn fit_strip(grid: &dyn BoundGrid, strip: &Strip, blocks: &[Mat]) -> Vec<Params> {
-    let group = grid.group();
-    let groups = strip.data.chunks_exact(group).enumerate();
-    groups.map(|(k, values)| grid.fit(k, values, weighting(blocks, k))).collect()
-}
-
-/// Codes and parameters of one strip.
-pub(crate) type Rounded = (Vec<[u16; LANES]>, Vec<Params>);
 
 /// Fits and rounds all strips; `decoded` receives the values.
-pub(crate) fn round_all(
-    grid: &dyn BoundGrid,
-    w: &Mat,
-    blocks: &[Mat],
-    team: &Team,
-    decoded: Option<&mut Mat>,
-) -> Vec<Rounded> {
-    let (count, group, cols) = (Strip::count(w.rows()), grid.group(), w.cols());
-    let slots: Vec<Mutex<Rounded>> = (0..count).map(|_| Mutex::default()).collect();
-    let task = |i: usize, rows: Option<&mut [f32]>| {
+pub(crate) fn round_all(rounder: &Rounder<'_>, w: &Mat, team: &Team, decoded: Option<&mut Mat>) -> Vec<Rounded> {
+    let (group, cols) = (rounder.group(), w.cols());
+    let params = fit_all(rounder, w, team);
+    let mut strips: Vec<Rounded> = params.into_iter().map(|p| (vec![[0; LANES]; cols], p)).collect();
+    let round = |i: usize, (codes, params): &mut Rounded, rows: Option<&mut [f32]>| {
         let strip = Strip::of(w, i);
-        let mut codes = vec![[0; LANES]; cols];
         let mut values = vec![[0.0; LANES]; cols];
-        let params = fit_strip(grid, &strip, blocks);
         for (k, p) in params.iter().enumerate() {
-            let at = k * group..(k + 1) * group;
-            grid.round(p, &strip.data[at.clone()], &mut codes[at.clone()], &mut values[at]);
+            let (at, columns) = (Place { strip: i, column: k * group }, k * group..(k + 1) * group);
+            rounder.round(at, p, &strip.data[columns.clone()], &mut codes[columns.clone()], &mut values[columns]);
         }
         if let Some(rows) = rows {
             for (lane, row) in rows.chunks_exact_mut(cols).enumerate() {
                 row.iter_mut().zip(&values).for_each(|(v, lanes)| *v = lanes[lane]);
             }
         }
-        *slots[i].lock().expect("no task panics while it holds its slot") = (codes, params);
     };
     match decoded {
-        Some(out) => team.for_pieces(out.data_mut(), LANES * cols, &|i, rows| task(i, Some(rows))),
-        None => team.run(count, &|i| task(i, None)),
+        None => team.for_pieces(&mut strips, 1, &|i, strip| round(i, &mut strip[0], None)),
+        Some(out) => {
+            let mut both: Vec<_> = strips.iter_mut().zip(out.data_mut().chunks_mut(LANES * cols)).collect();
+            team.for_pieces(&mut both, 1, &|i, both| {
+                let (strip, rows) = &mut both[0];
+                round(i, strip, Some(rows));
+            });
+        }
     }
-    slots.into_iter().map(|s| s.into_inner().expect("no task panics while it holds its slot")).collect()
+    strips
 }

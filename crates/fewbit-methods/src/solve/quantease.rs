@@ -2,7 +2,7 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 use fewbit_engine::kinds::{
-    BoundGrid, Entry, InputJob, InputSolver, LANES, LinearJob, Needs, Solved, Solver, Strip, parse,
+    Entry, InputJob, InputSolver, LANES, LinearJob, Needs, Place, Rounded, Rounder, Solved, Solver, parse,
 };
 use fewbit_format::{Error, Mat, Result};
 use fewbit_kernel::Team;
@@ -11,7 +11,7 @@ use fewbit_kernel::strip::feedback;
 use serde::Deserialize;
 
 use super::gptq::GPTQ;
-use super::nearest::{Rounded, fit_strip, gram_blocks};
+use super::nearest::fit_all;
 
 pub(crate) const ENTRY: Entry<dyn Solver> = Entry {
     name: "quantease",
@@ -112,6 +112,9 @@ impl OfInput<'_> {
         let solved = start.solve(job)?;
         let mut found = Mat::zeros(job.weight.rows(), job.weight.cols());
         solved.storage.decode_rows(0..found.rows(), found.data_mut());
+        if let Some(sparse) = &solved.sparse {
+            sparse.add_rows(0..found.rows(), found.data_mut());
+        }
         Ok(found)
     }
 }
@@ -119,33 +122,31 @@ impl OfInput<'_> {
 impl InputSolver for OfInput<'_> {
     fn solve(&self, job: &LinearJob<'_>) -> Result<Solved> {
         let (gram, team, quantease) = (self.gram, self.input.team, self.quantease);
-        let bound = job.grid.begin(job.weight)?;
-        if bound.width() > 1 {
+        let rounder = Rounder::new(self.input, job, job.weight)?;
+        if rounder.width() > 1 {
             return Err(Error::input("`solve.quantease` needs a grid that rounds one column at a time"));
         }
-        let blocks = gram_blocks(Some(gram).filter(|_| job.grid.needs().gram), bound.group());
         let (m, n) = (job.weight.rows(), job.weight.cols());
-        let state: Vec<Mutex<Rounded>> = (0..Strip::count(m))
-            .map(|i| Mutex::new((vec![[0; LANES]; n], fit_strip(&*bound, &Strip::of(job.weight, i), &blocks))))
-            .collect();
-        let descent = Descent { bound: &*bound, gram, team, state };
+        let params = fit_all(&rounder, job.weight, team);
+        let state = params.into_iter().map(|p| Mutex::new((vec![[0; LANES]; n], p))).collect();
+        let descent = Descent { rounder: &rounder, gram, team, state };
         let mut found = self.start(job)?;
         for pass in 0..quantease.passes {
             descent.pass(job.weight, &mut found, !quantease.is_relaxed(pass));
         }
         let (delta, product) = descent.residual(job.weight, &found);
         let loss: f64 = delta.data().iter().zip(product.data()).map(|(d, p)| f64::from(d * p)).sum();
-        let rounded =
-            descent.state.into_iter().map(|s| s.into_inner().expect("no task panics while it holds its strip"));
-        let (codes, params) = rounded.unzip();
+        let strips = descent.state.into_iter();
+        let strips = strips.map(|s| s.into_inner().expect("no task panics while it holds its strip")).collect();
+        let (storage, sparse) = rounder.finish(strips)?;
         let output_mse = Some(loss / (self.input.stats.tokens.max(1) * m) as f64);
-        Ok(Solved { storage: bound.store(codes, params)?, output_mse, warning: None })
+        Ok(Solved { storage, sparse, output_mse, warning: None })
     }
 }
 
 /// What all passes share.
 struct Descent<'a> {
-    bound: &'a dyn BoundGrid,
+    rounder: &'a Rounder<'a>,
     gram: &'a Mat,
     team: &'a Team,
     /// Per strip the codes of the last rounding pass, and the parameters of the groups.
@@ -190,7 +191,7 @@ impl Descent<'_> {
 
     /// Columns `cols` of one strip; writes what is added to each value, `[row][column]`.
     fn block(&self, strip: usize, found: &Mat, residual: &Mat, cols: Range<usize>, rounds: bool, changes: &mut [f32]) {
-        let (len, group) = (cols.len(), self.bound.group());
+        let (len, group) = (cols.len(), self.rounder.group());
         let rows = changes.len() / len;
         let load = |from: &Mat| {
             let mut data = vec![[0.0f32; LANES]; len];
@@ -212,7 +213,8 @@ impl Descent<'_> {
             }
             let mut next = [best];
             if rounds {
-                self.bound.round(&params[j / group], &[best], &mut codes[j..=j], &mut next);
+                let at = Place { strip, column: j };
+                self.rounder.round(at, &params[j / group], &[best], &mut codes[j..=j], &mut next);
             }
             let change: [f32; LANES] = std::array::from_fn(|lane| next[0][lane] - values[t][lane]);
             feedback(pulls[t + 1..].as_flattened_mut(), &change, &h[j + 1..cols.end]);

@@ -1,7 +1,9 @@
-use fewbit_engine::kinds::{Element, Entry, Grid, Needs, SiteJob, Transform, parse};
+use fewbit_engine::InputStats;
+use fewbit_engine::kinds::{
+    Element, Entry, Grid, InputJob, Keep, LinearJob, Needs, Rounder, SiteJob, Transform, parse,
+};
 use fewbit_format::{Error, Mat, Result};
 use fewbit_graph::{Symmetry, Tied};
-use fewbit_kernel::Team;
 use fewbit_kernel::product::{Weights, product_nt};
 use serde::Deserialize;
 
@@ -60,7 +62,7 @@ impl Transform for Scale {
             let s = spread(&own, job.tied);
             let mut loss = 0.0;
             for (w, grid) in job.weights.iter().zip(&job.grids) {
-                loss += output_error(w, *grid, &s, h, job.team)?;
+                loss += output_error(w, *grid, &s, h, job)?;
             }
             if loss < least {
                 (best, least) = (Some((i, own)), loss);
@@ -95,11 +97,15 @@ fn factors(mean_abs: &[f32], alpha: f32) -> Vec<f32> {
 }
 
 /// `tr(Δ H Δᵀ)` of rounding `W diag(s)`.
-fn output_error(w: &Mat, grid: &dyn Grid, s: &[f32], h: &Mat, team: &Team) -> Result<f64> {
+fn output_error(w: &Mat, grid: &dyn Grid, s: &[f32], h: &Mat, site: &SiteJob<'_>) -> Result<f64> {
     let n = w.cols();
     let scaled = Mat::from_fn(w.rows(), n, |r, c| w[(r, c)] * s[c]);
     let mut delta = Mat::zeros(w.rows(), n);
-    round_all(&*grid.begin(&scaled)?, &scaled, &[], team, Some(&mut delta));
+    // Ranges as they are: the search for the clip comes after the scale.
+    let (stats, team) = (&InputStats::default(), site.team);
+    let linear = LinearJob { name: site.name, weight: &scaled, grid, keep: &Keep::Nothing, seed: 0 };
+    let rounder = Rounder::new(InputJob { name: site.name, stats, team }, &linear, &scaled)?;
+    round_all(&rounder, &scaled, team, Some(&mut delta));
     for r in 0..w.rows() {
         for ((d, v), s) in delta.row_mut(r).iter_mut().zip(w.row(r)).zip(s) {
             *d = *d / s - v;

@@ -18,7 +18,7 @@ mod round_trip;
 
 use std::collections::BTreeMap;
 
-use fewbit_format::{Band, Error, Result, Storage, Tensor};
+use fewbit_format::{Band, Error, Result, Sides, Storage, Tensor};
 use serde_json::Value;
 
 pub use compressed_tensors::{CompressedTensors, CtConfig};
@@ -52,6 +52,9 @@ impl Tensors for BTreeMap<String, Tensor> {
     }
 }
 
+/// Tensors by name, and how those of them that are modules are stored.
+pub type SideTensors = (Vec<(String, Tensor)>, Vec<(String, Option<Scheme>)>);
+
 /// A way to write quantized linears as named tensors and a `quantization_config`.
 pub trait Layout {
     /// The name that `--format` takes.
@@ -80,6 +83,18 @@ pub trait Layout {
             ))
             .hint("write it with `--format fewbit`")),
         }
+    }
+
+    /// The tensors of what stands beside the codes of a module's weight, and the schemes of those that are modules.
+    ///
+    /// # Errors
+    /// If there is something, and the layout has no place for it.
+    fn side_tensors(&self, module: &str, sides: &Sides) -> Result<SideTensors> {
+        if sides.is_empty() {
+            return Ok(SideTensors::default());
+        }
+        let reason = format!("`{module}` has something beside its codes, for which {} has no place", self.name());
+        Err(Error::input(reason).hint("write it with `--format fewbit`"))
     }
 
     /// The `quantization_config` for config.json, from every linear of the model: its scheme, or `None` where it
@@ -128,6 +143,17 @@ pub fn read_bands(q: &Quantization, tensors: &dyn Tensors, module: &str, shape: 
         _ => dense::read(m),
     }?;
     Ok(vec![Band { rows: 0..shape[0], storage }])
+}
+
+/// What stands beside the codes of one linear's weight `[out, in]`: something in the `fewbit` layout alone.
+///
+/// # Errors
+/// As [`read_linear`].
+pub fn read_sides(q: &Quantization, tensors: &dyn Tensors, module: &str, shape: [usize; 2]) -> Result<Sides> {
+    match q {
+        Quantization::Fewbit(_) => fewbit::read_sides(q, Module { tensors, name: module, shape }),
+        _ => Ok(Sides::default()),
+    }
 }
 
 /// Whether the module's weight lies quantized in the checkpoint.

@@ -4,10 +4,12 @@ use fewbit_format::{
     Band, Error, FloatCodes, Group, IntCodes, Minifloat, Result, ScaleType, SecondStage, Storage, TrellisCode,
     VectorGrid, Zeros,
 };
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// How a weight is stored, as far as settings say it (the type of the scales is the tensors' matter).
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "Value", try_from = "Value")]
 pub enum Scheme {
     /// Integer codes of one kind.
     Int(IntScheme),
@@ -231,6 +233,20 @@ impl Scheme {
                 .collect::<Option<_>>()
                 .map(Self::Bands),
         }
+    }
+}
+
+impl From<Scheme> for Value {
+    fn from(scheme: Scheme) -> Self {
+        scheme.to_json()
+    }
+}
+
+impl TryFrom<Value> for Scheme {
+    type Error = Error;
+
+    fn try_from(v: Value) -> Result<Self> {
+        Self::from_json(&v)
     }
 }
 

@@ -182,7 +182,7 @@ fn bands_and_bias() {
         Band { rows: 5..40, storage: int(n, 35, 3, 64, Group::Columns(16), 2, true) },
     ];
     let bias: Vec<f32> = (0..40).map(|_| (n.bits() % 100) as f32).collect();
-    let linear = Arc::new(QuantizedLinear { shape: [40, 64], bands, bias: Some(bias.clone()) });
+    let linear = Arc::new(QuantizedLinear::of_bands([40, 64], bands, Some(bias.clone())));
     let x: Vec<f32> = (0..3 * 64).map(|i| if i % 16 == 3 { 127.0 } else { (n.bits() % 200) as f32 - 100.0 }).collect();
     let w = linear.decode();
     for level in levels() {

@@ -2,12 +2,14 @@
 
 mod config;
 mod read;
+mod sides;
 mod write;
 
 use fewbit_format::Group;
 
 pub use config::FewbitConfig;
 pub(super) use read::read;
+pub(super) use sides::read_sides;
 pub use write::Fewbit;
 
 use super::Scheme;
@@ -25,6 +27,11 @@ pub(super) fn names(config: &FewbitConfig, module: &str) -> Vec<String> {
     };
     for band in bands {
         names.extend(PARTS.iter().map(|part| format!("{module}.weight.{part}{band}")));
+    }
+    names.extend(sides::SPARSE.iter().map(|part| format!("{module}.{part}")));
+    for factor in sides::FACTORS.map(|f| format!("{module}.{f}.weight")) {
+        names.extend(PARTS.iter().map(|part| format!("{factor}.{part}")));
+        names.push(factor);
     }
     names
 }

@@ -1,12 +1,12 @@
 use fewbit_format::{
     Band, Dtype, Error, FloatCodes, FloatGrid, IntCodes, IntGrid, LATTICE_DIM, LatticeCodes, Result, SecondStage,
-    Storage, TILE, TableCodes, TableGrid, Tensor, TrellisCodes, VectorCodes, Zeros, pack_bits, packed_len,
+    Sides, Storage, TILE, TableCodes, TableGrid, Tensor, TrellisCodes, VectorCodes, Zeros, pack_bits, packed_len,
 };
 use serde_json::Value;
 
-use super::{config, scale_shape};
+use super::{config, scale_shape, sides};
 use crate::layout::module::scale_dtype;
-use crate::layout::{Layout, Scheme};
+use crate::layout::{Layout, Scheme, SideTensors};
 
 /// Our own layout, for what no established one holds: any width, F32 scales, real offsets, reordered groups, bands.
 ///
@@ -175,6 +175,19 @@ impl Layout for Fewbit {
             tensors.extend(Self::band(module, codes, &format!(".{i}"))?);
         }
         Ok(tensors)
+    }
+
+    fn side_tensors(&self, module: &str, sides: &Sides) -> Result<SideTensors> {
+        let mut tensors = sides.sparse.as_ref().map_or_else(Vec::new, |s| sides::sparse_tensors(module, s));
+        let mut schemes = Vec::new();
+        if let Some(low_rank) = &sides.low_rank {
+            for (factor, storage) in sides::FACTORS.iter().zip([&low_rank.left, &low_rank.right]) {
+                let name = format!("{module}.{factor}");
+                tensors.extend(self.tensors(&name, storage)?);
+                schemes.extend(Scheme::of(storage).map(|s| (name, Some(s))));
+            }
+        }
+        Ok((tensors, schemes))
     }
 
     fn quantization_config(&self, modules: &[(String, Option<Scheme>)]) -> Value {

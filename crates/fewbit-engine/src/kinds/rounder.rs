@@ -1,0 +1,180 @@
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use fewbit_format::{Mat, Result, Sparse, Storage};
+use half::f16;
+
+use super::{BoundGrid, GridJob, InputJob, LANES, LinearJob, Params, Place, Strip, Weighting};
+
+/// Weights that stay beside the codes, by strip and column: a bit per lane.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entries {
+    cols: usize,
+    lanes: Vec<u16>,
+}
+
+impl Entries {
+    /// None of a matrix `[rows, cols]`.
+    pub fn none(rows: usize, cols: usize) -> Self {
+        Self { cols, lanes: vec![0; Strip::count(rows) * cols] }
+    }
+
+    /// Adds the weight at `(row, column)`.
+    pub fn add(&mut self, row: usize, column: usize) {
+        self.lanes[row / LANES * self.cols + column] |= 1 << (row % LANES);
+    }
+
+    /// Whether the weight at `(row, column)` is one of them.
+    pub fn has(&self, row: usize, column: usize) -> bool {
+        self.lanes[row / LANES * self.cols + column] >> (row % LANES) & 1 == 1
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.lanes.iter().map(|l| l.count_ones() as usize).sum()
+    }
+
+    fn at(&self, place: Place) -> u16 {
+        self.lanes[place.strip * self.cols + place.column]
+    }
+}
+
+/// Which weights stay beside the codes, in f16.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Keep {
+    /// None.
+    #[default]
+    Nothing,
+    /// These, whatever the solver.
+    Entries(Entries),
+}
+
+/// A grid bound to one linear, as solvers use it: it knows how errors count, and which weights stay beside the codes.
+///
+/// A kept weight is invisible when parameters are fitted; its code is that of zero, and what the solver sees is the
+/// code's value plus the f16 that makes up the difference: exactly what is stored.
+pub struct Rounder<'a> {
+    grid: Box<dyn BoundGrid>,
+    /// The diagonal blocks of `XᵀX` that belong to the groups; empty where the grid does not ask for them.
+    blocks: Vec<Mat>,
+    entries: Option<&'a Entries>,
+    /// Per strip, what is added at `(lane, column)`.
+    kept: Vec<Mutex<BTreeMap<(usize, usize), f16>>>,
+    rows: usize,
+    cols: usize,
+}
+
+/// Codes `[column][lane]` and parameters `[group]` of one strip.
+pub type Rounded = (Vec<[u16; LANES]>, Vec<Params>);
+
+impl<'a> Rounder<'a> {
+    /// Binds the job's grid to `weight`, which may be another than the job's.
+    ///
+    /// # Errors
+    /// If the grid cannot represent the matrix.
+    pub fn new(input: InputJob<'_>, job: &LinearJob<'a>, weight: &Mat) -> Result<Self> {
+        let grid = job.grid.begin(&GridJob { weight, stats: input.stats, seed: job.seed, team: input.team })?;
+        let gram = input.stats.gram.as_ref().filter(|_| job.grid.needs().gram);
+        let blocks = gram.map_or_else(Vec::new, |h| diagonal_blocks(h, grid.group()));
+        let entries = if let Keep::Entries(e) = job.keep { Some(e) } else { None };
+        let kept = if entries.is_some() { Strip::count(weight.rows()) } else { 0 };
+        let kept = (0..kept).map(|_| Mutex::default()).collect();
+        Ok(Self { grid, blocks, entries, kept, rows: weight.rows(), cols: weight.cols() })
+    }
+
+    /// Columns that are rounded together.
+    pub fn width(&self) -> usize {
+        self.grid.width()
+    }
+
+    /// Columns that share parameters.
+    pub fn group(&self) -> usize {
+        self.grid.group()
+    }
+
+    /// Parameters of the group that begins at `at`, from the values `[group][lane]`.
+    pub fn fit(&self, at: Place, values: &[[f32; LANES]]) -> Params {
+        if let Some(entries) = self.entries {
+            let seen: Vec<[f32; LANES]> = (at.column..at.column + values.len())
+                .map(|column| {
+                    let kept = entries.at(Place { column, ..at });
+                    std::array::from_fn(|lane| if kept >> lane & 1 == 1 { 0.0 } else { 1.0 })
+                })
+                .collect();
+            if seen.iter().any(|lanes| lanes.contains(&0.0)) {
+                return self.grid.fit(at, values, Weighting::Element(&seen));
+            }
+        }
+        let by = self.blocks.get(at.column / self.group()).map_or(Weighting::None, Weighting::Gram);
+        self.grid.fit(at, values, by)
+    }
+
+    /// The parameters of all groups of one strip.
+    pub fn fit_strip(&self, index: usize, strip: &Strip) -> Vec<Params> {
+        let group = self.group();
+        let groups = strip.data.chunks_exact(group).enumerate();
+        groups.map(|(k, values)| self.fit(Place { strip: index, column: k * group }, values)).collect()
+    }
+
+    /// Rounds the parameters of all strips, once all of them are fitted.
+    pub fn seal(&self, params: &mut [Vec<Params>]) {
+        self.grid.seal(params);
+    }
+
+    /// Rounds tiles of one group, one or several, the first of which begins at `at`.
+    pub fn round(
+        &self,
+        at: Place,
+        params: &Params,
+        tile: &[[f32; LANES]],
+        codes: &mut [[u16; LANES]],
+        decoded: &mut [[f32; LANES]],
+    ) {
+        let Some(entries) = self.entries else { return self.grid.round(at, params, tile, codes, decoded) };
+        let kept = |c: usize| entries.at(Place { column: at.column + c, ..at });
+        let mut rest = tile.to_vec();
+        for (c, lanes) in rest.iter_mut().enumerate() {
+            let kept = kept(c);
+            (0..LANES).filter(|lane| kept >> lane & 1 == 1).for_each(|lane| lanes[lane] = 0.0);
+        }
+        self.grid.round(at, params, &rest, codes, decoded);
+        let mut all = self.kept[at.strip].lock().expect("no task panics while it holds its strip");
+        for (c, lanes) in decoded.iter_mut().enumerate() {
+            let kept = kept(c);
+            for lane in (0..LANES).filter(|lane| kept >> lane & 1 == 1) {
+                // What f16 does not reach is cut, since an infinity would spoil the row.
+                let missing = (tile[c][lane] - lanes[lane]).clamp(f16::MIN.to_f32(), f16::MAX.to_f32());
+                let side = f16::from_f32(missing);
+                lanes[lane] += side.to_f32();
+                all.insert((lane, at.column + c), side);
+            }
+        }
+    }
+
+    /// What is stored, from the codes and parameters of all strips.
+    ///
+    /// # Errors
+    /// If something is beyond what the layouts hold.
+    pub fn finish(self, strips: Vec<Rounded>) -> Result<(Storage, Option<Sparse>)> {
+        let (codes, params) = strips.into_iter().unzip();
+        let storage = self.grid.store(codes, params)?;
+        if self.entries.is_none() {
+            return Ok((storage, None));
+        }
+        let (mut starts, mut columns, mut values) = (vec![0], Vec::new(), Vec::new());
+        let mut strips: Vec<_> = self.kept.into_iter().collect();
+        for r in 0..self.rows {
+            let strip = strips[r / LANES].get_mut().expect("no task panics while it holds its strip");
+            for ((_, column), side) in strip.range((r % LANES, 0)..(r % LANES + 1, 0)) {
+                columns.push(*column as u16);
+                values.push(*side);
+            }
+            starts.push(columns.len() as u32);
+        }
+        Ok((storage, Some(Sparse::new(self.cols, starts, columns, values)?)))
+    }
+}
+
+fn diagonal_blocks(h: &Mat, group: usize) -> Vec<Mat> {
+    (0..h.cols() / group).map(|k| Mat::from_fn(group, group, |r, c| h[(k * group + r, k * group + c)])).collect()
+}

@@ -1,0 +1,138 @@
+//! Linears with more than codes: maps before and after the product, sparse entries and corrections of low rank.
+
+use std::sync::Arc;
+
+use fewbit_format::{LowRank, QuantizedLinear, Sides, Sparse};
+
+use super::{Arithmetic, Kernel, choose_at};
+use crate::online::Map;
+use crate::{Level, Team};
+
+/// Takes linears of which one is not plain; what is plain in them runs on its own kernel.
+pub(super) fn candidate(
+    linears: &[Arc<QuantizedLinear>],
+    arithmetic: Arithmetic,
+    level: Level,
+) -> Option<Box<dyn Kernel>> {
+    if linears.iter().all(|l| l.is_plain()) {
+        return None;
+    }
+    // Neighbours whose inputs are mapped alike share the map and the kernel.
+    let groups = linears.chunk_by(|a, b| a.input == b.input);
+    Some(Box::new(Composed { groups: groups.map(|g| Group::of(g, arithmetic, level)).collect() }))
+}
+
+struct Composed {
+    groups: Vec<Group>,
+}
+
+/// Linears whose input is mapped in the same way.
+struct Group {
+    input: Vec<Map>,
+    cols: usize,
+    /// The bands alone, with the bias where nothing is applied after the product.
+    kernel: Box<dyn Kernel>,
+    linears: Vec<Beside>,
+}
+
+/// What stands beside the bands of one linear.
+struct Beside {
+    rows: usize,
+    sparse: Option<Sparse>,
+    low_rank: Option<(usize, [Box<dyn Kernel>; 2])>,
+    output: Vec<Map>,
+    /// Added last.
+    bias: Option<Vec<f32>>,
+    bytes: usize,
+}
+
+impl Group {
+    fn of(linears: &[Arc<QuantizedLinear>], arithmetic: Arithmetic, level: Level) -> Self {
+        let plain = |l: &Arc<QuantizedLinear>| {
+            let bias = l.bias.clone().filter(|_| l.output.is_empty());
+            Arc::new(QuantizedLinear::of_bands(l.shape, l.bands.clone(), bias))
+        };
+        let plain: Vec<Arc<QuantizedLinear>> = linears.iter().map(plain).collect();
+        Self {
+            input: linears[0].input.iter().map(|m| Map::new(m, linears[0].shape[1])).collect(),
+            cols: linears[0].shape[1],
+            kernel: choose_at(level, &plain, arithmetic),
+            linears: linears.iter().map(|l| Beside::of(l, level)).collect(),
+        }
+    }
+
+    fn run(&self, team: &Team, tokens: usize, x: &[f32], outs: &mut [&mut [f32]]) {
+        let mapped = (!self.input.is_empty()).then(|| {
+            let mut mapped = x[..tokens * self.cols].to_vec();
+            self.input.iter().for_each(|m| m.apply(team, &mut mapped));
+            mapped
+        });
+        let x = mapped.as_deref().unwrap_or(x);
+        self.kernel.run(team, tokens, x, outs);
+        for (beside, y) in self.linears.iter().zip(outs) {
+            beside.add(team, tokens, self.cols, x, &mut y[..tokens * beside.rows]);
+        }
+    }
+}
+
+impl Beside {
+    fn of(linear: &QuantizedLinear, level: Level) -> Self {
+        let Sides { sparse, low_rank } = &linear.sides;
+        let factors = |l: &LowRank| {
+            // Factors are small: their products are exact whatever the arithmetic of the codes.
+            let kernel =
+                |s| choose_at(level, &[Arc::new(QuantizedLinear::uniform(Clone::clone(s), None))], Arithmetic::Exact);
+            (l.right.shape()[0], [kernel(&l.right), kernel(&l.left)])
+        };
+        Self {
+            rows: linear.shape[0],
+            sparse: sparse.clone(),
+            low_rank: low_rank.as_ref().map(factors),
+            output: linear.output.iter().map(|m| Map::new(m, linear.shape[0])).collect(),
+            bias: linear.bias.clone().filter(|_| !linear.output.is_empty()),
+            bytes: linear.sides.stored_bits().div_ceil(8) as usize,
+        }
+    }
+
+    fn add(&self, team: &Team, tokens: usize, cols: usize, x: &[f32], y: &mut [f32]) {
+        if let Some((rank, [right, left])) = &self.low_rank {
+            let (mut inner, mut product) = (vec![0.0; tokens * rank], vec![0.0; y.len()]);
+            right.run(team, tokens, x, &mut [&mut inner]);
+            left.run(team, tokens, &inner, &mut [&mut product]);
+            y.iter_mut().zip(&product).for_each(|(y, p)| *y += p);
+        }
+        if let Some(sparse) = &self.sparse {
+            team.for_pieces(y, self.rows, &|t, y| {
+                let x = &x[t * cols..(t + 1) * cols];
+                for (r, y) in y.iter_mut().enumerate() {
+                    let (columns, values) = sparse.row(r);
+                    *y += columns.iter().zip(values).map(|(c, v)| x[usize::from(*c)] * v.to_f32()).sum::<f32>();
+                }
+            });
+        }
+        self.output.iter().for_each(|m| m.apply(team, y));
+        if let Some(bias) = &self.bias {
+            for y in y.chunks_exact_mut(self.rows) {
+                y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+            }
+        }
+    }
+}
+
+impl Kernel for Composed {
+    fn run(&self, team: &Team, tokens: usize, x: &[f32], mut outs: &mut [&mut [f32]]) {
+        for group in &self.groups {
+            let (now, later) = outs.split_at_mut(group.linears.len());
+            group.run(team, tokens, x, now);
+            outs = later;
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.groups.iter().map(|g| g.kernel.bytes() + g.linears.iter().map(|l| l.bytes).sum::<usize>()).sum()
+    }
+
+    fn name(&self) -> &'static str {
+        "composed"
+    }
+}

@@ -1,0 +1,8 @@
+//! What is kept beside the codes.
+
+use fewbit_engine::kinds::{Entry, Residual};
+
+mod sparse;
+
+/// `residual.*`
+pub(crate) const RESIDUALS: &[Entry<dyn Residual>] = &[sparse::ENTRY];
