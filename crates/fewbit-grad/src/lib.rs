@@ -9,6 +9,8 @@ mod backward;
 mod edges;
 mod function;
 mod gradients;
+pub mod loss;
+pub mod model;
 pub mod optim;
 mod parameters;
 mod saved;

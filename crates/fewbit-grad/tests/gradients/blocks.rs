@@ -9,7 +9,7 @@ use fewbit_store::ModelFile;
 
 use crate::check::{Noise, batch_of, check, random_parameters};
 
-fn families() -> Vec<(PathBuf, ModelFile)> {
+pub(crate) fn families() -> Vec<(PathBuf, ModelFile)> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/families");
     let mut all: Vec<PathBuf> =
         std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();

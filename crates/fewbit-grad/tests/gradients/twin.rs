@@ -18,9 +18,9 @@ pub(crate) enum Tensor {
 #[derive(Clone)]
 pub(crate) struct Point {
     pub(crate) x: Vec<f64>,
-    weights: Vec<Vec<f64>>,
-    biases: Vec<Vec<f64>>,
-    vectors: Vec<Vec<f64>>,
+    pub(crate) weights: Vec<Vec<f64>>,
+    pub(crate) biases: Vec<Vec<f64>>,
+    pub(crate) vectors: Vec<Vec<f64>>,
 }
 
 fn wide(v: &[f32]) -> Vec<f64> {
