@@ -134,6 +134,65 @@ CASES = {
             tie_word_embeddings=False),
         mistakes=[dict(rotary_pct=0.25), dict(use_parallel_residual=True), dict(hidden_act="gelu")],
     ),
+    # Experts with a window; transformers writes each expert's matrices by themselves.
+    "mixtral": dict(
+        store="bfloat16",
+        config=dict(
+            LLAMA, architectures=["MixtralForCausalLM"], model_type="mixtral", vocab_size=40, hidden_size=24,
+            intermediate_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+            rope_theta=1000000.0, sliding_window=8, num_local_experts=4, num_experts_per_tok=2,
+            output_router_logits=False, router_aux_loss_coef=0.02, tie_word_embeddings=False),
+        mistakes=[dict(num_experts_per_tok=1), dict(num_experts_per_tok=3), dict(rope_theta=10000.0),
+                  dict(sliding_window=None)],
+    ),
+    # As transformers 5 holds it in memory: the matrices of all experts in one tensor.
+    "mixtral-fused": dict(
+        store="bfloat16", is_fused=True, style=5,
+        config=dict(
+            LLAMA, architectures=["MixtralForCausalLM"], model_type="mixtral", vocab_size=40, hidden_size=24,
+            intermediate_size=16, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+            rope_parameters=dict(rope_theta=1000000.0, rope_type="default"), sliding_window=None,
+            num_local_experts=3, num_experts_per_tok=2, tie_word_embeddings=True),
+        mistakes=[dict(num_experts_per_tok=1)],
+    ),
+    # A shared expert, weights that do not sum to one, a dense layer before.
+    "qwen2_moe": dict(
+        store="bfloat16",
+        config=dict(
+            LLAMA, architectures=["Qwen2MoeForCausalLM"], model_type="qwen2_moe", vocab_size=40, hidden_size=24,
+            intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            rms_norm_eps=1e-6, rope_theta=1000000.0, use_sliding_window=False, sliding_window=8, max_window_layers=1,
+            moe_intermediate_size=12, shared_expert_intermediate_size=20, num_experts=5, num_experts_per_tok=3,
+            norm_topk_prob=False, decoder_sparse_step=1, mlp_only_layers=[0], tie_word_embeddings=False),
+        mistakes=[dict(norm_topk_prob=True), dict(num_experts_per_tok=2)],
+    ),
+    # The matrices of all experts in one tensor; weights that sum to one; a dense layer by `decoder_sparse_step`.
+    "qwen3_moe": dict(
+        store="bfloat16", is_fused=True, style=5,
+        config=dict(
+            LLAMA, architectures=["Qwen3MoeForCausalLM"], model_type="qwen3_moe", vocab_size=40, hidden_size=24,
+            intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+            rms_norm_eps=1e-6, attention_bias=False, use_sliding_window=False, sliding_window=None,
+            moe_intermediate_size=16, num_local_experts=5, num_experts_per_tok=2, norm_topk_prob=True,
+            decoder_sparse_step=2, mlp_only_layers=[], tie_word_embeddings=False,
+            rope_parameters=dict(rope_theta=1000000.0, rope_type="default")),
+        mistakes=[dict(norm_topk_prob=False), dict(num_experts_per_tok=1)],
+    ),
+    # Sinks, biases, windows on every second layer, yarn without rounding, transposed experts with alternating rows.
+    "gpt_oss": dict(
+        store="bfloat16",
+        config=dict(
+            LLAMA, architectures=["GptOssForCausalLM"], model_type="gpt_oss", vocab_size=40, hidden_size=24,
+            intermediate_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+            num_local_experts=4, num_experts_per_tok=2, attention_bias=True, sliding_window=8, swiglu_limit=7.0,
+            rope_theta=1000.0, tie_word_embeddings=False, layer_types=["sliding_attention", "full_attention"],
+            rope_scaling=dict(beta_fast=4.0, beta_slow=1.0, factor=4.0, original_max_position_embeddings=32,
+                              rope_type="yarn", truncate=False)),
+        mistakes=[dict(sliding_window=128), dict(layer_types=["full_attention", "sliding_attention"]),
+                  dict(num_experts_per_tok=3), dict(rope_scaling=None),
+                  dict(rope_scaling=dict(beta_fast=4.0, beta_slow=1.0, factor=4.0, rope_type="yarn", truncate=True,
+                                         original_max_position_embeddings=32))],
+    ),
 }
 
 
@@ -152,6 +211,11 @@ def weight(case, name, shape, config):
     is_gemma = config["model_type"] == "gemma3_text"
     if name.endswith("bias"):
         return away_from_zero(rng, shape, 0.2, 0.8)
+    if name.endswith("sinks"):
+        return rng.uniform(2.0, 5.0, shape)
+    if len(shape) == 3:  # all experts: the columns of gpt-oss are stored as rows
+        values = rng.standard_normal(shape) / np.sqrt(shape[1 if config["model_type"] == "gpt_oss" else 2])
+        return values * (6.0 if config["model_type"] == "gpt_oss" and "gate_up" in name else 2.0)
     if len(shape) == 1:
         if is_gemma:  # stored as gain - 1
             gain = 1.0 + away_from_zero(rng, shape, 0.3, 0.7)
@@ -170,16 +234,16 @@ def weight(case, name, shape, config):
         per_head[:, :2] *= 1.7
     if "dense_4h_to_h" in name:
         values *= 3.0  # lets the two forms of GELU be told apart
-    if "lm_head" in name or "embed_out" in name:
+    if "lm_head" in name or "embed_out" in name or ".experts." in name or "shared_expert" in name:
         values *= 2.0
     return values
 
 
-def stored_shapes(config):
-    """Names and shapes in the file that transformers itself would write."""
+def stored_shapes(config, is_fused):
+    """Names and shapes in the file that transformers itself would write; with `is_fused`, as it holds them in memory."""
     model = AutoModelForCausalLM.from_config(parsed(config), dtype=torch.float32)
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, save_original_format=not is_fused)
         return {name: tuple(t.shape) for name, t in load_file(Path(folder) / "model.safetensors").items()}
 
 
@@ -191,7 +255,7 @@ def parsed(config):
 def checkpoint(case, spec):
     config, dtype = spec["config"], getattr(torch, spec["store"])
     tensors = {}
-    for name, shape in sorted(stored_shapes(config).items()):
+    for name, shape in sorted(stored_shapes(config, spec.get("is_fused", False)).items()):
         tensors[name] = torch.from_numpy(np.ascontiguousarray(weight(case, name, shape, config))).to(dtype)
     if spec.get("buffers"):
         n, head_dim = config["max_position_embeddings"], config["hidden_size"] // config["num_attention_heads"]
@@ -315,7 +379,7 @@ def sensitivity(case, spec, root, golden):
             if name in tensors and tensors[name].dim() == 1:
                 tensors[name] = torch.full_like(tensors[name], neutral)
             elif name in tensors:  # the last element alone: shows a wrong transposition, slice or tail
-                tensors[name][-1, -1] += 1.0
+                tensors[name].view(-1)[-1] += 8.0 if ".experts." in name else 1.0
 
         shifts[name] = shift(folder, golden, edit=edit)
     for name, value in sorted(shifts.items(), key=lambda item: item[1]):

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use fewbit_format::{Error, Mat, Result, Storage};
-use fewbit_graph::{Graph, Model, Part, Rows, Site, ValueId, WeightId, sites};
+use fewbit_graph::{Edge, Graph, Model, Part, Rows, Site, WeightId, sites};
 use fewbit_kernel::Team;
 use fewbit_runtime::kept_between;
 use fewbit_store::ModelFile;
@@ -112,7 +112,7 @@ impl Bound {
                     _ => wanted.layout().can_hold(&storage),
                 };
                 if let (Err(reason), None) = (held, &why_not) {
-                    let module = file.exported(part, graph.weights[w].name)?.name;
+                    let module = file.exported(part, &graph.weights[w].name)?.name;
                     why_not = Some(Error::input(format!("{} cannot hold it: {reason}", wanted.name())).tensor(&module));
                 }
             }
@@ -138,7 +138,7 @@ impl Bound {
                     Some(g) => Scheme::of(&probe(&**g, w.shape[1])?),
                     None => None,
                 };
-                schemes.insert(file.exported(part, w.name)?.name, scheme);
+                schemes.insert(file.exported(part, &w.name)?.name, scheme);
             }
         }
         Ok(schemes.into_iter().collect())
@@ -185,16 +185,27 @@ impl Bound {
             .collect()
     }
 
-    /// Of part `i`: the values that are looked at together, and the linears that are rounded after.
-    pub(crate) fn stages(&self, i: usize, graph: &Graph) -> Vec<(Vec<ValueId>, Vec<WeightId>)> {
+    /// Of part `i`: the inputs that are looked at together, and the linears that are rounded after.
+    pub(crate) fn stages(&self, i: usize, graph: &Graph) -> Vec<(Vec<Edge>, Vec<WeightId>)> {
         if self.grids[i].iter().all(Option::is_none) && !self.is_original_stream {
             return Vec::new();
         }
         let groups = graph.linears_by_input();
         if self.is_whole || !self.needs.any() {
-            return vec![(groups.iter().map(|(v, _)| *v).collect(), (0..graph.weights.len()).collect())];
+            return vec![(groups.iter().map(|(edge, _)| *edge).collect(), (0..graph.weights.len()).collect())];
         }
-        groups.into_iter().map(|(v, ws)| (vec![v], ws)).collect()
+        let mut stages: Vec<(Vec<Edge>, Vec<WeightId>)> = Vec::new();
+        for (edge, ws) in groups.into_iter().filter(|(_, ws)| ws.iter().any(|w| self.grids[i][*w].is_some())) {
+            let most = (STAGE_FLOATS / graph.values[edge.value].dim.pow(2)).max(1);
+            match stages.last_mut().filter(|(edges, _)| edges[0].value == edge.value && edges.len() < most) {
+                Some((edges, weights)) => {
+                    edges.push(edge);
+                    weights.extend(ws);
+                }
+                None => stages.push((vec![edge], ws)),
+            }
+        }
+        stages
     }
 
     /// Numbers per token that stops within a block keep, beside its input and output.
@@ -203,6 +214,9 @@ impl Bound {
         if self.is_whole { 0 } else { parts.map(kept_between).max().unwrap_or(0) }
     }
 }
+
+/// Numbers in `XᵀX` of the experts that are looked at together: 256 MiB.
+const STAGE_FLOATS: usize = 1 << 26;
 
 /// Keys of a grid that an override changes.
 type Changes = Vec<(String, Value)>;
@@ -215,14 +229,15 @@ fn part_grids(
     has_sides: bool,
     choices: &Choices<'_>,
 ) -> Result<Vec<Option<Box<dyn Grid>>>> {
-    let block_module = file.exported(Part::Block(0), file.model().blocks[0].weights[0].name)?.name;
+    let block_module = file.exported(Part::Block(0), &file.model().blocks[0].weights[0].name)?.name;
     let mut grids = Vec::new();
     let mut fused: Vec<(String, Option<Changes>)> = Vec::new();
     for w in &graph.weights {
-        let source = file.exported(part, w.name)?;
+        let source = file.exported(part, &w.name)?;
         // The head is compressed only where an override names it, and not everything.
         let is_named = |o: &&Override| o.pattern.matches(&source.name) && !o.pattern.matches(&block_module);
         let is_kept = settings.is_none()
+            || w.is_gate
             || choices.keep.iter().any(|k| k.matches(&source.name))
             || (part == Part::Head && !choices.overrides.iter().any(|o| is_named(&o)));
         let changes: Vec<(String, Value)> = (choices.overrides.iter())
@@ -269,8 +284,8 @@ fn check_patterns(file: &ModelFile, choices: &Choices<'_>) -> Result<()> {
     let (mut rounded, mut kept) = (Vec::new(), Vec::new());
     for (part, graph) in file.model().parts() {
         for w in &graph.weights {
-            let names = if part == Part::Embed { &mut kept } else { &mut rounded };
-            names.push(file.exported(part, w.name)?.name);
+            let names = if part == Part::Embed || w.is_gate { &mut kept } else { &mut rounded };
+            names.push(file.exported(part, &w.name)?.name);
         }
     }
     let patterns =

@@ -1,14 +1,14 @@
 //! One block, or the rest of a model, as tensors of a shard.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::stop::crash_point;
 use fewbit_format::{Band, Dtype, Error, QuantizedLinear, Result, Sides, Storage, Tensor};
-use fewbit_graph::{Part, Rows, Stored};
-use fewbit_store::ModelFile;
+use fewbit_graph::{Fused, Part, Rows, Stored, WeightId};
 use fewbit_store::layout::{CompressedTensors, Fewbit, Layout, Scheme};
+use fewbit_store::{ModelFile, experts};
 
 /// What is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -64,7 +64,8 @@ impl<'a> Shard<'a> {
 
     /// All tensors of a part, its linears given by the graph's weights.
     pub(crate) fn add(&mut self, part: Part, linears: &[Arc<QuantizedLinear>], vectors: &[Vec<f32>]) -> Result<()> {
-        for module in self.modules(part, linears)? {
+        let written = self.fused(part, linears)?;
+        for module in self.modules(part, linears, &written)? {
             self.module(part, module)?;
         }
         let graph = self.file.model().part(part);
@@ -105,13 +106,50 @@ impl<'a> Shard<'a> {
         Ok(())
     }
 
+    /// Adds the tensors of the source that hold the matrices of all experts, where these stay plain; says whose they are.
+    fn fused(&mut self, part: Part, linears: &[Arc<QuantizedLinear>]) -> Result<BTreeSet<WeightId>> {
+        let mut tensors: BTreeMap<(String, String), Vec<(WeightId, Fused)>> = BTreeMap::new();
+        for w in 0..linears.len() {
+            if let Some(fused) = self.file.fused(part, w) {
+                tensors.entry((fused.tensor.clone(), fused.bias.clone())).or_default().push((w, fused));
+            }
+        }
+        let mut written = BTreeSet::new();
+        for ((tensor, bias), weights) in tensors {
+            let plain = |(w, fused): &(WeightId, Fused)| match &linears[*w].bands[..] {
+                [Band { storage: Storage::Dense(t), .. }] => Some((fused.clone(), t, linears[*w].bias.as_deref())),
+                _ => None,
+            };
+            let matrices: Option<Vec<_>> = weights.iter().map(plain).collect();
+            let Some((all, biases)) = matrices.and_then(|m| experts::fuse(&m)) else { continue };
+            if let Some(biases) = biases {
+                let dtype = self.file.checkpoint().tensor(&bias)?.dtype;
+                let shape = [all.shape[0], biases.len() / all.shape[0]];
+                self.tensors.push((bias, Tensor::from_f32(dtype, &shape, &biases)?));
+            }
+            self.tensors.push((tensor, all));
+            for (w, _) in weights {
+                let module = self.file.exported(part, &self.file.model().part(part).weights[w].name)?.name;
+                self.schemes.push((module, None));
+                written.insert(w);
+            }
+        }
+        Ok(written)
+    }
+
     /// The modules of the written model: linears that lie in one tensor are put together again.
-    fn modules(&self, part: Part, linears: &[Arc<QuantizedLinear>]) -> Result<Vec<Module>> {
+    fn modules(
+        &self,
+        part: Part,
+        linears: &[Arc<QuantizedLinear>],
+        written: &BTreeSet<WeightId>,
+    ) -> Result<Vec<Module>> {
         let graph = self.file.model().part(part);
         let mut fused: BTreeMap<String, Vec<(Rows, &QuantizedLinear)>> = BTreeMap::new();
         let mut modules = Vec::new();
-        for (w, linear) in graph.weights.iter().zip(linears) {
-            let source = self.file.exported(part, w.name)?;
+        let others = graph.weights.iter().zip(linears).enumerate().filter(|(w, _)| !written.contains(w));
+        for (_, (w, linear)) in others {
+            let source = self.file.exported(part, &w.name)?;
             if source.rows == Rows::All {
                 modules.push(Module {
                     name: source.name,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use fewbit_format::{Error, Mat, QuantizedLinear, Result, Storage, Tensor};
-use fewbit_graph::{Graph, Part, Producer, Site, Stored, ValueId, WeightId};
+use fewbit_graph::{Edge, Graph, Part, Producer, Site, Stored, WeightId};
 use fewbit_runtime::{Arithmetic, Layer, NoHooks};
 use fewbit_store::PartWeights;
 use fewbit_store::layout::Scheme;
@@ -35,22 +35,22 @@ impl Run<'_> {
             Some(_) => Some(Walk::new(Layer::new(graph.clone(), weights.clone(), Arithmetic::Exact)?)),
             None => None,
         };
-        for (values, of_stage) in self.bound.stages(i, &graph) {
+        for (inputs, _) in self.bound.stages(i, &graph) {
             let mut stats = Vec::new();
             if let (Some(walker), Some(walk)) = (&mut *walker, &mut walk) {
-                stats = self.look(part, walker, walk, &values, &mut report)?;
+                stats = self.look(part, walker, walk, &inputs, &mut report)?;
             }
             let clock = Instant::now();
             if !self.bound.transforms.is_empty() {
                 tensors = Some(self.transformed(i, part, &graph, &weights, &mut stats)?);
             }
             report.transform_seconds += clock.elapsed().as_secs_f64();
-            for (value, linears) in graph.linears_by_input().into_iter().filter(|(v, _)| values.contains(v)) {
+            for (input, linears) in graph.linears_by_input().into_iter().filter(|(edge, _)| inputs.contains(edge)) {
                 self.check_stop()?;
-                let stats = stats.iter().find(|(v, _)| *v == value).map_or(&no_stats, |(_, s)| s);
-                let name = self.file.exported(part, graph.weights[linears[0]].name)?.name;
+                let stats = stats.iter().find(|(edge, _)| *edge == input).map_or(&no_stats, |(_, s)| s);
+                let name = self.file.exported(part, &graph.weights[linears[0]].name)?.name;
                 let program = self.begin(i, &linears, InputJob { name: &name, stats, team: self.team }, &mut report)?;
-                for w in linears {
+                for w in linears.iter().copied() {
                     self.check_stop()?;
                     let changed = tensors
                         .as_mut()
@@ -58,9 +58,9 @@ impl Run<'_> {
                     let linear = self.linear(i, part, &graph, w, &weights, changed, program.as_ref(), &mut report)?;
                     current[w] = Arc::new(linear);
                 }
-            }
-            if let (Some(walk), [value], false) = (&mut walk, &values[..], self.bound.is_whole) {
-                walk.layer.replace(*value, of_stage.iter().map(|w| current[*w].clone()).collect());
+                if let (Some(walk), false) = (&mut walk, self.bound.is_whole) {
+                    walk.layer.replace(input, linears.iter().map(|w| current[*w].clone()).collect());
+                }
             }
         }
         let vectors = tensors.map_or_else(|| weights.vectors.clone(), |t| t.vectors);
@@ -101,24 +101,24 @@ impl Run<'_> {
         Ok(shard.schemes)
     }
 
-    /// Statistics of some values over all tokens.
+    /// Statistics of some inputs over all tokens.
     fn look(
         &self,
         part: Part,
         walker: &mut Walker<'_>,
         walk: &mut Walk,
-        values: &[ValueId],
+        inputs: &[Edge],
         report: &mut BlockReport,
-    ) -> Result<Vec<(ValueId, InputStats)>> {
+    ) -> Result<Vec<(Edge, InputStats)>> {
         let clock = Instant::now();
-        let widths: Vec<_> = values.iter().map(|v| (*v, walk.layer.graph().values[*v].dim)).collect();
+        let widths: Vec<_> = inputs.iter().map(|e| (*e, walk.layer.graph().values[e.value].dim)).collect();
         let mut collector = Collector::new(self.team, self.bound.needs, widths.into_iter());
         let to = if self.bound.is_original_stream && part != Part::Head {
             To::End
         } else if self.bound.is_whole {
-            To::Dead(values)
+            To::Dead(inputs)
         } else {
-            To::Stop(values)
+            To::Stop(inputs)
         };
         walker.go(walk, to, &mut collector, &|| self.check_stop())?;
         report.gram_seconds += collector.gram_seconds;
@@ -133,7 +133,7 @@ impl Run<'_> {
         part: Part,
         graph: &Graph,
         weights: &PartWeights,
-        stats: &mut [(ValueId, InputStats)],
+        stats: &mut [(Edge, InputStats)],
     ) -> Result<BlockTensors> {
         let mut tensors = BlockTensors {
             weights: weights.linears.iter().map(|l| l.decode()).collect(),
@@ -143,8 +143,11 @@ impl Run<'_> {
         for (t, site) in self.bound.sites(graph) {
             self.check_stop()?;
             let transform = &self.bound.transforms[t];
-            let grids: Option<Vec<_>> = site.consumers.iter().map(|w| self.bound.grids[i][*w].as_deref()).collect();
-            let (Some(grids), Some(known)) = (grids, stats.iter().position(|(v, _)| *v == site.value)) else {
+            // A gate is never rounded: it only undoes the element.
+            let rounded: Vec<WeightId> =
+                site.consumers.iter().copied().filter(|w| !graph.weights[*w].is_gate).collect();
+            let grids: Option<Vec<_>> = rounded.iter().map(|w| self.bound.grids[i][*w].as_deref()).collect();
+            let (Some(grids), Some(known)) = (grids, stats.iter().position(|(edge, _)| *edge == site.edge())) else {
                 continue;
             };
             let Some(((_, tied), to)) = site.folds.iter().find(|((y, _), _)| *y == transform.symmetry()) else {
@@ -152,7 +155,7 @@ impl Run<'_> {
             };
             let job = SiteJob {
                 name: graph.values[site.value].name,
-                weights: site.consumers.iter().map(|w| &tensors.weights[*w]).collect(),
+                weights: rounded.iter().map(|w| &tensors.weights[*w]).collect(),
                 grids,
                 stats: &stats[known].1,
                 tied: *tied,
@@ -163,7 +166,14 @@ impl Run<'_> {
                 self.snap(part, graph, &tensors, &site, &to.producers, factors)?;
             }
             if let Element::Diagonal(factors) = spread(&element, *tied, site.dim)? {
-                stats[known].1.scale(&factors);
+                for (edge, ws) in graph.linears_by_input() {
+                    // What experts read of the value is scaled with it.
+                    if let Some((_, s)) = stats.iter_mut().find(|(e, _)| *e == edge)
+                        && ws.iter().any(|w| site.consumers.contains(w))
+                    {
+                        s.scale(&factors);
+                    }
+                }
             }
             fold(graph, &mut tensors, &site, *tied, to, &element)?;
         }
@@ -237,7 +247,7 @@ impl Run<'_> {
                 None => Ok(QuantizedLinear::clone(original)),
             };
         };
-        let name = self.file.exported(part, graph.weights[w].name)?.name;
+        let name = self.file.exported(part, &graph.weights[w].name)?.name;
         let (weight, bias) = changed.unwrap_or_else(|| (original.decode(), original.bias.clone()));
         let clock = Instant::now();
         // Every matrix has its own random numbers.

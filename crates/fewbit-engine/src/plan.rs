@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use fewbit_graph::{Container, Graph, Part, Weight, WeightId};
+use fewbit_graph::{Container, Graph, Part, Value, Weight, WeightId};
 use fewbit_store::ModelFile;
 use serde::Serialize;
 
@@ -118,7 +118,7 @@ impl Bound {
         let rounded = graph.weights.iter().zip(&self.grids[i]).filter(|(_, g)| g.is_some());
         flops += rounded.map(|(w, _)| self.program.flops(w.shape[0], w.shape[1])).sum::<f64>();
         let inputs = graph.linears_by_input().into_iter();
-        flops += inputs.map(|(v, _)| self.program.input_flops(graph.values[v].dim)).sum::<f64>();
+        flops += inputs.map(|(edge, _)| self.program.input_flops(graph.values[edge.value].dim)).sum::<f64>();
         for (t, site) in self.sites(graph) {
             let rows: usize = site.consumers.iter().map(|w| graph.weights[*w].shape[0]).sum();
             flops += self.transforms[t].flops(rows, site.dim);
@@ -135,10 +135,10 @@ impl Bound {
         };
         let mut all = Memory::default();
         let mut done = Memory::default();
-        for (values, weights) in self.stages(i, graph) {
+        for (inputs, weights) in self.stages(i, graph) {
             let mut held = done;
             if self.needs.gram {
-                held = values.iter().fold(held, |m, v| m.and_f32s(graph.values[*v].dim.pow(2)));
+                held = inputs.iter().fold(held, |m, edge| m.and_f32s(graph.values[edge.value].dim.pow(2)));
             }
             if tokens > 0 {
                 all = all.or(held.with(forward(graph, tokens)));
@@ -181,6 +181,8 @@ impl Plain {
         let plain = |(w, weight): (WeightId, &Weight)| {
             let is_mapped = !file.is_weight_quantized(part, w);
             let element = if is_mapped { file.dtype().size_bytes() } else { 4 };
+            // What lies transposed is turned in memory.
+            let is_mapped = is_mapped && !file.fused(part, w).is_some_and(|f| f.is_transposed);
             Self { bytes: (element * weight.shape[0] * weight.shape[1]) as u64, is_mapped }
         };
         weights.map(plain).collect()
@@ -196,7 +198,7 @@ impl Plain {
 /// far as buffers of one size serve several.
 fn forward(graph: &Graph, tokens: usize) -> Memory {
     let chunk = CHUNK_TOKENS.min(tokens);
-    let widest = graph.values.iter().map(|v| v.dim).max().unwrap_or(0);
+    let widest = graph.values.iter().map(Value::width).max().unwrap_or(0);
     let stream = graph.values[Graph::INPUT].dim;
     [widest, widest, stream, stream, stream, stream, stream]
         .into_iter()
@@ -205,7 +207,7 @@ fn forward(graph: &Graph, tokens: usize) -> Memory {
 
 /// The sizes of `XᵀX` of all inputs of linears.
 fn gram_floats(graph: &Graph) -> impl Iterator<Item = usize> {
-    graph.linears_by_input().into_iter().map(|(v, _)| graph.values[v].dim.pow(2))
+    graph.linears_by_input().into_iter().map(|(edge, _)| graph.values[edge.value].dim.pow(2))
 }
 
 /// Memory at some moment. What is large goes back to the system when it is let go; what is small stays with the

@@ -1,5 +1,5 @@
 use fewbit_format::Mat;
-use fewbit_graph::ValueId;
+use fewbit_graph::{Edge, ValueId};
 use fewbit_kernel::Team;
 use fewbit_kernel::product::{gram_add, gram_mirror};
 use fewbit_runtime::Hooks;
@@ -34,30 +34,30 @@ impl InputStats {
     }
 }
 
-/// Collects [`InputStats`] of chosen values while a block runs.
+/// Collects [`InputStats`] of chosen inputs while a block runs.
 pub(crate) struct Collector<'a> {
     team: &'a Team,
     needs: Needs,
-    /// Per watched value: the value, `XᵀX`, `Σ|x|`, tokens.
-    watched: Vec<(ValueId, Option<Mat>, Vec<f64>, usize)>,
+    /// Per watched input: `XᵀX`, `Σ|x|`, tokens.
+    watched: Vec<(Edge, Option<Mat>, Vec<f64>, usize)>,
     pub(crate) gram_seconds: f64,
 }
 
 impl<'a> Collector<'a> {
-    pub(crate) fn new(team: &'a Team, needs: Needs, values: impl Iterator<Item = (ValueId, usize)>) -> Self {
-        let watched = values.map(|(v, dim)| (v, needs.gram.then(|| Mat::zeros(dim, dim)), vec![0.0; dim], 0));
+    pub(crate) fn new(team: &'a Team, needs: Needs, inputs: impl Iterator<Item = (Edge, usize)>) -> Self {
+        let watched = inputs.map(|(v, dim)| (v, needs.gram.then(|| Mat::zeros(dim, dim)), vec![0.0; dim], 0));
         Self { team, needs, watched: watched.collect(), gram_seconds: 0.0 }
     }
 
-    pub(crate) fn finish(self) -> Vec<(ValueId, InputStats)> {
+    pub(crate) fn finish(self) -> Vec<(Edge, InputStats)> {
         (self.watched.into_iter())
-            .map(|(value, mut gram, sums, tokens)| {
+            .map(|(edge, mut gram, sums, tokens)| {
                 if let Some(h) = &mut gram {
                     gram_mirror(self.team, h.cols(), h.data_mut());
                 }
                 let mean_abs =
                     self.needs.mean_abs.then(|| sums.iter().map(|s| (s / tokens.max(1) as f64) as f32).collect());
-                (value, InputStats { gram, mean_abs, tokens })
+                (edge, InputStats { gram, mean_abs, tokens })
             })
             .collect()
     }
@@ -65,12 +65,12 @@ impl<'a> Collector<'a> {
 
 impl Hooks for Collector<'_> {
     fn wants(&self, value: ValueId) -> bool {
-        self.watched.iter().any(|w| w.0 == value)
+        self.watched.iter().any(|w| w.0.value == value)
     }
 
-    fn edge(&mut self, value: ValueId, rows: &mut [f32], dim: usize) {
+    fn edge(&mut self, edge: Edge, rows: &mut [f32], dim: usize) {
         let tokens = rows.len() / dim;
-        for (_, gram, sums, seen) in self.watched.iter_mut().filter(|w| w.0 == value) {
+        for (_, gram, sums, seen) in self.watched.iter_mut().filter(|w| w.0 == edge) {
             if let Some(h) = gram {
                 let clock = std::time::Instant::now();
                 gram_add(self.team, dim, tokens, rows, dim, h.data_mut());

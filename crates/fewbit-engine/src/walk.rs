@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use fewbit_format::{Error, Result};
-use fewbit_graph::{Graph, Part, ValueId};
+use fewbit_graph::{Edge, Graph, Part, ValueId};
 use fewbit_kernel::Team;
 use fewbit_runtime::{Batch, Hooks, Layer, Rotations, Workspace, embed};
 use fewbit_store::ModelFile;
@@ -30,10 +30,10 @@ impl Walk {
 /// Where a walk goes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum To<'v> {
-    /// To these values; what the rest of the block reads is kept.
-    Stop(&'v [ValueId]),
-    /// To these values, and no further: the block begins anew with other weights.
-    Dead(&'v [ValueId]),
+    /// To these inputs; what the rest of the block reads is kept.
+    Stop(&'v [Edge]),
+    /// To these inputs, and no further: the block begins anew with other weights.
+    Dead(&'v [Edge]),
     /// To the block's output, which is the next block's input.
     End,
 }
@@ -102,51 +102,54 @@ impl<'a> Walker<'a> {
     ) -> Result<()> {
         let (layer, done) = (&walk.layer, walk.done);
         let until = match to {
-            To::Stop(values) | To::Dead(values) => values.iter().map(|v| layer.until(*v)).fold(done, usize::max),
+            To::Stop(inputs) | To::Dead(inputs) => inputs.iter().map(|e| layer.until(e.value)).fold(done, usize::max),
             To::End => layer.steps(),
         };
-        let (before, after) = (layer.live(done), layer.live(until));
+        let resume = layer.resume(until);
+        let (before, after) = (layer.live(done), layer.live(resume));
         for first in (0..self.samples).step_by(self.at_once) {
             check()?;
             let count = self.at_once.min(self.samples - first);
             let (token, tokens) = (first * self.length, count * self.length);
-            self.load(layer.graph(), &before, token, tokens, hooks);
+            self.load(layer, &before, token, tokens, hooks);
             let batch = Batch::sequences(count, self.length);
-            let turn = &self.rotations[usize::from(count < self.at_once)];
-            layer.run_steps(self.team, &batch, turn, None, hooks, &mut self.workspace, done..until);
-            match to {
-                To::Stop(_) => self.keep(&after, token),
-                To::Dead(_) => {}
-                To::End => {
-                    let output = self.workspace.value(layer.graph().output);
-                    self.streams.1.write(token * output.len() / tokens, output);
-                    crash_point();
-                }
+            let turn = usize::from(count < self.at_once);
+            let mut run = |walker: &mut Self, steps| {
+                let (turn, workspace) = (&walker.rotations[turn], &mut walker.workspace);
+                layer.run_steps(walker.team, &batch, turn, None, hooks, workspace, steps);
+            };
+            run(self, done..resume);
+            if matches!(to, To::Stop(_)) {
+                self.keep(&after, token);
+            }
+            run(self, resume..until);
+            if matches!(to, To::End) {
+                let output = self.workspace.value(layer.graph().output);
+                self.streams.1.write(token * output.len() / tokens, output);
+                crash_point();
             }
             self.workspace.clear();
         }
         // The next work may need the memory.
         self.workspace = Workspace::default();
         if !matches!(to, To::Dead(_)) {
-            walk.done = until;
+            walk.done = resume;
         }
         Ok(())
     }
 
     /// Reads what steps need for some tokens: the block's input from its stream, everything else from what was kept.
-    fn load(&mut self, graph: &Graph, values: &[ValueId], token: usize, tokens: usize, hooks: &mut dyn Hooks) {
+    fn load(&mut self, layer: &Layer, values: &[ValueId], token: usize, tokens: usize, hooks: &mut dyn Hooks) {
         let mut at = token * self.kept_width;
         for v in values {
-            let dim = graph.values[*v].dim;
-            let rows = self.workspace.begin(*v, tokens * dim);
+            let width = layer.graph().values[*v].width();
+            let rows = self.workspace.begin(*v, tokens * width);
             match &self.kept {
                 Some(kept) if *v != Graph::INPUT => at = kept.read(at, rows),
-                _ => _ = self.streams.0.read(token * dim, rows),
-            }
-            if hooks.wants(*v) {
-                hooks.edge(*v, rows, dim);
+                _ => _ = self.streams.0.read(token * width, rows),
             }
         }
+        values.iter().for_each(|v| layer.show(*v, hooks, &mut self.workspace));
     }
 
     /// Writes what later steps need of these tokens, in the order in which it is loaded.

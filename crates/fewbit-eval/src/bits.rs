@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use fewbit_format::Result;
-use fewbit_graph::{Container, Part};
+use fewbit_graph::{Container, Part, WeightId};
 use fewbit_store::{Elements, ModelFile, layout};
 
 /// What a checkpoint stores for its weights.
@@ -31,11 +31,11 @@ pub fn bits_per_weight(file: &ModelFile) -> Result<Bits> {
 fn unused_head_bytes(file: &ModelFile) -> Result<u64> {
     let used = file.module(Part::Embed, 0);
     let container = file.checkpoint().container();
-    let name_of = |part, name| match container {
+    let name_of = |part, name: &str| match container {
         Container::HuggingFace => file.exported(part, name).ok().map(|s| s.name),
         Container::Gguf => file.exported_gguf(part, name).map(|s| s.name),
     };
-    let names = [name_of(Part::Embed, file.model().embed.weights[0].name), name_of(Part::Head, "lm_head")];
+    let names = [name_of(Part::Embed, &file.model().embed.weights[0].name), name_of(Part::Head, "lm_head")];
     let other = names.into_iter().flatten().find(|n| *n != used).map(|n| format!("{n}.weight"));
     match other {
         Some(name) if file.is_tied() && file.checkpoint().contains(&name) => {
@@ -60,7 +60,7 @@ fn linears(file: &ModelFile) -> Result<f64> {
             continue;
         }
         for (w, weight) in graph.weights.iter().enumerate() {
-            let (tensors, is_quantized) = stored(file, &file.module(part, w));
+            let (tensors, is_quantized) = stored(file, part, w);
             if !is_quantized && part == Part::Head {
                 continue;
             }
@@ -77,14 +77,17 @@ fn linears(file: &ModelFile) -> Result<f64> {
     Ok(8.0 * bytes as f64 / of.weights.max(1) as f64)
 }
 
-/// The tensors whose bytes are a linear's bits, by its module ([`ModelFile::module`]).
-pub fn stored_tensors(file: &ModelFile, module: &str) -> Vec<String> {
-    stored(file, module).0
+/// The tensors whose bytes are a linear's bits; several linears may lie in one.
+pub fn stored_tensors(file: &ModelFile, part: Part, weight: WeightId) -> Vec<String> {
+    stored(file, part, weight).0
 }
 
-/// The tensors that hold a module's weight, and whether it is quantized.
-fn stored(file: &ModelFile, module: &str) -> (Vec<String>, bool) {
-    let checkpoint = file.checkpoint();
+/// The tensors that hold a weight, and whether it is quantized.
+fn stored(file: &ModelFile, part: Part, weight: WeightId) -> (Vec<String>, bool) {
+    if let Some(fused) = file.fused(part, weight) {
+        return (vec![fused.tensor], false);
+    }
+    let (checkpoint, module) = (file.checkpoint(), &file.module(part, weight));
     let plain = format!("{module}.weight");
     match checkpoint.container() {
         Container::Gguf => {

@@ -62,7 +62,7 @@ fn linears(file: &ModelFile) -> Result<Vec<Linear>> {
             let stored = file.module(part, weight);
             let is_quantized = layout::is_quantized(file.quantization(), file.checkpoint(), &stored);
             // A tied head is a module of its own for other programs, though its matrix is the embedding's.
-            let module = if is_quantized { stored } else { file.exported(part, w.name)?.name };
+            let module = if is_quantized { stored } else { file.exported(part, &w.name)?.name };
             linears.push(Linear { module, part, weight, is_quantized });
         }
     }

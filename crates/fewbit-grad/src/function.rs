@@ -169,10 +169,10 @@ impl Function {
 }
 
 /// The kernel's description of an attention; `None` for another operation.
-pub(crate) fn attention_shape(op: &Op) -> Option<AttentionShape> {
+pub(crate) fn attention_shape(op: &Op) -> Option<AttentionShape<'static>> {
     match *op {
-        Op::Attention { heads, kv_heads, head_dim, scale, softcap, window } => {
-            Some(AttentionShape { heads, kv_heads, head_dim, scale, softcap, window })
+        Op::Attention { heads, kv_heads, head_dim, scale, softcap, window, sinks: None } => {
+            Some(AttentionShape { heads, kv_heads, head_dim, scale, softcap, window, sinks: None })
         }
         _ => None,
     }
@@ -194,7 +194,7 @@ fn check(graph: &Graph, node: &Node) -> Result<()> {
             | Op::Softcap { .. }
             | Op::Rope { .. }
             | Op::Cache { .. }
-            | Op::Attention { .. }
+            | Op::Attention { sinks: None, .. }
     );
     let name = graph.values[node.output].name;
     if !is_known {

@@ -58,12 +58,12 @@ impl View<'_> {
             let shape = [found.rows(), found.cols()];
             if shape != expected.shape {
                 let reason = format!("has shape {shape:?}, where {:?} is needed", expected.shape);
-                return Err(Error::input(reason).tensor(expected.name));
+                return Err(Error::input(reason).tensor(&expected.name));
             }
             let bias = bias.map(<[f32]>::len);
             if bias.is_some() != expected.has_bias || bias.is_some_and(|len| len != expected.shape[0]) {
                 let reason = format!("has a bias of {:?} numbers, where the graph says otherwise", bias.unwrap_or(0));
-                return Err(Error::input(reason).tensor(expected.name));
+                return Err(Error::input(reason).tensor(&expected.name));
             }
         }
         for (expected, found) in graph.vectors.iter().zip(&self.vectors) {

@@ -49,6 +49,22 @@ impl<'a> Config<'a> {
         Ok(n)
     }
 
+    /// Experts, from 1 to 4096, under any of these keys, and how many of them a token goes to.
+    pub fn experts(&self, keys: &[&str]) -> Result<(usize, usize)> {
+        let key = keys.iter().find(|k| self.get(k).is_some()).or(keys.first()).copied().unwrap_or_default();
+        let experts = self.usize(key)?;
+        if experts > 4096 {
+            return Err(self.wrong(key, &experts.into()));
+        }
+        let top = self.usize("num_experts_per_tok")?;
+        if top > experts {
+            return Err(Error::input(format!(
+                "config.json: `num_experts_per_tok` ({top}) is more than `{key}` ({experts})"
+            )));
+        }
+        Ok((experts, top))
+    }
+
     /// A number, or the default where it is absent.
     pub fn f64_or(&self, key: &str, default: f64) -> Result<f64> {
         match self.get(key) {

@@ -1,3 +1,5 @@
+use std::borrow::Cow;
+
 /// Index of a value (an edge) in [`Graph::values`].
 pub type ValueId = usize;
 /// Index of a matrix in [`Graph::weights`].
@@ -5,27 +7,58 @@ pub type WeightId = usize;
 /// Index of a vector in [`Graph::vectors`].
 pub type VectorId = usize;
 
-/// An edge: rows of `dim` numbers, one row a token.
+/// An edge: rows of `dim` numbers, one row a token, or one for each expert that a token goes to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Value {
     /// For messages and statistics, such as `attn_in`.
     pub name: &'static str,
     /// Width of a row.
     pub dim: usize,
+    /// For a value within experts, how its rows went there.
+    pub routed: Option<Routed>,
+}
+
+impl Value {
+    /// Numbers that a token has in it: all its rows.
+    pub fn width(&self) -> usize {
+        self.dim * self.routed.map_or(1, |r| r.top)
+    }
+}
+
+/// How rows went to experts: expert after expert, within each in the order of the tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Routed {
+    /// The value that [`Op::Route`] made.
+    pub by: ValueId,
+    /// Experts that a token goes to.
+    pub top: usize,
+    /// All experts.
+    pub experts: usize,
+}
+
+/// What a linear reads: a value, or those rows of it that one expert has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Edge {
+    /// The value.
+    pub value: ValueId,
+    /// Whose rows, for a value within experts.
+    pub expert: Option<usize>,
 }
 
 /// A matrix `[out, in]` that a linear or an embedding reads.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Weight {
-    /// Path within the block, such as `self_attn.q_proj`.
-    pub name: &'static str,
+    /// Path within the block, such as `self_attn.q_proj` or `mlp.experts.7.down_proj`.
+    pub name: Cow<'static, str>,
     /// `[out, in]`; `[vocabulary, hidden]` for an embedding.
     pub shape: [usize; 2],
     /// Whether a bias `[out]` belongs to it.
     pub has_bias: bool,
+    /// Whether it decides where tokens go, or how much an expert counts: such a small matrix is never rounded.
+    pub is_gate: bool,
 }
 
-/// A vector of a norm.
+/// A vector of a norm, or the sinks of attention.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Vector {
     /// Path within the block, such as `input_layernorm.weight`.
@@ -45,6 +78,15 @@ pub enum Activation {
     GeluTanh,
     /// `max(x, 0)`.
     Relu,
+}
+
+/// Of which experts' logits the weights of the chosen ones are a softmax.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// Of all: the weights of the chosen sum to less than one (Qwen2-MoE).
+    All,
+    /// Of the chosen: the weights sum to one (Mixtral, gpt-oss, `norm_topk_prob`).
+    Chosen,
 }
 
 /// What a node computes. Inputs are in the order that the comment gives.
@@ -124,7 +166,34 @@ pub enum Op {
         softcap: Option<f32>,
         /// A position sees this many positions, itself included.
         window: Option<usize>,
+        /// `[heads]`: the logit of one more position with values of zero, per head.
+        sinks: Option<VectorId>,
     },
+    /// `x, g` with one number `g` per row → `σ(g) · x`.
+    Gate,
+    /// `gate, up` → `(clamp(up, ±limit) + 1) ⊙ g σ(alpha g)` with `g = min(gate, limit)` (gpt-oss).
+    ClampedGlu {
+        /// Steepness of the sigmoid.
+        alpha: f32,
+        /// Where both inputs are cut off.
+        limit: f32,
+    },
+    /// Logits of experts → the indices of the `top` greatest, ascending, then their weights: `[2 · top]`.
+    Route {
+        /// Experts that a token goes to.
+        top: usize,
+        /// What the weights are.
+        share: Share,
+    },
+    /// `x, routing` → each token's row once for each of its experts, in the order of [`Routed`].
+    Dispatch,
+    /// `x` within experts → `x Wᵉᵀ + bᵉ` with the matrix of each row's expert.
+    ExpertLinear {
+        /// `[out, in]` of expert 0; those of the others follow it.
+        first: WeightId,
+    },
+    /// `x` within experts, routing → the sum of a token's rows times their weights, in the order of the experts.
+    Combine,
 }
 
 /// One operation.
@@ -167,18 +236,31 @@ impl Graph {
         self.nodes.iter().filter(move |n| n.inputs.contains(&value))
     }
 
-    /// For each value that linears read, those linears, in order of first use: what shares an input.
-    pub fn linears_by_input(&self) -> Vec<(ValueId, Vec<WeightId>)> {
-        let mut groups: Vec<(ValueId, Vec<WeightId>)> = Vec::new();
+    /// For each value that linears read, those linears, in order of first use: what shares an input. Within experts,
+    /// each has inputs of its own.
+    pub fn linears_by_input(&self) -> Vec<(Edge, Vec<WeightId>)> {
+        let mut groups: Vec<(Edge, Vec<WeightId>)> = Vec::new();
         for node in &self.nodes {
-            if let Op::Linear { weight } = node.op {
-                match groups.iter_mut().find(|(v, _)| *v == node.inputs[0]) {
+            for (edge, weight) in self.linears_of(node) {
+                match groups.iter_mut().find(|(e, _)| *e == edge) {
                     Some((_, ws)) => ws.push(weight),
-                    None => groups.push((node.inputs[0], vec![weight])),
+                    None => groups.push((edge, vec![weight])),
                 }
             }
         }
         groups
+    }
+
+    /// The matrices of a linear, one per expert, with what each reads; none for other operations.
+    pub fn linears_of(&self, node: &Node) -> Vec<(Edge, WeightId)> {
+        let value = node.inputs[0];
+        match (&node.op, self.values[value].routed) {
+            (Op::Linear { weight }, _) => vec![(Edge { value, expert: None }, *weight)],
+            (Op::ExpertLinear { first }, Some(routed)) => {
+                (0..routed.experts).map(|e| (Edge { value, expert: Some(e) }, first + e)).collect()
+            }
+            _ => Vec::new(),
+        }
     }
 
     /// Number of cache slots.
@@ -192,104 +274,5 @@ impl Graph {
             .map(|w| (w.shape[0] * w.shape[1] + if w.has_bias { w.shape[0] } else { 0 }) as u64)
             .sum();
         weights + self.vectors.iter().map(|v| v.dim as u64).sum::<u64>()
-    }
-}
-
-/// Writes a [`Graph`] the way the paper's equations read.
-#[derive(Debug)]
-pub struct Builder {
-    graph: Graph,
-    slots: usize,
-}
-
-impl Builder {
-    /// A graph whose input has rows of `dim`.
-    pub fn new(name: &'static str, dim: usize) -> Self {
-        Self { graph: Graph { values: vec![Value { name, dim }], ..Graph::default() }, slots: 0 }
-    }
-
-    fn node(&mut self, name: &'static str, dim: usize, op: Op, inputs: &[ValueId]) -> ValueId {
-        let output = self.graph.values.len();
-        self.graph.values.push(Value { name, dim });
-        self.graph.nodes.push(Node { op, inputs: inputs.to_vec(), output });
-        output
-    }
-
-    fn vector(&mut self, name: &'static str, dim: usize) -> VectorId {
-        self.graph.vectors.push(Vector { name, dim });
-        self.graph.vectors.len() - 1
-    }
-
-    /// Width of a value.
-    pub fn dim(&self, x: ValueId) -> usize {
-        self.graph.values[x].dim
-    }
-
-    fn weight(&mut self, name: &'static str, shape: [usize; 2], has_bias: bool) -> WeightId {
-        self.graph.weights.push(Weight { name, shape, has_bias });
-        self.graph.weights.len() - 1
-    }
-
-    /// [`Op::Linear`].
-    pub fn linear(&mut self, x: ValueId, weight: &'static str, out: usize, has_bias: bool) -> ValueId {
-        let w = self.weight(weight, [out, self.dim(x)], has_bias);
-        self.node(weight, out, Op::Linear { weight: w }, &[x])
-    }
-
-    /// [`Op::Embedding`] of the input ids.
-    pub fn embedding(&mut self, weight: &'static str, vocabulary: usize, dim: usize) -> ValueId {
-        let w = self.weight(weight, [vocabulary, dim], false);
-        self.node("embedding", dim, Op::Embedding { weight: w }, &[Graph::INPUT])
-    }
-
-    /// [`Op::RmsNorm`] over the whole row.
-    pub fn rms_norm(&mut self, name: &'static str, x: ValueId, gain: &'static str, eps: f32) -> ValueId {
-        let width = self.dim(x);
-        self.head_norm(name, x, gain, eps, width)
-    }
-
-    /// [`Op::RmsNorm`] over each head of `width` values.
-    pub fn head_norm(&mut self, name: &'static str, x: ValueId, gain: &'static str, eps: f32, width: usize) -> ValueId {
-        let gain = self.vector(gain, width);
-        let dim = self.dim(x);
-        self.node(name, dim, Op::RmsNorm { gain, eps, width }, &[x])
-    }
-
-    /// [`Op::LayerNorm`].
-    pub fn layer_norm(
-        &mut self,
-        name: &'static str,
-        x: ValueId,
-        gain: &'static str,
-        bias: &'static str,
-        eps: f32,
-    ) -> ValueId {
-        let dim = self.dim(x);
-        let (gain, bias) = (self.vector(gain, dim), self.vector(bias, dim));
-        self.node(name, dim, Op::LayerNorm { gain, bias, eps }, &[x])
-    }
-
-    /// An operation that keeps the width of its first input.
-    pub fn apply(&mut self, name: &'static str, op: Op, inputs: &[ValueId]) -> ValueId {
-        let dim = self.dim(inputs[0]);
-        self.node(name, dim, op, inputs)
-    }
-
-    /// [`Op::Add`].
-    pub fn add(&mut self, name: &'static str, a: ValueId, b: ValueId) -> ValueId {
-        self.apply(name, Op::Add, &[a, b])
-    }
-
-    /// [`Op::Cache`] in the next slot.
-    pub fn cache(&mut self, name: &'static str, x: ValueId) -> ValueId {
-        let slot = self.slots;
-        self.slots += 1;
-        self.apply(name, Op::Cache { slot }, &[x])
-    }
-
-    /// The graph that ends in `output`.
-    pub fn finish(mut self, output: ValueId) -> Graph {
-        self.graph.output = output;
-        self.graph
     }
 }

@@ -4,6 +4,7 @@
 //! weights to where they lie in a container. Everything structural (which linears share an input, into which tensors
 //! a transform folds) is derived from the graph.
 
+mod builder;
 mod config;
 mod families;
 mod graph;
@@ -13,11 +14,12 @@ mod residual;
 mod rope;
 mod site;
 
+pub use builder::Builder;
 pub use config::Config;
 pub use families::{Architecture, FAMILIES, architecture_of};
-pub use graph::{Activation, Builder, Graph, Node, Op, Value, ValueId, Vector, VectorId, Weight, WeightId};
+pub use graph::{Activation, Edge, Graph, Node, Op, Routed, Share, Value, ValueId, Vector, VectorId, Weight, WeightId};
 pub use model::{Model, Part};
-pub use names::{Container, Rows, Source, Stored};
+pub use names::{Container, Fused, Rows, Source, Stored};
 pub use residual::{Reader, Residual};
 pub use rope::Rope;
 pub use site::{Fold, Producer, Site, Symmetry, Tied, sites};

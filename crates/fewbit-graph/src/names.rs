@@ -60,6 +60,43 @@ pub enum Stored {
     MinusOne,
 }
 
+/// One expert's matrix in a tensor that holds those of all experts: `[experts, rows, in]`, or transposed
+/// `[experts, in, rows]`. Invertible: a writer runs it backwards.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fused {
+    /// The tensor's whole name.
+    pub tensor: String,
+    /// The whole name of the tensor `[experts, rows]` with the biases.
+    pub bias: String,
+    /// Which expert.
+    pub expert: usize,
+    /// Of how many.
+    pub experts: usize,
+    /// Which of the expert's rows.
+    pub rows: Rows,
+    /// Whether the columns are stored as rows.
+    pub is_transposed: bool,
+}
+
+impl Fused {
+    /// Shape of the tensor for a weight of shape `[out, in]`.
+    pub fn stored_shape(&self, [out, columns]: [usize; 2]) -> [usize; 3] {
+        let rows = self.rows.stored_count(out);
+        if self.is_transposed { [self.experts, columns, rows] } else { [self.experts, rows, columns] }
+    }
+
+    /// Where in the tensor element `[r, c]` of a weight of shape `[out, in]` lies.
+    pub fn stored(&self, [out, columns]: [usize; 2], r: usize, c: usize) -> usize {
+        let (rows, r) = (self.rows.stored_count(out), self.rows.stored(r));
+        self.expert * rows * columns + if self.is_transposed { c * rows + r } else { r * columns + c }
+    }
+
+    /// Where among the biases element `r` of a weight with `out` rows lies.
+    pub fn stored_bias(&self, out: usize, r: usize) -> usize {
+        self.expert * self.rows.stored_count(out) + self.rows.stored(r)
+    }
+}
+
 /// Where a weight or vector lies in a container.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Source {
@@ -69,12 +106,16 @@ pub struct Source {
     pub rows: Rows,
     /// How a number is read.
     pub stored: Stored,
+    /// For a matrix, another module path that some files have.
+    pub alias: Option<String>,
+    /// For an expert's matrix, where it lies if the module has no tensors of its own.
+    pub fused: Option<Fused>,
 }
 
 impl Source {
     /// A tensor that is read as it is.
     pub fn plain(name: impl Into<String>) -> Self {
-        Self { name: name.into(), rows: Rows::All, stored: Stored::AsIs }
+        Self { name: name.into(), rows: Rows::All, stored: Stored::AsIs, alias: None, fused: None }
     }
 }
 
@@ -95,5 +136,25 @@ mod tests {
         let map: Vec<usize> = (0..4).map(|r| k.stored(r)).collect();
         assert_eq!(map, [2, 3, 8, 9]);
         assert_eq!(k.stored_count(4), 12);
+    }
+
+    #[test]
+    fn fused_experts_are_found_element_by_element() {
+        // Two experts whose gate and up rows alternate, stored `[expert, in, 2 · out]`.
+        let at = |rows| Fused {
+            tensor: "t".to_owned(),
+            bias: "b".to_owned(),
+            expert: 1,
+            experts: 2,
+            rows,
+            is_transposed: true,
+        };
+        let up = at(Rows::Blocks { block: 2, offset: 1, rows: 1 });
+        assert_eq!(up.stored_shape([3, 5]), [2, 5, 6]);
+        assert_eq!(up.stored([3, 5], 2, 4), 30 + 4 * 6 + 5);
+        assert_eq!(up.stored_bias(3, 0), 7);
+        let down = Fused { is_transposed: false, ..at(Rows::All) };
+        assert_eq!(down.stored_shape([3, 5]), [2, 3, 5]);
+        assert_eq!(down.stored([3, 5], 2, 4), 15 + 14);
     }
 }

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use fewbit_format::{Error, Result};
 
-use crate::{Graph, Op, Part, ValueId, VectorId, WeightId};
+use crate::{Graph, Node, Op, Part, ValueId, VectorId, WeightId};
 
 /// What a rotation of the residual stream, `x' = x Q`, changes in one graph so that the model computes the same.
 ///
@@ -41,7 +41,7 @@ impl Residual {
         for &value in &stream {
             let Some(node) = graph.producer(value) else { continue };
             match node.op {
-                Op::Linear { weight } => found.writers.push(weight),
+                Op::Linear { .. } | Op::Combine | Op::Gate => found.writers.extend(writers(graph, value)?),
                 Op::Embedding { weight } => found.embeddings.push(weight),
                 Op::Add | Op::Scale { .. } => {}
                 Op::RmsNorm { gain, .. } | Op::LayerNorm { gain, .. } => {
@@ -68,13 +68,38 @@ impl Residual {
                 }
                 _ => return Err(impassable(graph, node.inputs[0], "read")),
             };
-            for reader in graph.readers(node.output) {
-                let Op::Linear { weight } = reader.op else { return Err(impassable(graph, node.output, "read")) };
+            for weight in readers(graph, node.output)? {
                 found.readers.push(Reader { weight, norm: Some(norm) });
             }
         }
         Ok(found)
     }
+}
+
+/// The matrices that make a value: those of a linear, or of experts whose outputs are summed, scaled by a gate or not.
+fn writers(graph: &Graph, value: ValueId) -> Result<Vec<WeightId>> {
+    match graph.producer(value) {
+        Some(Node { op: Op::Combine | Op::Gate, inputs, .. }) => writers(graph, inputs[0]),
+        Some(node @ Node { op: Op::Linear { .. } | Op::ExpertLinear { .. }, .. }) => {
+            Ok(graph.linears_of(node).into_iter().map(|(_, w)| w).collect())
+        }
+        _ => Err(impassable(graph, value, "made")),
+    }
+}
+
+/// The matrices that read a value, of experts too.
+fn readers(graph: &Graph, value: ValueId) -> Result<Vec<WeightId>> {
+    let mut found = Vec::new();
+    for node in graph.readers(value) {
+        match node.op {
+            Op::Linear { .. } | Op::ExpertLinear { .. } => {
+                found.extend(graph.linears_of(node).into_iter().map(|(_, w)| w));
+            }
+            Op::Dispatch => found.extend(readers(graph, node.output)?),
+            _ => return Err(impassable(graph, value, "read")),
+        }
+    }
+    Ok(found)
 }
 
 fn impassable(graph: &Graph, value: ValueId, how: &str) -> Error {
@@ -120,8 +145,8 @@ mod tests {
         architecture_of(map).unwrap().model(&Config::new(map)).unwrap()
     }
 
-    fn names(graph: &Graph, weights: impl IntoIterator<Item = WeightId>) -> Vec<&'static str> {
-        weights.into_iter().map(|w| graph.weights[w].name).collect()
+    fn names(graph: &Graph, weights: impl IntoIterator<Item = WeightId>) -> Vec<&str> {
+        weights.into_iter().map(|w| &*graph.weights[w].name).collect()
     }
 
     #[test]
@@ -145,6 +170,19 @@ mod tests {
             assert_eq!(head.readers, [Reader { weight: 0, norm: Some((0, None)) }]);
             assert!(head.writers.is_empty());
         }
+    }
+
+    #[test]
+    fn experts_read_and_write_the_stream() {
+        let m = model(&json!({"model_type": "qwen2_moe", "num_experts": 2, "num_experts_per_tok": 1,
+            "moe_intermediate_size": 8, "shared_expert_intermediate_size": 12}));
+        let r = Residual::of(&m.blocks[0], Part::Block(0)).unwrap();
+        let writers = names(&m.blocks[0], r.writers);
+        let down = ["mlp.experts.0.down_proj", "mlp.experts.1.down_proj", "mlp.shared_expert.down_proj"];
+        assert!(down.iter().all(|d| writers.contains(d)) && writers.len() == 4, "{writers:?}");
+        let readers = names(&m.blocks[0], r.readers.iter().map(|r| r.weight));
+        // q, k, v, the router, gate and up of two experts, gate and up of the shared one, and its gate.
+        assert_eq!(readers.len(), 3 + 1 + 4 + 3, "{readers:?}");
     }
 
     #[test]

@@ -111,8 +111,11 @@ fn yarn(c: &Config<'_>, s: &Map<String, Value>, theta: f64, dims: usize, inv: &m
     };
     let get = |key: &str, default: f64| s.get(key).and_then(Value::as_f64).unwrap_or(default);
     let turn = |beta: f64| dims as f64 * (trained / (beta * std::f64::consts::TAU)).ln() / (2.0 * theta.ln());
-    let low = turn(get("beta_fast", 32.0)).floor().max(0.0);
-    let high = turn(get("beta_slow", 1.0)).ceil().min(dims as f64 - 1.0);
+    let (mut low, mut high) = (turn(get("beta_fast", 32.0)), turn(get("beta_slow", 1.0)));
+    if s.get("truncate").and_then(Value::as_bool).unwrap_or(true) {
+        (low, high) = (low.floor(), high.ceil());
+    }
+    let (low, high) = (low.max(0.0), high.min(dims as f64 - 1.0));
     for (i, f) in inv.iter_mut().enumerate() {
         let ramp = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
         *f = *f / factor * ramp + *f * (1.0 - ramp);

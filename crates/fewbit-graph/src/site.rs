@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Activation, Graph, Op, ValueId, VectorId, WeightId};
+use crate::{Activation, Edge, Graph, Node, Op, ValueId, VectorId, WeightId};
 
 /// What kind of map may be applied to a value without changing what the model computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,6 +78,8 @@ pub struct Fold {
 pub struct Site {
     /// The value.
     pub value: ValueId,
+    /// Whose rows, for a value within experts: each expert has elements of its own.
+    pub expert: Option<usize>,
     /// Width of its rows.
     pub dim: usize,
     /// The linears that read it. Empty for the keys, which the scores read.
@@ -86,20 +88,34 @@ pub struct Site {
     pub folds: BTreeMap<(Symmetry, Tied), Fold>,
 }
 
+impl Site {
+    /// What the consumers read.
+    pub fn edge(&self) -> Edge {
+        Edge { value: self.value, expert: self.expert }
+    }
+}
+
 /// Derives the sites of a block.
 pub fn sites(graph: &Graph) -> Vec<Site> {
     let mut found = Vec::new();
-    for (value, consumers) in graph.linears_by_input() {
-        if value == Graph::INPUT || graph.readers(value).any(|n| !matches!(n.op, Op::Linear { .. })) {
+    for (edge, mut consumers) in graph.linears_by_input() {
+        let Edge { value, expert } = edge;
+        let is_linear = |n: &Node| matches!(n.op, Op::Linear { .. } | Op::ExpertLinear { .. } | Op::Dispatch);
+        // What experts get belongs to the value that was sent to them.
+        let is_sent = graph.producer(value).is_none_or(|n| n.op == Op::Dispatch);
+        if is_sent || !graph.readers(value).all(is_linear) {
             continue;
+        }
+        for sent in graph.readers(value).filter(|n| n.op == Op::Dispatch) {
+            consumers.extend(graph.readers(sent.output).flat_map(|n| graph.linears_of(n)).map(|(_, w)| w));
         }
         let mut folds = BTreeMap::new();
         for symmetry in Symmetry::ALL {
-            if let Some((tied, producers)) = absorb(graph, value, symmetry) {
+            if let Some((tied, producers)) = absorb(graph, edge, symmetry) {
                 folds.insert((symmetry, tied), Fold { producers, queries: BTreeSet::new() });
             }
         }
-        found.push(Site { value, dim: graph.values[value].dim, consumers, folds });
+        found.push(Site { value, expert, dim: graph.values[value].dim, consumers, folds });
     }
     found.extend(graph.nodes.iter().filter_map(|n| key_site(graph, n)));
     found
@@ -108,17 +124,18 @@ pub fn sites(graph: &Graph) -> Vec<Site> {
 type Absorbed = Option<(Tied, BTreeSet<Producer>)>;
 
 /// Into which tensors an element of `symmetry` on `value` folds, walking back through the nodes that it passes.
-fn absorb(graph: &Graph, value: ValueId, symmetry: Symmetry) -> Absorbed {
+fn absorb(graph: &Graph, Edge { value, expert }: Edge, symmetry: Symmetry) -> Absorbed {
     use Symmetry::{Diagonal, Permutation, Shift};
     let node = graph.producer(value)?;
     let only = |p: Producer| Some((Tied::No, BTreeSet::from([p])));
     // An input that others read too would carry the element to them.
     let through = |i: usize| {
         let input = node.inputs[i];
-        if graph.readers(input).count() == 1 { absorb(graph, input, symmetry) } else { None }
+        if graph.readers(input).count() == 1 { absorb(graph, Edge { value: input, expert }, symmetry) } else { None }
     };
     match node.op {
         Op::Linear { weight } => only(Producer::Rows(weight)),
+        Op::ExpertLinear { first } => only(Producer::Rows(first + expert?)),
         Op::RmsNorm { gain, width, .. } if symmetry == Diagonal && width == graph.values[value].dim => {
             only(Producer::Gain(gain))
         }
@@ -139,9 +156,11 @@ fn absorb(graph: &Graph, value: ValueId, symmetry: Symmetry) -> Absorbed {
             Permutation => both(through(0), through(1)),
             _ => None,
         },
+        Op::ClampedGlu { .. } if symmetry == Permutation => both(through(0), through(1)),
         Op::Add if symmetry != Shift => both(through(0), through(1)),
-        // The scores' rows sum to one: what is linear in the values, and constants too, pass through attention.
-        Op::Attention { heads, kv_heads, head_dim, .. } => {
+        // The scores' rows sum to one, unless a sink takes a part: what is linear in the values, and constants too, pass
+        // through attention.
+        Op::Attention { heads, kv_heads, head_dim, sinks, .. } if symmetry != Shift || sinks.is_none() => {
             let (tied, producers) = through(2)?;
             let tie = match (heads == kv_heads, symmetry) {
                 _ if tied != Tied::No => return None,
@@ -162,7 +181,7 @@ fn both(a: Absorbed, b: Absorbed) -> Absorbed {
 }
 
 /// Keys and queries: a factor on the keys that the queries undo, alike on both values of a rotary pair.
-fn key_site(graph: &Graph, node: &crate::Node) -> Option<Site> {
+fn key_site(graph: &Graph, node: &Node) -> Option<Site> {
     let Op::Attention { heads, kv_heads, head_dim, .. } = node.op else { return None };
     let (queries, _) = before_rope(graph, node.inputs[0])?;
     let (keys, rotary_dims) = before_rope(graph, node.inputs[1])?;
@@ -175,6 +194,7 @@ fn key_site(graph: &Graph, node: &crate::Node) -> Option<Site> {
     let value = node.inputs[1];
     Some(Site {
         value,
+        expert: None,
         dim: graph.values[value].dim,
         consumers: Vec::new(),
         folds: BTreeMap::from([((Symmetry::Diagonal, tied), fold)]),
@@ -206,10 +226,10 @@ mod tests {
         model.blocks[0].clone()
     }
 
-    fn names(graph: &Graph, fold: &Fold) -> Vec<&'static str> {
+    fn names<'g>(graph: &'g Graph, fold: &Fold) -> Vec<&'g str> {
         (fold.producers.iter())
             .map(|p| match *p {
-                Producer::Rows(w) => graph.weights[w].name,
+                Producer::Rows(w) => &*graph.weights[w].name,
                 Producer::Gain(v) | Producer::NormBias(v) => graph.vectors[v].name,
             })
             .collect()
@@ -240,5 +260,22 @@ mod tests {
         let g = block(&serde_json::json!({"model_type": "qwen3", "hidden_size": 16, "num_attention_heads": 4,
             "num_key_value_heads": 2, "intermediate_size": 24, "num_hidden_layers": 1, "vocab_size": 8}));
         assert!(sites(&g).iter().all(|s| g.values[s.value].name != "keys"));
+    }
+
+    #[test]
+    fn experts_and_their_router_share_the_norm_and_nothing_else() {
+        let g = block(&serde_json::json!({"model_type": "mixtral", "hidden_size": 16, "num_attention_heads": 4,
+            "intermediate_size": 24, "num_hidden_layers": 1, "vocab_size": 8, "num_local_experts": 3,
+            "num_experts_per_tok": 2}));
+        let sites = sites(&g);
+        let all = |name: &str| sites.iter().filter(|s| g.values[s.value].name == name).collect::<Vec<_>>();
+        assert_eq!(all("mlp_in").len(), 1);
+        assert_eq!(all("mlp_in")[0].consumers.len(), 1 + 2 * 3, "the router, and gate and up of each expert");
+        assert!(all("expert_in").is_empty());
+        let down = all("down_in");
+        assert_eq!(down.iter().map(|s| s.expert).collect::<Vec<_>>(), [Some(0), Some(1), Some(2)]);
+        let diagonal = &down[1].folds[&(Symmetry::Diagonal, Tied::No)];
+        assert_eq!(names(&g, diagonal), ["block_sparse_moe.experts.1.w3"]);
+        assert_eq!(g.weights[down[1].consumers[0]].name, "block_sparse_moe.experts.1.w2");
     }
 }

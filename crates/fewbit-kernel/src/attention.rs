@@ -12,7 +12,7 @@ use block::{Cache, QueryBlock, attend};
 
 /// Heads and rules of one attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AttentionShape {
+pub struct AttentionShape<'a> {
     /// Query heads: a multiple of `kv_heads`.
     pub heads: usize,
     /// Heads of keys and values; query head `h` reads head `h / (heads / kv_heads)`.
@@ -25,6 +25,8 @@ pub struct AttentionShape {
     pub softcap: Option<f32>,
     /// Position `i` sees the last `window` positions, itself included; all without it.
     pub window: Option<usize>,
+    /// `[heads]`: the logit of one more position, whose values are zero: a part of the softmax that goes nowhere.
+    pub sinks: Option<&'a [f32]>,
 }
 
 /// Rows (query position × head of a group) that share one pass over the keys.
@@ -34,7 +36,8 @@ thread_local! {
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// `out[i, h] = Σⱼ softmaxⱼ(scale · q[i, h] · k[j]) v[j]` over the positions `j` that position `start + i` sees.
+/// `out[i, h] = Σⱼ softmaxⱼ(scale · q[i, h] · k[j]) v[j]` over the positions `j` that position `start + i` sees, and the
+/// head's sink, if there are any.
 ///
 /// `q` and `out` are `[m, heads · head_dim]`. `keys` and `values` hold the positions `0..start + m`, each
 /// `kv_heads · head_dim` values at a stride of `ld_kv`. Softmax is online (Milakov and Gimelshein 2018) over blocks of
@@ -45,7 +48,7 @@ thread_local! {
 /// If the slices do not hold these shapes.
 pub fn attention(
     team: &Team,
-    shape: &AttentionShape,
+    shape: &AttentionShape<'_>,
     q: &[f32],
     start: usize,
     keys: &[f32],
@@ -63,7 +66,7 @@ pub fn attention(
 /// If the slices do not hold these shapes.
 pub fn attention_with_log_sums(
     team: &Team,
-    shape: &AttentionShape,
+    shape: &AttentionShape<'_>,
     q: &[f32],
     start: usize,
     keys: &[f32],
@@ -78,7 +81,7 @@ pub fn attention_with_log_sums(
 
 fn run(
     team: &Team,
-    shape: &AttentionShape,
+    shape: &AttentionShape<'_>,
     q: &[f32],
     start: usize,
     keys: &[f32],
@@ -87,13 +90,14 @@ fn run(
     out: &mut [f32],
     log_sums: Option<&mut [f32]>,
 ) {
-    let AttentionShape { heads, kv_heads, head_dim, .. } = *shape;
+    let AttentionShape { heads, kv_heads, head_dim, sinks, .. } = *shape;
     let width = heads * head_dim;
     if q.is_empty() {
         return;
     }
     assert!(width > 0 && kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} heads on {kv_heads}");
     assert!(q.len().is_multiple_of(width) && q.len() == out.len(), "whole query positions in and out");
+    assert!(sinks.is_none_or(|s| s.len() == heads), "a sink for each head");
     let m = q.len() / width;
     let cached = (start + m - 1) * ld_kv + kv_heads * head_dim;
     assert!(ld_kv >= kv_heads * head_dim && keys.len() >= cached && values.len() >= cached, "a cache of all positions");
@@ -131,7 +135,7 @@ mod tests {
 
     /// Attention of one position and head by its definition.
     fn reference(
-        s: &AttentionShape,
+        s: &AttentionShape<'_>,
         q: &[f32],
         head: usize,
         at: usize,
@@ -147,9 +151,10 @@ mod tests {
             s.softcap.map_or(score, |c| f64::from(c) * (score / f64::from(c)).tanh())
         };
         let scores: Vec<f64> = (first..=at).map(score).collect();
-        let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sink = s.sinks.map_or(f64::NEG_INFINITY, |s| f64::from(s[head]));
+        let top = scores.iter().copied().fold(sink, f64::max);
         let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
-        let sum: f64 = weights.iter().sum();
+        let sum: f64 = weights.iter().sum::<f64>() + (sink - top).exp();
         let mix = |d: usize| {
             let terms = weights.iter().enumerate().map(|(j, w)| w * f64::from(values[(first + j) * ld + base + d]));
             terms.sum::<f64>() / sum
@@ -157,7 +162,9 @@ mod tests {
         (0..s.head_dim).map(mix).collect()
     }
 
-    fn shapes() -> Vec<(AttentionShape, usize, usize)> {
+    const SINKS: [f32; 9] = [0.3, -1.0, 4.0, 2.0, -30.0, 0.0, 1.0, 9.0, -3.0];
+
+    fn shapes() -> Vec<(AttentionShape<'static>, usize, usize)> {
         let mut shapes = Vec::new();
         let heads = [(1, 1), (4, 4), (6, 2), (7, 1), (9, 3)];
         for (i, (start, m)) in
@@ -168,7 +175,8 @@ mod tests {
                 let softcap = [None, Some(2.0)][(i + k) % 2];
                 let window = [None, Some(1), Some(50), Some(64), Some(100)][(i + 2 * k) % 5];
                 let scale = 3.0 / (head_dim as f32).sqrt();
-                shapes.push((AttentionShape { heads, kv_heads, head_dim, scale, softcap, window }, start, m));
+                let sinks = [None, Some(&SINKS[..heads])][(i + k / 2) % 2];
+                shapes.push((AttentionShape { heads, kv_heads, head_dim, scale, softcap, window, sinks }, start, m));
             }
         }
         shapes
@@ -226,7 +234,8 @@ mod tests {
     #[test]
     fn large_scores_do_not_overflow() {
         at_every_level(|_| {
-            let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 4, scale: 1e4, softcap: None, window: None };
+            let (heads, scale, sinks) = (1, 1e4, Some(&SINKS[..1]));
+            let shape = AttentionShape { heads, kv_heads: 1, head_dim: 4, scale, softcap: None, window: None, sinks };
             let (q, keys, values) = (noise(400, 7), noise(400, 8), noise(400, 9));
             let mut out = vec![f32::NAN; 400];
             attention(&Team::new(1), &shape, &q, 0, &keys, &values, 4, &mut out);

@@ -12,7 +12,7 @@ mod rotary;
 mod softmax;
 pub(crate) mod transcendental;
 
-pub use activation::{gelu_erf, gelu_tanh, relu, silu, softcap};
+pub use activation::{clamped_glu, gelu_erf, gelu_tanh, relu, sigmoid, silu, softcap};
 pub use arithmetic::{add, add_bias, mul, scale};
 pub use derivative::{gelu_erf_backward, gelu_tanh_backward, relu_backward, silu_backward, softcap_backward};
 pub use norm::{layer_norm, rms_norm};

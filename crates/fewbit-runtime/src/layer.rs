@@ -2,12 +2,13 @@ use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
 use fewbit_format::{Error, QuantizedLinear, Result};
-use fewbit_graph::{Graph, Node, Op, Rope, ValueId};
+use fewbit_graph::{Edge, Graph, Node, Op, Rope, Routed, ValueId};
 use fewbit_kernel::Team;
 use fewbit_kernel::attention::{AttentionShape, attention};
 use fewbit_kernel::linear::{Arithmetic, Kernel, choose};
 use fewbit_store::PartWeights;
 
+use crate::routing::Dispatched;
 use crate::rowwise::run_rowwise;
 use crate::steps::{Program, Step};
 use crate::{Batch, Hooks, LayerCache};
@@ -143,7 +144,7 @@ impl Layer {
         for (expected, found) in shapes {
             if expected.shape != found.shape {
                 let reason = format!("has shape {:?}, where {:?} is needed", found.shape, expected.shape);
-                return Err(Error::input(reason).tensor(expected.name));
+                return Err(Error::input(reason).tensor(&expected.name));
             }
         }
         let program = Program::of(&graph);
@@ -159,7 +160,14 @@ impl Layer {
 
     /// Bytes of weights that one token reads.
     pub fn bytes_per_token(&self) -> usize {
-        self.kernels.iter().map(|k| k.bytes()).sum()
+        let of_step = |step: &Step| match step {
+            Step::Linears { kernels, routed, .. } => {
+                let all: usize = self.kernels[kernels.clone()].iter().map(|k| k.bytes()).sum();
+                routed.map_or(all, |r| all * r.top / r.experts)
+            }
+            Step::Node(_) => 0,
+        };
+        self.program.steps.iter().map(of_step).sum()
     }
 
     /// Runs the graph on `x [tokens, dim]`; `x` becomes the output `[tokens, output dim]`.
@@ -177,7 +185,7 @@ impl Layer {
     ) {
         workspace.values.resize_with(self.graph.values.len(), Buffer::default);
         workspace.values[Graph::INPUT] = Buffer::of(std::mem::take(x));
-        self.after(Graph::INPUT, hooks, workspace);
+        self.show(Graph::INPUT, hooks, workspace);
         self.run_steps(team, batch, rotations, caches, hooks, workspace, 0..self.steps());
         *x = std::mem::take(&mut workspace.values[self.graph.output]).into_vec();
         workspace.clear();
@@ -199,14 +207,13 @@ impl Layer {
         workspace.values.resize_with(self.graph.values.len(), Buffer::default);
         for (step, dead) in self.program.steps[steps.clone()].iter().zip(&self.program.dead_after[steps]) {
             match step {
-                Step::Linears { input, outputs, kernel } => {
+                Step::Linears { inputs, outputs, kernels, routed } => {
                     for v in outputs {
-                        workspace.take(*v, tokens * self.graph.values[*v].dim);
+                        workspace.take(*v, tokens * self.graph.values[*v].width());
                     }
                     let mut outs: Vec<Buffer> =
                         outputs.iter().map(|v| std::mem::take(&mut workspace.values[*v])).collect();
-                    let mut slices: Vec<&mut [f32]> = outs.iter_mut().map(|b| &mut **b).collect();
-                    self.kernels[*kernel].run(team, tokens, &workspace.values[*input], &mut slices);
+                    self.multiply(team, inputs, kernels.clone(), *routed, &workspace.values, &mut outs);
                     for (v, out) in outputs.iter().zip(outs) {
                         workspace.values[*v] = out;
                     }
@@ -215,7 +222,7 @@ impl Layer {
                     let reused = reusable(node, dead);
                     match reused {
                         Some(i) => workspace.values.swap(node.inputs[i], node.output),
-                        None => workspace.take(node.output, tokens * self.graph.values[node.output].dim),
+                        None => workspace.take(node.output, tokens * self.graph.values[node.output].width()),
                     }
                     let mut out = std::mem::take(&mut workspace.values[node.output]);
                     self.node(team, batch, rotations, caches.as_deref_mut(), node, reused, &workspace.values, &mut out);
@@ -223,7 +230,7 @@ impl Layer {
                 }
             }
             for v in step.outputs() {
-                self.after(*v, hooks, workspace);
+                self.show(*v, hooks, workspace);
             }
             for v in dead {
                 workspace.give_back(*v);
@@ -241,6 +248,11 @@ impl Layer {
         self.program.until(value)
     }
 
+    /// Where to go on after a stop behind `done` steps: what only copies rows is done again, not kept.
+    pub fn resume(&self, done: usize) -> usize {
+        self.program.resume(done)
+    }
+
     /// The values that are there after `done` steps and are read later, the input among them.
     pub fn live(&self, done: usize) -> Vec<ValueId> {
         self.program.live(done)
@@ -250,17 +262,61 @@ impl Layer {
     ///
     /// # Panics
     /// If their shapes are not the graph's.
-    pub fn replace(&mut self, input: ValueId, linears: Vec<Arc<QuantizedLinear>>) {
+    pub fn replace(&mut self, input: Edge, linears: Vec<Arc<QuantizedLinear>>) {
         let groups = self.graph.linears_by_input();
-        let Some(kernel) = groups.iter().position(|(v, _)| *v == input) else { return };
+        let Some(kernel) = groups.iter().position(|(e, _)| *e == input) else { return };
         let shapes = self.program.kernels[kernel].iter().map(|w| self.graph.weights[*w].shape);
         assert!(shapes.eq(linears.iter().map(|l| l.shape)), "linears of the graph's shapes");
         self.kernels[kernel] = choose(linears, self.arithmetic);
     }
 
-    fn after(&self, value: ValueId, hooks: &mut dyn Hooks, workspace: &mut Workspace) {
-        if hooks.wants(value) {
-            hooks.edge(value, &mut workspace.values[value], self.graph.values[value].dim);
+    /// Shows a value that is there to hooks that want it.
+    pub fn show(&self, value: ValueId, hooks: &mut dyn Hooks, workspace: &mut Workspace) {
+        if !hooks.wants(value) {
+            return;
+        }
+        let (dim, routed) = (self.graph.values[value].dim, self.graph.values[value].routed);
+        let mut rows = std::mem::take(&mut workspace.values[value]);
+        match routed {
+            None => hooks.edge(Edge { value, expert: None }, &mut rows, dim),
+            Some(routed) => {
+                let dispatched = Dispatched::new(&workspace.values[routed.by], routed);
+                for (e, of_expert) in dispatched.experts().enumerate().filter(|(_, rows)| !rows.is_empty()) {
+                    let rows = &mut rows[of_expert.start * dim..of_expert.end * dim];
+                    hooks.edge(Edge { value, expert: Some(e) }, rows, dim);
+                }
+            }
+        }
+        workspace.values[value] = rows;
+    }
+
+    /// Runs the kernels of linears that share an input.
+    fn multiply(
+        &self,
+        team: &Team,
+        inputs: &[ValueId],
+        kernels: Range<usize>,
+        routed: Option<Routed>,
+        values: &[Buffer],
+        outs: &mut [Buffer],
+    ) {
+        let (x, dim) = (&*values[inputs[0]], self.graph.values[inputs[0]].dim);
+        let rows = x.len() / dim;
+        let experts: Vec<Range<usize>> = match routed {
+            Some(routed) => Dispatched::new(&values[routed.by], routed).experts().collect(),
+            None => std::iter::once(0..rows).collect(),
+        };
+        for (kernel, of) in self.kernels[kernels].iter().zip(experts).filter(|(_, rows)| !rows.is_empty()) {
+            let slice = |b: &Buffer| {
+                let dim = b.len() / rows;
+                of.start * dim..of.end * dim
+            };
+            let mut slices: Vec<&mut [f32]> = Vec::with_capacity(outs.len());
+            for out in &mut *outs {
+                let at = slice(out);
+                slices.push(&mut out[at]);
+            }
+            kernel.run(team, of.len(), &x[of.start * dim..of.end * dim], &mut slices);
         }
     }
 
@@ -293,7 +349,7 @@ impl Layer {
                     }
                 }
             }
-            Op::Attention { heads, kv_heads, head_dim, scale, softcap, window } => {
+            Op::Attention { heads, kv_heads, head_dim, scale, softcap, window, sinks } => {
                 let shape = AttentionShape {
                     heads: *heads,
                     kv_heads: *kv_heads,
@@ -301,11 +357,30 @@ impl Layer {
                     scale: *scale,
                     softcap: *softcap,
                     window: *window,
+                    sinks: sinks.map(|v| &*self.vectors[v]),
                 };
                 self.attend(team, batch, caches, node, values, &shape, out);
             }
+            Op::Dispatch => {
+                let dispatched = self.dispatched(node.output, values);
+                team.for_rows(dim, out, &|at, out| {
+                    for (row, token) in out.chunks_exact_mut(dim).zip(&dispatched.tokens[at / dim..]) {
+                        row.copy_from_slice(&inputs[0][token * dim..(token + 1) * dim]);
+                    }
+                });
+            }
+            Op::Combine => {
+                let dispatched = self.dispatched(node.inputs[0], values);
+                team.for_rows(dim, out, &|at, out| dispatched.combine(inputs[0], dim, at / dim, out));
+            }
             _ => unreachable!("linears are steps of their own; ids are embedded by `Runtime`"),
         }
+    }
+
+    /// Where the rows of a value within experts are.
+    fn dispatched<'v>(&self, value: ValueId, values: &'v [Buffer]) -> Dispatched<'v> {
+        let routed = self.graph.values[value].routed.expect("a value within experts");
+        Dispatched::new(&values[routed.by], routed)
     }
 
     fn attend(
@@ -315,7 +390,7 @@ impl Layer {
         caches: Option<&mut [&mut LayerCache]>,
         node: &Node,
         values: &[Buffer],
-        shape: &AttentionShape,
+        shape: &AttentionShape<'_>,
         out: &mut [f32],
     ) {
         let [q, k, v] = [0, 1, 2].map(|i| &*values[node.inputs[i]]);
@@ -351,9 +426,13 @@ fn reusable(node: &Node, dead: &[ValueId]) -> Option<usize> {
     let is_free =
         |i: usize| dead.contains(&node.inputs[i]) && node.inputs.iter().filter(|v| **v == node.inputs[i]).count() == 1;
     match node.op {
-        Op::Scale { .. } | Op::Activation(_) | Op::Softcap { .. } | Op::Rope { .. } | Op::Cache { .. } => {
-            Some(0).filter(|i| is_free(*i))
-        }
+        Op::Scale { .. }
+        | Op::Activation(_)
+        | Op::Softcap { .. }
+        | Op::Rope { .. }
+        | Op::Cache { .. }
+        | Op::Gate
+        | Op::ClampedGlu { .. } => Some(0).filter(|i| is_free(*i)),
         // Both are commutative, to the bit.
         Op::Add | Op::Mul => [0, 1].into_iter().find(|i| is_free(*i)),
         _ => None,

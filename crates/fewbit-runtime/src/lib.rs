@@ -9,6 +9,7 @@ mod generate;
 mod hooks;
 pub mod language;
 mod layer;
+mod routing;
 mod rowwise;
 mod runtime;
 mod sample;

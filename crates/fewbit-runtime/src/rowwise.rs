@@ -2,9 +2,10 @@ use fewbit_graph::{Activation, Op, VectorId};
 use fewbit_kernel::{Team, elementwise};
 
 use crate::Rotations;
+use crate::routing::route;
 
 /// Computes an operation whose rows depend on the rows of its inputs alone: norms, sums, products, activations,
-/// rotations. Returns whether `op` is one of these.
+/// rotations, gates, the choice of experts. Returns whether `op` is one of these.
 ///
 /// `reused` says which input `out` holds already, if any; `vector` gives the graph's vectors.
 pub fn run_rowwise<'a>(
@@ -64,6 +65,25 @@ pub fn run_rowwise<'a>(
                 let (row, rows) = (at / dim, out.len() / dim);
                 let table = row * pairs..(row + rows) * pairs;
                 elementwise::rope(out, *heads, *head_dim, *rotary_dims, &cos[table.clone()], &sin[table]);
+            });
+        }
+        Op::Gate => team.for_rows(dim, out, &|at, out| {
+            first(at, out);
+            let mut gates = inputs[1][at / dim..(at + out.len()) / dim].to_vec();
+            elementwise::sigmoid(&mut gates);
+            for (row, gate) in out.chunks_exact_mut(dim).zip(gates) {
+                elementwise::scale(row, gate);
+            }
+        }),
+        Op::ClampedGlu { alpha, limit } => team.for_rows(dim, out, &|at, out| {
+            first(at, out);
+            elementwise::clamped_glu(out, &inputs[1][at..at + out.len()], *alpha, *limit);
+        }),
+        Op::Route { top, share } => {
+            let experts = inputs[0].len() / (out.len() / dim).max(1);
+            team.for_rows(dim, out, &|at, out| {
+                let rows = at / dim..(at + out.len()) / dim;
+                route(&inputs[0][rows.start * experts..rows.end * experts], experts, *top, *share, out);
             });
         }
         _ => return false,

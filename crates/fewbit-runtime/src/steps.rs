@@ -1,19 +1,22 @@
-use fewbit_graph::{Graph, Node, Op, ValueId, WeightId};
+use std::ops::Range;
+
+use fewbit_graph::{Graph, Node, Op, Routed, ValueId, WeightId};
 
 /// One step of the straight-line program: a node, or all linears that share an input.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     /// Any node but a linear.
     Node(Node),
-    /// `kernel` multiplies `input`; its outputs are `outputs`.
-    Linears { input: ValueId, outputs: Vec<ValueId>, kernel: usize },
+    /// The kernels multiply the first of `inputs`, which may be within experts (then the routing is the second): the
+    /// only one all rows, or each those of its expert.
+    Linears { inputs: Vec<ValueId>, outputs: Vec<ValueId>, kernels: Range<usize>, routed: Option<Routed> },
 }
 
 impl Step {
     fn inputs(&self) -> &[ValueId] {
         match self {
             Self::Node(n) => &n.inputs,
-            Self::Linears { input, .. } => std::slice::from_ref(input),
+            Self::Linears { inputs, .. } => inputs,
         }
     }
 
@@ -38,17 +41,22 @@ impl Program {
     /// Linears move up to the first that shares their input.
     pub(crate) fn of(graph: &Graph) -> Self {
         let groups = graph.linears_by_input();
-        let (mut steps, mut done) = (Vec::new(), vec![false; groups.len()]);
+        let (mut steps, mut done) = (Vec::new(), vec![false; graph.values.len()]);
         for node in &graph.nodes {
-            if !matches!(node.op, Op::Linear { .. }) {
+            if !is_linear(node) {
                 steps.push(Step::Node(node.clone()));
                 continue;
             }
-            let kernel = groups.iter().position(|(v, _)| *v == node.inputs[0]).expect("every linear is in a group");
-            if !std::mem::replace(&mut done[kernel], true) {
-                let outputs = groups[kernel].1.iter().map(|w| output_of(graph, *w)).collect();
-                steps.push(Step::Linears { input: node.inputs[0], outputs, kernel });
+            let input = node.inputs[0];
+            if std::mem::replace(&mut done[input], true) {
+                continue;
             }
+            let routed = graph.values[input].routed;
+            let first = groups.iter().position(|(e, _)| e.value == input).expect("every linear is in a group");
+            let kernels = first..first + routed.map_or(1, |r| r.experts);
+            let inputs = std::iter::once(input).chain(routed.map(|r| r.by)).collect();
+            let outputs = graph.readers(input).filter(|n| is_linear(n)).map(|n| n.output).collect();
+            steps.push(Step::Linears { inputs, outputs, kernels, routed });
         }
         let dead_after = dead_after(graph, &steps);
         Self { steps, kernels: groups.into_iter().map(|(_, ws)| ws).collect(), dead_after }
@@ -57,6 +65,14 @@ impl Program {
     /// How many steps are done once a value is there.
     pub(crate) fn until(&self, value: ValueId) -> usize {
         self.steps.iter().position(|s| s.outputs().contains(&value)).map_or(0, |i| i + 1)
+    }
+
+    /// Where to go on after `done` steps: steps at the end that only copy rows are done again rather than kept.
+    pub(crate) fn resume(&self, mut done: usize) -> usize {
+        while let Some(Step::Node(Node { op: Op::Dispatch, .. })) = done.checked_sub(1).map(|i| &self.steps[i]) {
+            done -= 1;
+        }
+        done
     }
 
     /// The values that are there after `done` steps and are read by a later one.
@@ -71,17 +87,16 @@ impl Program {
 /// over these stops.
 pub fn kept_between(graph: &Graph) -> usize {
     let steps = Program::of(graph);
-    let stops = graph.linears_by_input().into_iter().scan(0, |done, (v, _)| {
-        *done = steps.until(v).max(*done);
-        Some(*done)
+    let stops = graph.linears_by_input().into_iter().scan(0, |done, (edge, _)| {
+        *done = steps.until(edge.value).max(*done);
+        Some(steps.resume(*done))
     });
-    let width = |done| steps.live(done).iter().filter(|v| **v != Graph::INPUT).map(|v| graph.values[*v].dim).sum();
+    let width = |done| steps.live(done).iter().filter(|v| **v != Graph::INPUT).map(|v| graph.values[*v].width()).sum();
     stops.map(width).max().unwrap_or(0)
 }
 
-fn output_of(graph: &Graph, weight: WeightId) -> ValueId {
-    let node = graph.nodes.iter().find(|n| matches!(n.op, Op::Linear { weight: w } if w == weight));
-    node.expect("a weight of a group has its linear").output
+fn is_linear(node: &Node) -> bool {
+    matches!(node.op, Op::Linear { .. } | Op::ExpertLinear { .. })
 }
 
 fn dead_after(graph: &Graph, steps: &[Step]) -> Vec<Vec<ValueId>> {

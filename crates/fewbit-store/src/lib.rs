@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod elements;
+pub mod experts;
 mod finite;
 mod gguf;
 mod gguf_config;

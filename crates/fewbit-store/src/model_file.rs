@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use fewbit_format::{Band, Dtype, Error, QuantizedLinear, Result, Storage, Tensor};
 use fewbit_graph::{
-    Architecture, Config, Container, Graph, Model, Part, Rows, Source, Stored, WeightId, architecture_of,
+    Architecture, Config, Container, Fused, Graph, Model, Part, Rows, Source, Stored, Weight, WeightId, architecture_of,
 };
 use serde_json::Value;
 
 use crate::layout::{self, Quantization};
-use crate::{Checkpoint, json};
+use crate::{Checkpoint, experts, json};
 
 /// The tensors of one graph.
 #[derive(Clone, Debug, Default)]
@@ -128,7 +128,7 @@ impl ModelFile {
 
     /// The module of a weight as this checkpoint names it, such as `model.layers.0.mlp.down_proj`.
     pub fn module(&self, part: Part, weight: WeightId) -> String {
-        self.source(part, self.model.part(part).weights[weight].name).map(|s| s.name).unwrap_or_default()
+        self.source(part, &self.model.part(part).weights[weight].name).map(|s| s.name).unwrap_or_default()
     }
 
     /// The module of a weight as a Hugging Face folder of this family names it, and the rows of it that are the weight's.
@@ -146,12 +146,20 @@ impl ModelFile {
         let config = Config::new(self.checkpoint.config());
         let mut source =
             self.architecture.source(self.checkpoint.container(), &config, part, name).ok_or_else(|| no_name(name))?;
+        if let Some(alias) = source.alias.take_if(|alias| !self.has_module(&source.name) && self.has_module(alias)) {
+            source.name = alias;
+        }
         match (part, name) {
             (Part::Embed, _) => source.name.clone_from(&self.names.embedding),
             (Part::Head, "lm_head") => source.name.clone_from(&self.names.head),
             _ => {
-                if let (Some(prefix), Some(rest)) = (self.names.prefix, source.name.strip_prefix("model.")) {
-                    source.name = format!("{prefix}{rest}");
+                if let Some(prefix) = self.names.prefix {
+                    let fused = source.fused.as_mut().map(|f| [&mut f.tensor, &mut f.bias]);
+                    for name in [&mut source.name].into_iter().chain(fused.into_iter().flatten()) {
+                        if let Some(rest) = name.strip_prefix("model.") {
+                            *name = format!("{prefix}{rest}");
+                        }
+                    }
                 }
             }
         }
@@ -164,7 +172,10 @@ impl ModelFile {
     /// If a tensor cannot be read.
     pub fn linear(&self, part: Part, weight: WeightId) -> Result<QuantizedLinear> {
         let w = &self.model.part(part).weights[weight];
-        let source = self.source(part, w.name)?;
+        let source = self.source(part, &w.name)?;
+        if let Some(fused) = self.fused_at(&source) {
+            return self.fused_linear(w, &fused);
+        }
         let stored = [source.rows.stored_count(w.shape[0]), w.shape[1]];
         let mut bands = self.bands(&source.name, stored)?;
         let mut sides = layout::read_sides(&self.quantization, &self.checkpoint, &source.name, stored)
@@ -182,6 +193,28 @@ impl ModelFile {
             None
         };
         Ok(QuantizedLinear { sides, ..QuantizedLinear::of_bands(w.shape, bands, bias) })
+    }
+
+    /// Where a matrix lies, if it is in one tensor with those of all experts.
+    pub fn fused(&self, part: Part, weight: WeightId) -> Option<Fused> {
+        self.fused_at(&self.source(part, &self.model.part(part).weights[weight].name).ok()?)
+    }
+
+    fn fused_at(&self, source: &Source) -> Option<Fused> {
+        let fused = source.fused.as_ref().filter(|f| self.checkpoint.contains(&f.tensor))?;
+        (!self.has_module(&source.name)).then(|| fused.clone())
+    }
+
+    fn fused_linear(&self, w: &Weight, fused: &Fused) -> Result<QuantizedLinear> {
+        let tensor = self.checkpoint.tensor(&fused.tensor)?;
+        let storage = experts::one(&tensor, fused, w.shape).map_err(|e| self.place(e, &fused.tensor))?;
+        let bias = if w.has_bias {
+            let all = self.checkpoint.tensor(&fused.bias)?.to_f32().map_err(|e| self.place(e, &fused.bias))?;
+            Some((0..w.shape[0]).map(|r| all[fused.stored_bias(w.shape[0], r)]).collect())
+        } else {
+            None
+        };
+        Ok(QuantizedLinear::uniform(storage, bias))
     }
 
     fn bands(&self, module: &str, shape: [usize; 2]) -> Result<Vec<Band>> {
@@ -228,6 +261,12 @@ impl ModelFile {
         let name = format!("{module}.bias");
         if self.checkpoint.contains(&name) {
             return Ok(self.checkpoint.tensor(&name)?.dtype);
+        }
+        let sources = self.model.part(part).weights.iter().filter_map(|w| self.source(part, &w.name).ok());
+        if let Some(fused) = sources.filter(|s| s.name == module).find_map(|s| self.fused_at(&s))
+            && self.checkpoint.contains(&fused.bias)
+        {
+            return Ok(self.checkpoint.tensor(&fused.bias)?.dtype);
         }
         let first = self.model.part(part).vectors.first();
         self.vector_dtype(part, first.ok_or_else(|| Error::internal("a part without vectors"))?.name)
@@ -294,7 +333,11 @@ impl ModelFile {
     fn tensor_names(&self, part: Part, graph: &Graph) -> Vec<String> {
         let mut names = Vec::new();
         for w in &graph.weights {
-            let Ok(source) = self.source(part, w.name) else { continue };
+            let Ok(source) = self.source(part, &w.name) else { continue };
+            if let Some(fused) = self.fused_at(&source) {
+                names.extend([fused.tensor].into_iter().chain(w.has_bias.then_some(fused.bias)));
+                continue;
+            }
             names.extend(layout::tensor_names(&self.quantization, &source.name));
             if w.has_bias {
                 names.push(format!("{}.bias", source.name));
@@ -316,7 +359,7 @@ impl ModelFile {
         let of = |part, name: &str| {
             self.architecture.source(container, &config, part, name).map(|s| s.name).ok_or_else(|| no_name(name))
         };
-        let (mut embedding, head) = (of(Part::Embed, model.embed.weights[0].name)?, of(Part::Head, "lm_head")?);
+        let (mut embedding, head) = (of(Part::Embed, &model.embed.weights[0].name)?, of(Part::Head, "lm_head")?);
         if let (Container::HuggingFace, Some(rest)) = (container, embedding.strip_prefix("model."))
             && !self.has_module(&embedding)
         {
@@ -373,7 +416,15 @@ impl ModelFile {
     fn check_tensors(&self) -> Result<()> {
         for (part, graph) in self.model.parts() {
             for (i, w) in graph.weights.iter().enumerate() {
-                let source = self.source(part, w.name)?;
+                let source = self.source(part, &w.name)?;
+                if let Some(fused) = self.fused_at(&source) {
+                    let shape = fused.stored_shape(w.shape);
+                    self.check_shape(&fused.tensor, &shape)?;
+                    if w.has_bias {
+                        self.check_shape(&fused.bias, &[fused.experts, fused.rows.stored_count(w.shape[0])])?;
+                    }
+                    continue;
+                }
                 if self.checkpoint.container() == Container::Gguf || !self.is_weight_quantized(part, i) {
                     let shape = [source.rows.stored_count(w.shape[0]), w.shape[1]];
                     self.check_shape(&format!("{}.weight", source.name), &shape)?;

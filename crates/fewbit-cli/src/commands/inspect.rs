@@ -4,7 +4,7 @@ use std::fmt::Write;
 use clap::Args;
 use fewbit_eval::{Bits, stored_tensors};
 use fewbit_format::Result;
-use fewbit_graph::{Container, Part};
+use fewbit_graph::{Container, Part, WeightId};
 use fewbit_store::{Checkpoint, ModelFile, layout};
 use serde_json::{Value, json};
 
@@ -30,10 +30,8 @@ pub(crate) struct Inspect {
 
 /// A linear of a block, as it is stored.
 struct Linear {
-    name: &'static str,
+    name: String,
     shape: [usize; 2],
-    /// The modules whose tensors hold it.
-    module: String,
     format: String,
 }
 
@@ -66,24 +64,26 @@ fn layers(file: &ModelFile) -> Vec<Layer> {
         .map(|(part, graph)| {
             let linears: Vec<Linear> = (0..graph.weights.len())
                 .map(|w| {
-                    let module = file.module(part, w);
-                    let format = format(file, &module);
-                    Linear { name: graph.weights[w].name, shape: graph.weights[w].shape, module, format }
+                    let format = format(file, part, w);
+                    Linear { name: graph.weights[w].name.to_string(), shape: graph.weights[w].shape, format }
                 })
                 .collect();
-            // Several weights may be views of one stored matrix.
-            let modules: BTreeSet<&str> = linears.iter().map(|l| l.module.as_str()).collect();
-            let names = modules.into_iter().flat_map(|m| stored_tensors(file, m));
-            let stored_bits = names.map(|name| 8 * bytes(file.checkpoint(), &name)).sum();
+            // Several weights may be views of one stored tensor.
+            let names: BTreeSet<String> =
+                (0..graph.weights.len()).flat_map(|w| stored_tensors(file, part, w)).collect();
+            let stored_bits = names.into_iter().map(|name| 8 * bytes(file.checkpoint(), &name)).sum();
             let weights = linears.iter().map(|l| (l.shape[0] * l.shape[1]) as u64).sum();
             Layer { linears, stored_bits, weights }
         })
         .collect()
 }
 
-/// How a module's weight is stored, in a few words.
-fn format(file: &ModelFile, module: &str) -> String {
-    let checkpoint = file.checkpoint();
+/// How a weight is stored, in a few words.
+fn format(file: &ModelFile, part: Part, weight: WeightId) -> String {
+    let (checkpoint, module) = (file.checkpoint(), &file.module(part, weight));
+    if let Some(fused) = file.fused(part, weight) {
+        return format!("{}, with all experts in one tensor", dtype(checkpoint, &fused.tensor));
+    }
     let is_packed = checkpoint.container() == Container::HuggingFace
         && layout::is_quantized(file.quantization(), checkpoint, module);
     if is_packed {
@@ -159,6 +159,27 @@ fn object(file: &ModelFile, layers: &[Layer], bits: &Bits) -> Value {
     })
 }
 
+/// A name for each line of a block's linears: experts that are stored alike are one line, `experts.0-127.up_proj`.
+fn rows(linears: &[Linear]) -> Vec<(String, &Linear)> {
+    /// What stands around an expert's number, and the number.
+    fn expert(name: &str) -> Option<(&str, usize, &str)> {
+        let (before, rest) = name.split_once(".experts.")?;
+        let (number, after) = rest.split_once('.')?;
+        Some((before, number.parse().ok()?, after))
+    }
+    let is_alike = |a: &Linear, b: &Linear| {
+        let around = |l: &'_ Linear| expert(&l.name).map(|(before, _, after)| format!("{before} {after}"));
+        around(a).is_some() && around(a) == around(b) && a.shape == b.shape && a.format == b.format
+    };
+    let row = |alike: &'_ [Linear]| match (expert(&alike[0].name), expert(&alike[alike.len() - 1].name)) {
+        (Some((before, first, after)), Some((_, last, _))) if first < last => {
+            format!("{before}.experts.{first}-{last}.{after}")
+        }
+        _ => alike[0].name.clone(),
+    };
+    linears.chunk_by(is_alike).map(|alike| (row(alike), &alike[0])).collect()
+}
+
 fn text(file: &ModelFile, layers: &[Layer], bits: &Bits) -> String {
     let (checkpoint, model) = (file.checkpoint(), file.model());
     let mut out = String::new();
@@ -184,15 +205,17 @@ fn text(file: &ModelFile, layers: &[Layer], bits: &Bits) -> String {
         row("note", note.clone());
     }
     // Blocks that are stored alike are shown once.
-    let kind = |l: &Layer| l.linears.iter().map(|l| (l.name, l.shape, l.format.clone())).collect::<Vec<_>>();
+    let kind = |l: &Layer| l.linears.iter().map(|l| (l.name.clone(), l.shape, l.format.clone())).collect::<Vec<_>>();
     let mut start = 0;
     while start < layers.len() {
         let alike = layers[start..].iter().take_while(|l| kind(l) == kind(&layers[start])).count();
         let name =
             if alike > 1 { format!("blocks {start} to {}", start + alike - 1) } else { format!("block {start}") };
         let _ = writeln!(out, "{name}: {:.3} bits per weight", bits_per_weight(&layers[start..start + alike]));
-        for l in &layers[start].linears {
-            let _ = writeln!(out, "  {:<24}{:>13}  {}", l.name, format!("{} × {}", l.shape[0], l.shape[1]), l.format);
+        let rows = rows(&layers[start].linears);
+        let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max(22) + 2;
+        for (name, l) in rows {
+            let _ = writeln!(out, "  {name:<width$}{:>13}  {}", format!("{} × {}", l.shape[0], l.shape[1]), l.format);
         }
         start += alike;
     }

@@ -52,7 +52,7 @@ impl Plan {
 
     fn matrix(&mut self, file: &ModelFile, part: Part, w: WeightId) -> Result<()> {
         let weight = &file.model().part(part).weights[w];
-        let source = name(file, part, weight.name)?;
+        let source = name(file, part, &weight.name)?;
         let linear = file.linear(part, w)?;
         let elements = elements_of(&linear.bands).map_err(|why| {
             Error::input(format!("a GGUF file cannot hold it: {why}"))

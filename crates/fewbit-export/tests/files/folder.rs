@@ -21,7 +21,7 @@ pub(crate) fn write(file: &ModelFile, dir: &Path, layout: &dyn Layout, bits: Opt
                 continue;
             }
             let linear = file.linear(part, w).unwrap();
-            let module = file.exported(part, weight.name).unwrap().name;
+            let module = file.exported(part, &weight.name).unwrap().name;
             let is_inner = matches!(part, Part::Block(_));
             let storage = match bits {
                 Some(bits) if is_inner && weight.shape[1] % 32 == 0 => rounded(&linear.decode(), bits),

@@ -23,7 +23,7 @@ fn graph(has_caps: bool) -> Graph {
     let (k, v) = (g.linear(x, "k", 6, false), g.linear(x, "v", 6, false));
     let (k, v) = (g.cache("keys", k), g.cache("values", v));
     let k = capped(&mut g, k, has_caps);
-    let op = Op::Attention { heads: 2, kv_heads: 1, head_dim: 6, scale: 0.8, softcap: None, window: None };
+    let op = Op::Attention { heads: 2, kv_heads: 1, head_dim: 6, scale: 0.8, softcap: None, window: None, sinks: None };
     let o = g.apply("o", op, &[q, k, v]);
     let o = capped(&mut g, o, has_caps);
     let y = g.linear(o, "y", 10, false);

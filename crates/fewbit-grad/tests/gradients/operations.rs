@@ -70,7 +70,11 @@ fn attention() {
             let (q, k) = (g.linear(X, "q", heads * 5, true), g.linear(X, "k", kv_heads * 5, false));
             let v = g.linear(X, "v", kv_heads * 5, false);
             let (k, v) = (g.cache("keys", k), g.cache("values", v));
-            g.apply("o", Op::Attention { heads, kv_heads, head_dim: 5, scale: 0.7, softcap, window }, &[q, k, v])
+            g.apply(
+                "o",
+                Op::Attention { heads, kv_heads, head_dim: 5, scale: 0.7, softcap, window, sinks: None },
+                &[q, k, v],
+            )
         });
     }
 }

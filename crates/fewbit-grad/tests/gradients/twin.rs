@@ -134,7 +134,7 @@ impl Twin<'_> {
                 }
                 y
             }
-            Op::Attention { heads, kv_heads, head_dim, scale, softcap, window } => {
+            Op::Attention { heads, kv_heads, head_dim, scale, softcap, window, sinks: None } => {
                 let (k, v) = (&values[node.inputs[1]], &values[node.inputs[2]]);
                 let (wide, narrow) = (heads * head_dim, kv_heads * head_dim);
                 let mut out = vec![0.0; x.len()];
@@ -158,6 +158,7 @@ impl Twin<'_> {
                 }
                 out
             }
+            op => unreachable!("`Function` refuses {op:?}"),
         }
     }
 }

@@ -1,6 +1,6 @@
 use fewbit_format::{Error, Result};
 
-use super::llama::{embedding, swiglu, window};
+use super::llama::{MLP, embedding, swiglu, window};
 use super::{Architecture, llama_like_gguf, llama_like_module};
 use crate::{Activation, Builder, Config, Container, Graph, Model, Op, Part, Rope, Source, Stored};
 
@@ -45,14 +45,14 @@ impl Architecture for Gemma3 {
             let (k, v) = (g.cache("keys", k), g.cache("values", v));
             let a = g.apply(
                 "o_in",
-                Op::Attention { heads, kv_heads, head_dim, scale, softcap: attention_cap, window },
+                Op::Attention { heads, kv_heads, head_dim, scale, softcap: attention_cap, window, sinks: None },
                 &[q, k, v],
             );
             let o = g.linear(a, "self_attn.o_proj", hidden, false);
             let o = g.rms_norm("attn_out", o, "post_attention_layernorm.weight", eps);
             let x = g.add("residual_mid", x, o);
             let n = g.rms_norm("mlp_in", x, "pre_feedforward_layernorm.weight", eps);
-            let m = swiglu(&mut g, n, mlp, false, Activation::GeluTanh);
+            let m = swiglu(&mut g, n, &MLP, mlp, false, Activation::GeluTanh);
             let m = g.rms_norm("mlp_out", m, "post_feedforward_layernorm.weight", eps);
             let y = g.add("residual_out", x, m);
             g.finish(y)

@@ -53,7 +53,8 @@ impl Architecture for GptNeox {
             let (q, k) = (g.apply("q_rope", turn.clone(), &[q]), g.apply("k_rope", turn, &[k]));
             let (k, v) = (g.cache("keys", k), g.cache("values", v));
             let scale = (head_dim as f32).powf(-0.5);
-            let op = Op::Attention { heads, kv_heads: heads, head_dim, scale, softcap: None, window: None };
+            let op =
+                Op::Attention { heads, kv_heads: heads, head_dim, scale, softcap: None, window: None, sinks: None };
             let a = g.apply("o_in", op, &[q, k, v]);
             let o = g.linear(a, "attention.dense", hidden, bias);
             let mid = g.add("residual_mid", x, o);

@@ -17,7 +17,7 @@ impl Architecture for Llama {
         let mlp_bias = c.bool_or("mlp_bias", false)?;
         pre_norm_model(
             c,
-            &PreNorm { qkv_bias: bias, output_bias: bias, mlp_bias, has_qk_norm: false, has_window: true },
+            &PreNorm { qkv_bias: bias, output_bias: bias, mlp_bias, has_window: true, ..PreNorm::default() },
         )
     }
 
@@ -36,6 +36,7 @@ impl Architecture for Llama {
 }
 
 /// In what the families of the pre-norm decoder differ.
+#[derive(Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each says whether a member of the family has a thing")]
 pub(super) struct PreNorm {
     pub(super) qkv_bias: bool,
@@ -43,19 +44,31 @@ pub(super) struct PreNorm {
     pub(super) mlp_bias: bool,
     /// RMS norms over the heads of q and k.
     pub(super) has_qk_norm: bool,
+    /// A learned logit per head that takes part in the softmax of attention.
+    pub(super) has_sinks: bool,
     /// Whether `sliding_window` counts where `use_sliding_window` is absent.
     pub(super) has_window: bool,
 }
 
+/// Writes the MLP of one layer: from the normed stream to what is added to the stream.
+pub(super) type Mlp<'a> = &'a dyn Fn(&mut Builder, usize, ValueId) -> ValueId;
+
 /// The pre-norm decoder that Llama, Mistral, Qwen2 and Qwen3 share: `x += attention(norm x); x += swiglu(norm x)`.
 pub(super) fn pre_norm_model(c: &Config<'_>, family: &PreNorm) -> Result<Model> {
+    let mlp = c.usize("intermediate_size")?;
+    pre_norm_model_with(c, family, &window(c, family.has_window)?, &|g, _, n| {
+        swiglu(g, n, &MLP, mlp, family.mlp_bias, Activation::Silu)
+    })
+}
+
+/// The same with the family's own windows and MLP.
+pub(super) fn pre_norm_model_with(c: &Config<'_>, family: &PreNorm, window: &Window, mlp: Mlp<'_>) -> Result<Model> {
     let (hidden, vocabulary) = (c.usize("hidden_size")?, c.usize("vocab_size")?);
     let (heads, kv_heads, head_dim) = c.heads()?;
-    let (mlp, eps) = (c.usize("intermediate_size")?, c.eps("rms_norm_eps", 1e-6)?);
+    let eps = c.eps("rms_norm_eps", 1e-6)?;
     if let Some(act) = c.str("hidden_act").filter(|a| !matches!(*a, "silu" | "swish")) {
         return Err(Error::input(format!("config.json: `hidden_act` is `{act}`, where this family has silu")));
     }
-    let window = window(c, family.has_window)?;
     let rope = Rope::from_config(c, head_dim)?;
     let block = |layer: usize| {
         let mut g = Builder::new("residual", hidden);
@@ -72,12 +85,13 @@ pub(super) fn pre_norm_model(c: &Config<'_>, family: &PreNorm) -> Result<Model> 
         let k = g.apply("k_rope", Op::Rope { rope: 0, heads: kv_heads, head_dim, rotary_dims: head_dim }, &[k]);
         let (k, v) = (g.cache("keys", k), g.cache("values", v));
         let scale = (head_dim as f32).powf(-0.5);
-        let op = Op::Attention { heads, kv_heads, head_dim, scale, softcap: None, window: window.at(layer) };
+        let sinks = family.has_sinks.then(|| g.vector("self_attn.sinks", heads));
+        let op = Op::Attention { heads, kv_heads, head_dim, scale, softcap: None, window: window.at(layer), sinks };
         let a = g.apply("o_in", op, &[q, k, v]);
         let o = g.linear(a, "self_attn.o_proj", hidden, family.output_bias);
         let x = g.add("residual_mid", x, o);
         let n = g.rms_norm("mlp_in", x, "post_attention_layernorm.weight", eps);
-        let m = swiglu(&mut g, n, mlp, family.mlp_bias, Activation::Silu);
+        let m = mlp(&mut g, layer, n);
         let y = g.add("residual_out", x, m);
         g.finish(y)
     };
@@ -96,14 +110,24 @@ pub(super) fn pre_norm_model(c: &Config<'_>, family: &PreNorm) -> Result<Model> 
     })
 }
 
+/// The matrices of an MLP: gate, up, down.
+pub(super) const MLP: [&str; 3] = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"];
+
 /// `down(act(gate x) ⊙ up x)`, back to the width of the residual stream.
-pub(super) fn swiglu(g: &mut Builder, x: ValueId, mlp: usize, bias: bool, activation: Activation) -> ValueId {
+pub(super) fn swiglu(
+    g: &mut Builder,
+    x: ValueId,
+    [gate, up, down]: &[&'static str; 3],
+    mlp: usize,
+    bias: bool,
+    activation: Activation,
+) -> ValueId {
     let hidden = g.dim(x);
-    let gate = g.linear(x, "mlp.gate_proj", mlp, bias);
-    let up = g.linear(x, "mlp.up_proj", mlp, bias);
+    let gate = g.linear(x, gate, mlp, bias);
+    let up = g.linear(x, up, mlp, bias);
     let act = g.apply("gate_act", Op::Activation(activation), &[gate]);
     let h = g.apply("down_in", Op::Mul, &[act, up]);
-    g.linear(h, "mlp.down_proj", hidden, bias)
+    g.linear(h, down, hidden, bias)
 }
 
 /// Token ids to the residual stream, scaled where the family does so.
@@ -123,6 +147,11 @@ pub(super) struct Window {
 }
 
 impl Window {
+    /// A window on every second layer, beginning with the first.
+    pub(super) fn alternating(size: Option<usize>, layers: usize) -> Self {
+        Self { size, is_local: (0..layers).map(|l| l.is_multiple_of(2)).collect() }
+    }
+
     /// The window of one layer.
     pub(super) fn at(&self, layer: usize) -> Option<usize> {
         self.size.filter(|_| self.is_local.get(layer).copied().unwrap_or(true))

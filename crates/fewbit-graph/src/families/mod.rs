@@ -3,11 +3,16 @@ use serde_json::{Map, Value};
 
 use crate::{Config, Container, Model, Part, Source};
 
+mod experts;
 mod gemma3;
 mod gpt_neox;
+mod gpt_oss;
 mod llama;
+mod mixtral;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 
 /// A family of models: its graph and its names.
 pub trait Architecture: Sync + std::fmt::Debug {
@@ -25,8 +30,17 @@ pub trait Architecture: Sync + std::fmt::Debug {
 }
 
 /// All families.
-pub const FAMILIES: &[&dyn Architecture] =
-    &[&llama::Llama, &qwen2::Qwen2, &qwen3::Qwen3, &gemma3::Gemma3, &gpt_neox::GptNeox];
+pub const FAMILIES: &[&dyn Architecture] = &[
+    &llama::Llama,
+    &qwen2::Qwen2,
+    &qwen3::Qwen3,
+    &gemma3::Gemma3,
+    &gpt_neox::GptNeox,
+    &mixtral::Mixtral,
+    &qwen2_moe::Qwen2Moe,
+    &qwen3_moe::Qwen3Moe,
+    &gpt_oss::GptOss,
+];
 
 /// The family of a configuration, by `model_type` or by the first of `architectures`: one of them is enough.
 ///

@@ -14,10 +14,7 @@ impl Architecture for Qwen2 {
     }
 
     fn model(&self, c: &Config<'_>) -> Result<Model> {
-        pre_norm_model(
-            c,
-            &PreNorm { qkv_bias: true, output_bias: false, mlp_bias: false, has_qk_norm: false, has_window: false },
-        )
+        pre_norm_model(c, &PreNorm { qkv_bias: true, ..PreNorm::default() })
     }
 
     fn source(&self, container: Container, _: &Config<'_>, part: Part, name: &str) -> Option<Source> {

@@ -15,10 +15,7 @@ impl Architecture for Qwen3 {
 
     fn model(&self, c: &Config<'_>) -> Result<Model> {
         let bias = c.bool_or("attention_bias", false)?;
-        pre_norm_model(
-            c,
-            &PreNorm { qkv_bias: bias, output_bias: bias, mlp_bias: false, has_qk_norm: true, has_window: false },
-        )
+        pre_norm_model(c, &PreNorm { qkv_bias: bias, output_bias: bias, has_qk_norm: true, ..PreNorm::default() })
     }
 
     fn source(&self, container: Container, _: &Config<'_>, part: Part, name: &str) -> Option<Source> {

@@ -37,7 +37,7 @@ pub struct Forward<'a> {
 
 /// Gradients `[dq, dk, dv]` of attention over whole sequences, given that of its result; they are written, not added.
 ///
-/// `sequences` are the rows of each sequence, which begin at position 0. With `P` the probabilities, `dV = Pᵀ dO`,
+/// `sequences` are the rows of each sequence, which begin at position 0; the gradients of sinks are not made. With `P` the probabilities, `dV = Pᵀ dO`,
 /// `dS = P ⊙ (dO Vᵀ − rowsum(dO ⊙ O))`, `dQ = scale · dS K`, `dK = scale · dSᵀ Q` (Dao et al. 2022, algorithm 4). Each
 /// query head of a sequence is one task, and the heads that share keys are added in order: sums depend neither on the
 /// threads nor on what else is in the batch. Memory beside the gradients: twice `dq`.
@@ -46,7 +46,7 @@ pub struct Forward<'a> {
 /// If the slices do not hold these shapes, or `sequences` overlap.
 pub fn attention_backward(
     team: &Team,
-    shape: &AttentionShape,
+    shape: &AttentionShape<'_>,
     sequences: &[Range<usize>],
     forward: &Forward<'_>,
     d_out: &[f32],
@@ -90,7 +90,7 @@ pub fn attention_backward(
 
 /// One query head of one sequence.
 struct Head<'a> {
-    shape: &'a AttentionShape,
+    shape: &'a AttentionShape<'a>,
     rows: Range<usize>,
     index: usize,
 }
@@ -114,7 +114,7 @@ fn head_lanes<S: Simd>(
     out: &[Disjoint<'_, f32>; 3],
 ) {
     let Head { shape, rows, index: head } = head;
-    let AttentionShape { heads, kv_heads, head_dim: dim, scale, softcap, window } = **shape;
+    let AttentionShape { heads, kv_heads, head_dim: dim, scale, softcap, window, .. } = **shape;
     let (wide, narrow, len) = (heads * dim, kv_heads * dim, rows.len());
     let padded = dim.next_multiple_of(S::LANES);
     let work = Work::new(scratch, len, padded);
@@ -328,7 +328,7 @@ mod tests {
     }
 
     /// Gradients of one sequence by the formulas in f64, with every probability in memory.
-    fn reference(s: &AttentionShape, q: &[f32], k: &[f32], v: &[f32], d_out: &[f32]) -> [Vec<f64>; 3] {
+    fn reference(s: &AttentionShape<'_>, q: &[f32], k: &[f32], v: &[f32], d_out: &[f32]) -> [Vec<f64>; 3] {
         let (wide, narrow, dim) = (s.heads * s.head_dim, s.kv_heads * s.head_dim, s.head_dim);
         let len = q.len() / wide;
         let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
@@ -363,7 +363,7 @@ mod tests {
         [dq, dk, dv]
     }
 
-    fn run(team: &Team, shape: &AttentionShape, sequences: &[Range<usize>], seed: u32) -> [Vec<f32>; 7] {
+    fn run(team: &Team, shape: &AttentionShape<'_>, sequences: &[Range<usize>], seed: u32) -> [Vec<f32>; 7] {
         let tokens = sequences.last().map_or(0, |s| s.end);
         let (wide, narrow) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
         let [q, d_out] = [0, 1].map(|i| noise(tokens * wide, seed + i));
@@ -380,7 +380,7 @@ mod tests {
         [q, k, v, d_out, dq, dk, dv]
     }
 
-    fn shapes() -> Vec<AttentionShape> {
+    fn shapes() -> Vec<AttentionShape<'static>> {
         let heads = [(1, 1), (4, 4), (6, 2), (3, 1)];
         let mut shapes = Vec::new();
         for (i, head_dim) in [1, 8, 20, 32, 64].into_iter().enumerate() {
@@ -388,7 +388,7 @@ mod tests {
                 let (heads, kv_heads) = heads[(i + k) % 4];
                 let softcap = [None, Some(2.0)][(i + k) % 2];
                 let scale = 3.0 / (head_dim as f32).sqrt();
-                shapes.push(AttentionShape { heads, kv_heads, head_dim, scale, softcap, window });
+                shapes.push(AttentionShape { heads, kv_heads, head_dim, scale, softcap, window, sinks: None });
             }
         }
         shapes

@@ -23,7 +23,7 @@ pub(super) struct Cache<'a> {
 ///
 /// Row `r` is position `first + r / group` of the call, head `kv_head · group + r % group`.
 pub(super) struct QueryBlock<'a> {
-    pub(super) shape: &'a AttentionShape,
+    pub(super) shape: &'a AttentionShape<'a>,
     pub(super) kv_head: usize,
     pub(super) first: usize,
     pub(super) count: usize,
@@ -44,6 +44,11 @@ impl QueryBlock<'_> {
     fn offset(&self, r: usize) -> usize {
         let (position, head) = (self.first + r / self.group(), self.kv_head * self.group() + r % self.group());
         (position * self.shape.heads + head) * self.shape.head_dim
+    }
+
+    /// The sink of row `r`.
+    fn sink(&self, r: usize) -> Option<f32> {
+        self.shape.sinks.map(|sinks| sinks[self.kv_head * self.group() + r % self.group()])
     }
 
     /// The positions that row `r` sees.
@@ -80,6 +85,9 @@ fn attend_lanes<S: Simd>(
         let at = queries.offset(r);
         for (to, from) in work.queries[r * dim..(r + 1) * dim].iter_mut().zip(&q[at..at + dim]) {
             *to = from * queries.shape.scale;
+        }
+        if let Some(sink) = queries.sink(r) {
+            (work.tops[r], work.totals[r]) = (sink, 1.0);
         }
     }
     let column = queries.kv_head * dim;

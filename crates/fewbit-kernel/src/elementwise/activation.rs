@@ -1,6 +1,6 @@
 //! Activation functions, in place.
 
-use super::arithmetic::each;
+use super::arithmetic::{each, each_pair};
 use super::transcendental::{exp_lanes, one_plus_erf_lanes, tanh_lanes};
 use crate::lanes::{Simd, vectorised};
 
@@ -29,6 +29,44 @@ vectorised! {
 vectorised! {
     /// `x ← cap · tanh(x / cap)`.
     pub fn softcap(x: &mut [f32], cap: f32) = softcap_all
+}
+
+vectorised! {
+    /// `x ← 1 / (1 + e⁻ˣ)`.
+    pub fn sigmoid(x: &mut [f32]) = sigmoid_all
+}
+
+vectorised! {
+    /// `gate ← (clamp(up, ±limit) + 1) · g / (1 + e^(−alpha·g))` with `g = min(gate, limit)`: the gate of gpt-oss.
+    pub fn clamped_glu(gate: &mut [f32], up: &[f32], alpha: f32, limit: f32) = clamped_glu_all
+}
+
+#[inline(always)]
+fn sigmoid_all<S: Simd>(s: S, x: &mut [f32]) {
+    let (zero, one) = (s.splat(0.0), s.splat(1.0));
+    each(
+        s,
+        x,
+        #[inline(always)]
+        |x| s.div(one, s.add(one, exp_lanes(s, s.sub(zero, x)))),
+    );
+}
+
+#[inline(always)]
+fn clamped_glu_all<S: Simd>(s: S, gate: &mut [f32], up: &[f32], alpha: f32, limit: f32) {
+    let (one, minus_alpha) = (s.splat(1.0), s.splat(-alpha));
+    let (limit, minus_limit) = (s.splat(limit), s.splat(-limit));
+    each_pair(
+        s,
+        gate,
+        up,
+        #[inline(always)]
+        |gate, up| {
+            // Both take their second operand at a NaN.
+            let (g, up) = (s.min(limit, gate), s.max(minus_limit, s.min(limit, up)));
+            s.div(s.mul(s.add(up, one), g), s.add(one, exp_lanes(s, s.mul(minus_alpha, g))))
+        },
+    );
 }
 
 #[inline(always)]
@@ -123,6 +161,16 @@ mod tests {
             });
             assert!(tanh < 4e-6, "{level:?}: gelu_tanh {tanh}");
             assert_eq!(worst(relu, |x| x.max(0.0)), 0.0, "{level:?}");
+            let sigmoid = worst(sigmoid, |x| 1.0 / (1.0 + (-x).exp()));
+            assert!(sigmoid < 4e-7, "{level:?}: sigmoid {sigmoid}");
+            for up in [-9.0, -0.3, 2.5, 11.0] {
+                let run = |x: &mut [f32]| clamped_glu(x, &vec![up; x.len()], 1.702, 7.0);
+                let glu = worst(run, |x| {
+                    let g = x.min(7.0);
+                    (f64::from(up).clamp(-7.0, 7.0) + 1.0) * g / (1.0 + (-1.702 * g).exp())
+                });
+                assert!(glu < 4e-6, "{level:?}: clamped_glu {glu} at {up}");
+            }
             let cap = worst(|x| softcap(x, 5.0), |x| 5.0 * (x / 5.0).tanh());
             assert!(cap < 4e-7, "{level:?}: softcap {cap}");
         });

@@ -44,7 +44,7 @@ pub(super) fn of(session: &Session, file: &ModelFile) -> Result<Vec<Tails>> {
             session.check_stop()?;
             // Several weights may be views of one stored matrix.
             let module = file.module(part, w);
-            let is_whole = module.ends_with(weight.name) || part == Part::Embed || part == Part::Head;
+            let is_whole = module.ends_with(&*weight.name) || part == Part::Embed || part == Part::Head;
             let name = if is_whole { module } else { format!("{module} ({})", weight.name) };
             all.push(tails(name, &file.linear(part, w)?));
         }

@@ -1,0 +1,41 @@
+use fewbit_format::Result;
+
+use super::Architecture;
+use super::experts::{FusedLayout, Mixture, Names, source};
+use super::llama::{PreNorm, pre_norm_model_with, window};
+use crate::{Config, Container, Model, Part, Share, Source};
+
+/// Mixtral: Mistral with eight experts, of which each token takes two.
+#[derive(Debug)]
+pub(super) struct Mixtral;
+
+const NAMES: Names =
+    Names { router: "block_sparse_moe.gate", experts: "block_sparse_moe.experts", matrices: ["w1", "w3", "w2"] };
+
+impl Architecture for Mixtral {
+    fn answers_to(&self) -> &'static [&'static str] {
+        &["mixtral", "MixtralForCausalLM"]
+    }
+
+    fn model(&self, c: &Config<'_>) -> Result<Model> {
+        let (experts, top) = c.experts(&["num_local_experts"])?;
+        let (width, share) = (c.usize("intermediate_size")?, Share::Chosen);
+        let mixture = Mixture { experts, top, width, share, has_bias: false, glu: None };
+        let family = PreNorm { has_window: true, ..PreNorm::default() };
+        pre_norm_model_with(c, &family, &window(c, true)?, &|g, _, n| mixture.build(g, n, &NAMES))
+    }
+
+    fn source(&self, container: Container, c: &Config<'_>, part: Part, name: &str) -> Option<Source> {
+        let layout = FusedLayout {
+            experts: c.experts(&["num_local_experts"]).ok()?.0,
+            width: c.usize("intermediate_size").ok()?,
+            is_interleaved: false,
+            is_transposed: false,
+        };
+        let mut source = source(container, part, name, &NAMES, &layout)?;
+        if let (Part::Block(i), "block_sparse_moe.gate") = (part, name) {
+            source.alias = Some(format!("model.layers.{i}.mlp.gate"));
+        }
+        Some(source)
+    }
+}
