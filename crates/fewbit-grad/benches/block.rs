@@ -30,7 +30,8 @@ fn main() {
     let file = ModelFile::open(demo).expect("the bundled model");
     let model = file.model();
     let graph = Arc::new(model.blocks[0].clone());
-    let parameters = Parameters::of(&file.part(Part::Block(0)).expect("the bundled model's first block"));
+    let tensors = file.part(Part::Block(0)).expect("the bundled model's first block");
+    let parameters = Parameters::of(&graph, &tensors).expect("plain matrices");
     let batch = Batch::sequences(count, len);
     let rotations = Rotations::new(&model.ropes, &batch);
     let [forward, backward] = flop(&graph, count, len);

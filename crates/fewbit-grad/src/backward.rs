@@ -1,5 +1,6 @@
-use fewbit_graph::{Activation, Graph, Node, Op, ValueId};
-use fewbit_kernel::attention::{Forward, attention_backward};
+use fewbit_format::Mat;
+use fewbit_graph::{Activation, Graph, Node, Op, ValueId, WeightId};
+use fewbit_kernel::attention::{Forward, attention_backward, sinks_backward};
 use fewbit_kernel::product::{product_nn, product_tn};
 use fewbit_kernel::{Team, elementwise};
 use fewbit_runtime::{Batch, Rotations};
@@ -10,7 +11,7 @@ use crate::{Edges, Function, Gradients, Saved, View};
 
 /// Numbers of rows whose parts of a sum are added before they join the others: a constant, so that no sum depends on the
 /// threads.
-const PIECE: usize = 1 << 14;
+pub(crate) const PIECE: usize = 1 << 14;
 
 impl Function {
     /// Adds the gradients that are asked for, given that of the output, `dy [tokens, output dim]`, and returns the
@@ -39,7 +40,7 @@ impl Function {
         for (i, node) in graph.nodes.iter().enumerate().rev() {
             let d = flow.arrive(node.output, graph, edges, saved);
             if !d.is_empty() {
-                let step = Step { team, batch, rotations, parameters, node, dim: graph.values[node.output].dim };
+                let step = Step { team, batch, graph, rotations, parameters, node, dim: graph.values[node.output].dim };
                 step.back(i, d, &mut flow, saved, gradients);
             }
             // Its readers came later, so that nothing needs it any longer.
@@ -65,7 +66,11 @@ fn is_needed(graph: &Graph, edges: &dyn Edges, gradients: &Gradients) -> Vec<boo
             Op::Linear { weight } | Op::Embedding { weight } => {
                 gradients.weights[weight].is_some() || gradients.biases[weight].is_some()
             }
-            Op::RmsNorm { gain, .. } => gradients.vectors[gain].is_some(),
+            Op::ExpertLinear { .. } => (graph.linears_of(node).into_iter())
+                .any(|(_, w)| gradients.weights[w].is_some() || gradients.biases[w].is_some()),
+            Op::Attention { sinks: Some(vector), .. } | Op::RmsNorm { gain: vector, .. } => {
+                gradients.vectors[vector].is_some()
+            }
             Op::LayerNorm { gain, bias, .. } => gradients.vectors[gain].is_some() || gradients.vectors[bias].is_some(),
             _ => false,
         };
@@ -75,9 +80,9 @@ fn is_needed(graph: &Graph, edges: &dyn Edges, gradients: &Gradients) -> Vec<boo
 }
 
 /// Gradients of values on their way; empty where there is none (yet).
-struct Flow {
-    is_needed: Vec<bool>,
-    of: Vec<Vec<f32>>,
+pub(crate) struct Flow {
+    pub(crate) is_needed: Vec<bool>,
+    pub(crate) of: Vec<Vec<f32>>,
 }
 
 impl Flow {
@@ -101,7 +106,7 @@ impl Flow {
     }
 
     /// Adds `d` to the gradient of a value.
-    fn add(&mut self, team: &Team, value: ValueId, dim: usize, d: Vec<f32>, pool: &mut Pool) {
+    pub(crate) fn add(&mut self, team: &Team, value: ValueId, dim: usize, d: Vec<f32>, pool: &mut Pool) {
         let sum = &mut self.of[value];
         if !self.is_needed[value] {
             pool.give_back(d);
@@ -115,13 +120,14 @@ impl Flow {
 }
 
 /// The way back through one node.
-struct Step<'a> {
-    team: &'a Team,
-    batch: &'a Batch,
-    rotations: &'a Rotations,
-    parameters: &'a View<'a>,
-    node: &'a Node,
-    dim: usize,
+pub(crate) struct Step<'a> {
+    pub(crate) team: &'a Team,
+    pub(crate) batch: &'a Batch,
+    pub(crate) graph: &'a Graph,
+    pub(crate) rotations: &'a Rotations,
+    pub(crate) parameters: &'a View<'a>,
+    pub(crate) node: &'a Node,
+    pub(crate) dim: usize,
 }
 
 impl Step<'_> {
@@ -163,7 +169,27 @@ impl Step<'_> {
                 }
                 saved.pool.give_back(d);
             }
-            Op::Attention { .. } => self.attention(index, d, flow, saved),
+            Op::Attention { .. } => self.attention(index, d, flow, saved, gradients),
+            Op::Gate => self.gate(d, flow, saved),
+            Op::ClampedGlu { alpha, limit } => {
+                let [mut gate, mut up] = [0, 1].map(|i| {
+                    let mut side = saved.pool.take(d.len());
+                    side.copy_from_slice(&saved.values[inputs[i]]);
+                    side
+                });
+                let piece = (PIECE / dim).max(1) * dim;
+                team.for_paired_pieces(&mut gate, piece, &mut up, piece, |i, gate, up| {
+                    let d = &d[i * piece..i * piece + gate.len()];
+                    elementwise::clamped_glu_backward(gate, up, d, *alpha, *limit);
+                });
+                flow.add(team, inputs[0], dim, gate, &mut saved.pool);
+                flow.add(team, inputs[1], dim, up, &mut saved.pool);
+                saved.pool.give_back(d);
+            }
+            Op::Route { share, .. } => self.route(*share, d, flow, saved),
+            Op::Dispatch => self.dispatch(d, flow, saved),
+            Op::ExpertLinear { first } => self.expert_linear(*first, d, flow, saved, gradients),
+            Op::Combine => self.combine(d, flow, saved),
             // The others have one input of the output's width, and the gradient changes in its place.
             _ => {
                 let mut d = d;
@@ -174,29 +200,24 @@ impl Step<'_> {
     }
 
     fn linear(&self, weight: usize, d: Vec<f32>, flow: &mut Flow, saved: &mut Saved, gradients: &mut Gradients) {
-        let Self { team, batch, parameters, node, .. } = *self;
-        let (w, tokens, input) = (parameters.weights[weight], batch.tokens(), node.inputs[0]);
-        let (out, width) = (w.rows(), w.cols());
-        let x = &saved.values[input];
-        if let Some(sum) = &mut gradients.weights[weight] {
-            product_tn(team, out, width, tokens, &d, out, x, width, sum.data_mut(), width);
-        }
-        if let Some(sum) = &mut gradients.biases[weight] {
-            add_columns(team, &d, sum);
-        }
-        if flow.is_needed[input] {
-            let dx = &mut flow.of[input];
-            if dx.is_empty() {
-                *dx = saved.pool.take_zeroed(tokens * width);
-            }
-            product_nn(team, tokens, width, out, 1.0, &d, out, w.data(), width, dx, width);
-        }
+        let (w, input) = (self.parameters.weights[weight], self.node.inputs[0]);
+        let mut dx = self.open(input, flow, saved);
+        multiply_back(self.team, w, weight, &saved.values[input], &d, &mut dx, gradients);
+        flow.of[input] = dx;
         saved.pool.give_back(d);
     }
 
-    fn attention(&self, index: usize, d: Vec<f32>, flow: &mut Flow, saved: &mut Saved) {
+    /// The gradient of a value so far, zeros at first, taken out of the flow; empty where it is not needed.
+    pub(crate) fn open(&self, value: ValueId, flow: &mut Flow, saved: &mut Saved) -> Vec<f32> {
+        if flow.is_needed[value] && flow.of[value].is_empty() {
+            return saved.pool.take_zeroed(self.batch.tokens() * self.graph.values[value].width());
+        }
+        std::mem::take(&mut flow.of[value])
+    }
+
+    fn attention(&self, index: usize, d: Vec<f32>, flow: &mut Flow, saved: &mut Saved, gradients: &mut Gradients) {
         let Self { team, batch, node, .. } = *self;
-        let shape = attention_shape(&node.op).expect("an attention");
+        let shape = attention_shape(&node.op, self.parameters).expect("an attention");
         let sequences: Vec<_> = batch.rows().map(|(_, rows)| rows).collect();
         let Saved { values, unchanged, log_sums, pool, .. } = saved;
         let widths = [shape.heads, shape.kv_heads, shape.kv_heads].map(|h| h * shape.head_dim);
@@ -206,6 +227,11 @@ impl Step<'_> {
         let out = if made.is_empty() { &values[node.output] } else { made };
         let forward = Forward { q, k, v, out, log_sums: &log_sums[index] };
         attention_backward(team, &shape, &sequences, &forward, &d, [&mut dq, &mut dk, &mut dv]);
+        if let Op::Attention { sinks: Some(vector), .. } = node.op
+            && let Some(sum) = &mut gradients.vectors[vector]
+        {
+            sinks_backward(team, &shape, &forward, &d, sum);
+        }
         for ((to, width), part) in node.inputs.iter().zip(widths).zip([dq, dk, dv]) {
             flow.add(team, *to, width, part, pool);
         }
@@ -269,6 +295,30 @@ impl Step<'_> {
             }
             _ => unreachable!("`Function::new` refuses what it does not know"),
         }
+    }
+}
+
+/// Gradients of `y = x Wᵀ + b` on some rows: adds those of the parameters that are asked for, and that of `x` to `dx`,
+/// unless this is empty.
+pub(crate) fn multiply_back(
+    team: &Team,
+    w: &Mat,
+    weight: WeightId,
+    x: &[f32],
+    d: &[f32],
+    dx: &mut [f32],
+    gradients: &mut Gradients,
+) {
+    let (out, width) = (w.rows(), w.cols());
+    let rows = d.len() / out;
+    if let Some(sum) = &mut gradients.weights[weight] {
+        product_tn(team, out, width, rows, d, out, x, width, sum.data_mut(), width);
+    }
+    if let Some(sum) = &mut gradients.biases[weight] {
+        add_columns(team, d, sum);
+    }
+    if !dx.is_empty() {
+        product_nn(team, rows, width, out, 1.0, d, out, w.data(), width, dx, width);
     }
 }
 

@@ -5,7 +5,8 @@ use crate::Saved;
 /// Changes values on their way forward and their gradients on the way back, or looks at the gradients.
 ///
 /// The interpreter asks once per pass and value. Fake quantization of an activation is `forward` = round, `backward` =
-/// the straight-through rule, with the gradient of a learned scale gathered on the side.
+/// the straight-through rule, with the gradient of a learned scale gathered on the side. A value within experts has its
+/// rows in the order of [`fewbit_graph::Routed`].
 pub trait Edges {
     /// Whether `forward` and `backward` are to be called for this value; its rows are then kept as they were.
     fn wants(&self, value: ValueId) -> bool {

@@ -1,11 +1,11 @@
 use std::sync::Arc;
 
-use fewbit_format::{Error, Result};
+use fewbit_format::{Error, Mat, Result};
 use fewbit_graph::{Graph, Node, Op, ValueId};
 use fewbit_kernel::attention::{AttentionShape, attention_with_log_sums};
 use fewbit_kernel::product::{Weights, product_nt};
 use fewbit_kernel::{Team, elementwise};
-use fewbit_runtime::{Batch, Rotations, run_rowwise};
+use fewbit_runtime::{Batch, Dispatched, Rotations, run_rowwise};
 
 use crate::{Edges, Saved, View};
 
@@ -36,6 +36,9 @@ impl Function {
         for (i, node) in graph.nodes.iter().enumerate() {
             for v in kept_by(node) {
                 is_kept[v] = true;
+            }
+            if let Some(routed) = graph.values[node.output].routed {
+                is_kept[routed.by] = true;
             }
             for v in node.inputs.iter().chain([&node.output]) {
                 last_use[*v] = Some(i);
@@ -81,10 +84,9 @@ impl Function {
         self.after(Graph::INPUT, edges, saved);
         for (i, node) in graph.nodes.iter().enumerate() {
             let reused = reusable(node, &self.dead_after[i]);
-            let dim = graph.values[node.output].dim;
             let mut out = match reused {
                 Some(input) => std::mem::take(&mut saved.values[node.inputs[input]]),
-                None => saved.pool.take(tokens * dim),
+                None => saved.pool.take(tokens * graph.values[node.output].width()),
             };
             self.node(team, batch, rotations, parameters, i, reused, &mut out, saved);
             saved.values[node.output] = out;
@@ -131,11 +133,23 @@ impl Function {
         match &node.op {
             Op::Linear { weight } => {
                 let w = parameters.weights[*weight];
-                let (n, k) = (w.rows(), w.cols());
-                product_nt(team, batch.tokens(), n, k, inputs[0], k, Weights::F32(w.data()), out, n, false);
-                if let Some(bias) = parameters.biases[*weight] {
-                    team.for_rows(dim, out, &|_, out| elementwise::add_bias(out, bias));
+                multiply(team, w, parameters.biases[*weight], inputs[0], out);
+            }
+            Op::ExpertLinear { first } => {
+                let width = self.graph.values[node.inputs[0]].dim;
+                for (e, rows) in dispatched(&self.graph, node.output, values).experts().enumerate() {
+                    let (x, out) =
+                        (&inputs[0][rows.start * width..rows.end * width], &mut out[rows.start * dim..rows.end * dim]);
+                    multiply(team, parameters.weights[first + e], parameters.biases[first + e], x, out);
                 }
+            }
+            Op::Dispatch => {
+                let dispatched = dispatched(&self.graph, node.output, values);
+                team.for_rows(dim, out, &|at, out| dispatched.dispatch(inputs[0], dim, at / dim, out));
+            }
+            Op::Combine => {
+                let dispatched = dispatched(&self.graph, node.inputs[0], values);
+                team.for_rows(dim, out, &|at, out| dispatched.combine(inputs[0], dim, at / dim, out));
             }
             Op::Embedding { weight } => {
                 for (id, row) in inputs[0].iter().zip(out.chunks_exact_mut(dim)) {
@@ -148,7 +162,7 @@ impl Function {
                 }
             }
             Op::Attention { .. } => {
-                let shape = attention_shape(&node.op).expect("the arm's operation");
+                let shape = attention_shape(&node.op, parameters).expect("the arm's operation");
                 let mut sums = pool.take(batch.tokens() * shape.heads);
                 let (wide, narrow) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
                 for (_, rows) in batch.rows() {
@@ -169,13 +183,29 @@ impl Function {
 }
 
 /// The kernel's description of an attention; `None` for another operation.
-pub(crate) fn attention_shape(op: &Op) -> Option<AttentionShape<'static>> {
+pub(crate) fn attention_shape<'a>(op: &Op, parameters: &View<'a>) -> Option<AttentionShape<'a>> {
     match *op {
-        Op::Attention { heads, kv_heads, head_dim, scale, softcap, window, sinks: None } => {
-            Some(AttentionShape { heads, kv_heads, head_dim, scale, softcap, window, sinks: None })
+        Op::Attention { heads, kv_heads, head_dim, scale, softcap, window, sinks } => {
+            let sinks = sinks.map(|v| parameters.vectors[v]);
+            Some(AttentionShape { heads, kv_heads, head_dim, scale, softcap, window, sinks })
         }
         _ => None,
     }
+}
+
+/// `y = x Wᵀ + b` on the rows of `x`.
+fn multiply(team: &Team, w: &Mat, bias: Option<&[f32]>, x: &[f32], y: &mut [f32]) {
+    let (n, k) = (w.rows(), w.cols());
+    product_nt(team, x.len() / k, n, k, x, k, Weights::F32(w.data()), y, n, false);
+    if let Some(bias) = bias {
+        team.for_rows(n, y, &|_, y| elementwise::add_bias(y, bias));
+    }
+}
+
+/// Where the rows of a value within experts are.
+pub(crate) fn dispatched<'v>(graph: &Graph, value: ValueId, values: &'v [Vec<f32>]) -> Dispatched<'v> {
+    let routed = graph.values[value].routed.expect("a value within experts");
+    Dispatched::new(&values[routed.by], routed)
 }
 
 fn check(graph: &Graph, node: &Node) -> Result<()> {
@@ -194,7 +224,13 @@ fn check(graph: &Graph, node: &Node) -> Result<()> {
             | Op::Softcap { .. }
             | Op::Rope { .. }
             | Op::Cache { .. }
-            | Op::Attention { sinks: None, .. }
+            | Op::Attention { .. }
+            | Op::Gate
+            | Op::ClampedGlu { .. }
+            | Op::Route { .. }
+            | Op::Dispatch
+            | Op::ExpertLinear { .. }
+            | Op::Combine
     );
     let name = graph.values[node.output].name;
     if !is_known {
@@ -214,7 +250,9 @@ fn check(graph: &Graph, node: &Node) -> Result<()> {
 fn kept_by(node: &Node) -> Vec<ValueId> {
     match node.op {
         Op::Scale { .. } | Op::Add | Op::Rope { .. } | Op::Cache { .. } => Vec::new(),
-        Op::Attention { .. } => node.inputs.iter().copied().chain([node.output]).collect(),
+        // The weights of routing are a softmax, whose slopes are made of its values.
+        Op::Attention { .. } | Op::Route { .. } => node.inputs.iter().copied().chain([node.output]).collect(),
+        Op::Dispatch => vec![node.inputs[1]],
         _ => node.inputs.clone(),
     }
 }

@@ -7,6 +7,7 @@
 
 mod backward;
 mod edges;
+mod experts;
 mod function;
 mod gradients;
 pub mod loss;

@@ -14,13 +14,23 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// Decodes the tensors of a checkpoint.
-    pub fn of(tensors: &PartWeights) -> Self {
-        Self {
+    /// Decodes the tensors of a part of a checkpoint.
+    ///
+    /// # Errors
+    /// If a linear has a map of its input or output that runs online: that is no part of its matrix.
+    pub fn of(graph: &Graph, tensors: &PartWeights) -> Result<Self> {
+        for (weight, linear) in graph.weights.iter().zip(&tensors.linears) {
+            if !(linear.input.is_empty() && linear.output.is_empty()) {
+                return Err(Error::input("is rotated while the model runs, and has no gradient here yet")
+                    .hint("choose a recipe without online rotations")
+                    .tensor(&weight.name));
+            }
+        }
+        Ok(Self {
             weights: tensors.linears.iter().map(|l| l.decode()).collect(),
             biases: tensors.linears.iter().map(|l| l.bias.clone()).collect(),
             vectors: tensors.vectors.clone(),
-        }
+        })
     }
 
     /// All of them, borrowed.

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 
 use crate::Team;
 use crate::team::Disjoint;
-pub use backward::{Forward, attention_backward};
+pub use backward::{Forward, attention_backward, sinks_backward};
 use block::{Cache, QueryBlock, attend};
 
 /// Heads and rules of one attention.

@@ -14,7 +14,9 @@ pub(crate) mod transcendental;
 
 pub use activation::{clamped_glu, gelu_erf, gelu_tanh, relu, sigmoid, silu, softcap};
 pub use arithmetic::{add, add_bias, mul, scale};
-pub use derivative::{gelu_erf_backward, gelu_tanh_backward, relu_backward, silu_backward, softcap_backward};
+pub use derivative::{
+    clamped_glu_backward, gelu_erf_backward, gelu_tanh_backward, relu_backward, silu_backward, softcap_backward,
+};
 pub use norm::{layer_norm, rms_norm};
 pub use norm_backward::{layer_norm_backward, rms_norm_backward};
 pub use rotary::{rope, rope_backward};

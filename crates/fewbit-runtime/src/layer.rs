@@ -363,11 +363,7 @@ impl Layer {
             }
             Op::Dispatch => {
                 let dispatched = self.dispatched(node.output, values);
-                team.for_rows(dim, out, &|at, out| {
-                    for (row, token) in out.chunks_exact_mut(dim).zip(&dispatched.tokens[at / dim..]) {
-                        row.copy_from_slice(&inputs[0][token * dim..(token + 1) * dim]);
-                    }
-                });
+                team.for_rows(dim, out, &|at, out| dispatched.dispatch(inputs[0], dim, at / dim, out));
             }
             Op::Combine => {
                 let dispatched = self.dispatched(node.inputs[0], values);

@@ -21,6 +21,7 @@ pub use fewbit_kernel::linear::Arithmetic;
 pub use generate::{Finish, Generated, Generation, Limits};
 pub use hooks::{Hooks, NoHooks};
 pub use layer::{Layer, Rotations, Workspace};
+pub use routing::Dispatched;
 pub use rowwise::run_rowwise;
 pub use runtime::{Runtime, check_ids, embed};
 pub use sample::{Sampler, Sampling};

@@ -38,20 +38,21 @@ pub(crate) fn route(logits: &[f32], experts: usize, top: usize, share: Share, ou
 }
 
 /// Where the rows of experts lie in the values within them.
-pub(crate) struct Dispatched<'r> {
+#[derive(Clone, Debug)]
+pub struct Dispatched<'r> {
     routing: &'r [f32],
     top: usize,
     /// Each expert's first row, then the number of rows.
     starts: Vec<usize>,
     /// The token of each row.
-    pub(crate) tokens: Vec<usize>,
+    tokens: Vec<usize>,
     /// `[tokens, top]`: the row of each choice.
     rows: Vec<usize>,
 }
 
 impl<'r> Dispatched<'r> {
-    /// By what [`route`] wrote.
-    pub(crate) fn new(routing: &'r [f32], Routed { top, experts, .. }: Routed) -> Self {
+    /// By what [`Op::Route`](fewbit_graph::Op::Route) made: `routing [tokens, 2 · top]`.
+    pub fn new(routing: &'r [f32], Routed { top, experts, .. }: Routed) -> Self {
         let starts = starts(routing, top, experts);
         let mut next = starts.clone();
         let (mut tokens, mut rows) = (vec![0; starts[experts]], Vec::with_capacity(starts[experts]));
@@ -65,16 +66,33 @@ impl<'r> Dispatched<'r> {
     }
 
     /// The rows of each expert, in order.
-    pub(crate) fn experts(&self) -> impl Iterator<Item = Range<usize>> {
+    pub fn experts(&self) -> impl Iterator<Item = Range<usize>> {
         self.starts.windows(2).map(|w| w[0]..w[1])
     }
 
+    /// The token of each row.
+    pub fn tokens(&self) -> &[usize] {
+        &self.tokens
+    }
+
+    /// The rows of a token, each with its expert's weight, in the order of the experts.
+    pub fn rows_of(&self, token: usize) -> impl Iterator<Item = (usize, f32)> {
+        let weights = &self.routing[(2 * token + 1) * self.top..2 * (token + 1) * self.top];
+        self.rows[token * self.top..].iter().copied().zip(weights.iter().copied())
+    }
+
+    /// Writes rows within experts, copies of their tokens' rows of `x`: `out` begins at row `first`.
+    pub fn dispatch(&self, x: &[f32], dim: usize, first: usize, out: &mut [f32]) {
+        for (out, token) in out.chunks_exact_mut(dim).zip(&self.tokens[first..]) {
+            out.copy_from_slice(&x[token * dim..(token + 1) * dim]);
+        }
+    }
+
     /// Writes the weighted sums of tokens' rows: `out` begins at token `first`.
-    pub(crate) fn combine(&self, x: &[f32], dim: usize, first: usize, out: &mut [f32]) {
+    pub fn combine(&self, x: &[f32], dim: usize, first: usize, out: &mut [f32]) {
         for (token, out) in (first..).zip(out.chunks_exact_mut(dim)) {
-            let weights = &self.routing[(2 * token + 1) * self.top..2 * (token + 1) * self.top];
             out.fill(0.0);
-            for (row, weight) in self.rows[token * self.top..].iter().zip(weights) {
+            for (row, weight) in self.rows_of(token) {
                 for (o, v) in out.iter_mut().zip(&x[row * dim..(row + 1) * dim]) {
                     *o += weight * v;
                 }

@@ -1,4 +1,4 @@
-use fewbit_graph::{Activation, Builder, Graph, Op, Rope};
+use fewbit_graph::{Activation, Builder, Graph, Op, Rope, Share};
 
 use crate::check::{Noise, check, random_parameters};
 
@@ -75,6 +75,34 @@ fn attention() {
                 Op::Attention { heads, kv_heads, head_dim: 5, scale: 0.7, softcap, window, sinks: None },
                 &[q, k, v],
             )
+        });
+    }
+}
+
+#[test]
+fn gates() {
+    run("gate", 7, |g| {
+        let by = g.gate(X, "gate", 1, true);
+        g.apply("y", Op::Gate, &[X, by])
+    });
+    run("clamped", 6, |g| {
+        let (a, b) = (g.linear(X, "a", 9, true), g.linear(X, "b", 9, true));
+        g.apply("y", Op::ClampedGlu { alpha: 1.7, limit: 1.2 }, &[a, b])
+    });
+}
+
+#[test]
+fn experts() {
+    for (experts, top, share) in [(4, 2, Share::Chosen), (5, 3, Share::All), (3, 1, Share::Chosen), (9, 1, Share::All)]
+    {
+        run(&format!("{top} of {experts}, {share:?}"), 6, |g| {
+            let logits = g.gate(X, "router", experts, true);
+            let routing = g.route(logits, top, share);
+            let rows = g.dispatch("rows", X, routing);
+            let h = g.expert_linear(rows, "experts", "up", 7, true);
+            let h = g.apply("h", Op::Activation(Activation::Silu), &[h]);
+            let y = g.expert_linear(h, "experts", "down", 6, false);
+            g.combine("y", y, routing)
         });
     }
 }

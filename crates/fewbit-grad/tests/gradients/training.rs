@@ -44,8 +44,8 @@ impl Subject {
     }
 
     fn parameters(&self) -> Memory {
-        let parts = self.file.model().parts();
-        Memory::new(parts.map(|(p, _)| (p, Arc::new(Parameters::of(&self.file.part(p).unwrap())))).collect())
+        let read = |part, graph| Arc::new(Parameters::of(graph, &self.file.part(part).unwrap()).unwrap());
+        Memory::new(self.file.model().parts().map(|(part, graph)| (part, read(part, graph))).collect())
     }
 
     fn logits(&self) -> Mat {

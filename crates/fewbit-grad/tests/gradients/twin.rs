@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use fewbit_grad::Parameters;
-use fewbit_graph::{Activation, Graph, Node, Op, Rope, ValueId};
+use fewbit_graph::{Activation, Graph, Node, Op, Rope, Share, ValueId};
 
 /// A tensor of the graph.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -78,6 +78,19 @@ impl Twin<'_> {
         values
     }
 
+    /// Expert, token and weight of each row of a value within experts.
+    fn routed(&self, value: ValueId, values: &[Vec<f64>]) -> Vec<(usize, usize, f64)> {
+        let routed = self.graph.values[value].routed.unwrap();
+        let mut rows = Vec::new();
+        for (token, row) in values[routed.by].chunks_exact(2 * routed.top).enumerate() {
+            let (chosen, weights) = row.split_at(routed.top);
+            // An index that is nudged is the same index.
+            rows.extend(chosen.iter().zip(weights).map(|(e, w)| (e.round() as usize, token, *w)));
+        }
+        rows.sort_by_key(|(expert, token, _)| (*expert, *token));
+        rows
+    }
+
     fn node(&self, point: &Point, node: &Node, values: &[Vec<f64>]) -> Vec<f64> {
         let x = &values[node.inputs[0]];
         let dim = self.graph.values[node.output].dim;
@@ -134,7 +147,7 @@ impl Twin<'_> {
                 }
                 y
             }
-            Op::Attention { heads, kv_heads, head_dim, scale, softcap, window, sinks: None } => {
+            Op::Attention { heads, kv_heads, head_dim, scale, softcap, window, sinks } => {
                 let (k, v) = (&values[node.inputs[1]], &values[node.inputs[2]]);
                 let (wide, narrow) = (heads * head_dim, kv_heads * head_dim);
                 let mut out = vec![0.0; x.len()];
@@ -148,7 +161,8 @@ impl Twin<'_> {
                             softcap.map_or(score, |c| f64::from(c) * (score / f64::from(c)).tanh())
                         };
                         let weights: Vec<f64> = (first..=i).map(|j| score(j).exp()).collect();
-                        let sum: f64 = weights.iter().sum();
+                        let sink = sinks.map_or(0.0, |v| point.vectors[v][head].exp());
+                        let sum: f64 = weights.iter().sum::<f64>() + sink;
                         for d in 0..*head_dim {
                             let mix: f64 =
                                 (weights.iter().enumerate()).map(|(n, w)| w * v[(first + n) * narrow + kv + d]).sum();
@@ -158,9 +172,55 @@ impl Twin<'_> {
                 }
                 out
             }
-            op => unreachable!("`Function` refuses {op:?}"),
+            Op::Gate => {
+                let gates = &values[node.inputs[1]];
+                x.iter().enumerate().map(|(i, v)| v / (1.0 + (-gates[i / dim]).exp())).collect()
+            }
+            Op::ClampedGlu { alpha, limit } => {
+                let (alpha, limit) = (f64::from(*alpha), f64::from(*limit));
+                let glu = |(gate, up): (&f64, &f64)| {
+                    let g = gate.min(limit);
+                    (up.clamp(-limit, limit) + 1.0) * g / (1.0 + (-alpha * g).exp())
+                };
+                x.iter().zip(&values[node.inputs[1]]).map(glu).collect()
+            }
+            Op::Route { top, share } => x.chunks_exact(width).flat_map(|row| routing(row, *top, *share)).collect(),
+            Op::Dispatch => {
+                let rows = self.routed(node.output, values);
+                rows.into_iter().flat_map(|(_, token, _)| x[token * dim..(token + 1) * dim].to_vec()).collect()
+            }
+            Op::ExpertLinear { first } => {
+                let rows = self.routed(node.output, values).into_iter().zip(x.chunks_exact(width));
+                let row = |((expert, ..), x): ((usize, usize, f64), &[f64])| -> Vec<f64> {
+                    let (w, b) = (&point.weights[first + expert], &point.biases[first + expert]);
+                    let dot = |r: usize| w[r * width..(r + 1) * width].iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
+                    (0..dim).map(|r| dot(r) + b.get(r).copied().unwrap_or(0.0)).collect()
+                };
+                rows.flat_map(row).collect()
+            }
+            Op::Combine => {
+                let tokens = self.sequences.last().map_or(0, |s| s.end);
+                let mut out = vec![0.0; tokens * dim];
+                for ((_, token, weight), x) in self.routed(node.inputs[0], values).into_iter().zip(x.chunks_exact(dim))
+                {
+                    out[token * dim..(token + 1) * dim].iter_mut().zip(x).for_each(|(o, x)| *o += weight * x);
+                }
+                out
+            }
         }
     }
+}
+
+/// The indices of the `top` greatest, ascending, then their weights.
+fn routing(logits: &[f64], top: usize, share: Share) -> Vec<f64> {
+    let mut chosen: Vec<usize> = (0..logits.len()).collect();
+    chosen.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+    chosen.truncate(top);
+    chosen.sort_unstable();
+    let all: Vec<usize> = (0..logits.len()).collect();
+    let sum: f64 = if share == Share::All { &all } else { &chosen }.iter().map(|e| logits[*e].exp()).sum();
+    let weights = chosen.iter().map(|e| logits[*e].exp() / sum);
+    chosen.iter().map(|e| *e as f64).chain(weights).collect()
 }
 
 fn activation(f: Activation, x: f64) -> f64 {

@@ -37,9 +37,9 @@ pub struct Forward<'a> {
 
 /// Gradients `[dq, dk, dv]` of attention over whole sequences, given that of its result; they are written, not added.
 ///
-/// `sequences` are the rows of each sequence, which begin at position 0; the gradients of sinks are not made. With `P` the probabilities, `dV = Pᵀ dO`,
-/// `dS = P ⊙ (dO Vᵀ − rowsum(dO ⊙ O))`, `dQ = scale · dS K`, `dK = scale · dSᵀ Q` (Dao et al. 2022, algorithm 4). Each
-/// query head of a sequence is one task, and the heads that share keys are added in order: sums depend neither on the
+/// `sequences` are the rows of each sequence, which begin at position 0; sinks have [`sinks_backward`]. With `P` the
+/// probabilities, `dV = Pᵀ dO`, `dS = P ⊙ (dO Vᵀ − rowsum(dO ⊙ O))`, `dQ = scale · dS K`, `dK = scale · dSᵀ Q` (Dao et
+/// al. 2022, algorithm 4). Each query head of a sequence is one task, and the heads that share keys are added in order: sums depend neither on the
 /// threads nor on what else is in the batch. Memory beside the gradients: twice `dq`.
 ///
 /// # Panics
@@ -86,6 +86,32 @@ pub fn attention_backward(
             });
         }
     }
+}
+
+/// Adds the gradients of the sinks to `d_sinks [heads]`: `−Σᵢ e^(sink − log sumᵢ) · (dOᵢ · Oᵢ)`, accumulated in f64.
+///
+/// # Panics
+/// If there are no sinks, or the slices do not hold these shapes.
+pub fn sinks_backward(
+    team: &Team,
+    shape: &AttentionShape<'_>,
+    forward: &Forward<'_>,
+    d_out: &[f32],
+    d_sinks: &mut [f32],
+) {
+    let AttentionShape { heads, head_dim, .. } = *shape;
+    let sinks = shape.sinks.expect("an attention with sinks");
+    assert!(sinks.len() == heads && d_sinks.len() == heads, "a sink for each head");
+    assert!(forward.out.len() == d_out.len() && d_out.len() == forward.log_sums.len() * head_dim, "one shape");
+    team.for_pieces(d_sinks, 1, &|head, sum| {
+        let rows = forward.log_sums.chunks_exact(heads).enumerate();
+        let terms = rows.map(|(row, log_sums)| {
+            let at = (row * heads + head) * head_dim;
+            let along = d_out[at..at + head_dim].iter().zip(&forward.out[at..]).map(|(d, o)| f64::from(d * o));
+            f64::from((sinks[head] - log_sums[head]).exp()) * along.sum::<f64>()
+        });
+        sum[0] -= terms.sum::<f64>() as f32;
+    });
 }
 
 /// One query head of one sequence.

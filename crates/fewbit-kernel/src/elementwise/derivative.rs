@@ -29,6 +29,30 @@ vectorised! {
     pub fn softcap_backward(x: &[f32], d: &mut [f32], cap: f32) = softcap_all
 }
 
+vectorised! {
+    /// Gradients through `y = (u + 1) g σ(alpha g)` with `g = min(gate, limit)` and `u = clamp(up, ±limit)`, given `d`,
+    /// that of `y`: `gate` and `up` become theirs.
+    pub fn clamped_glu_backward(gate: &mut [f32], up: &mut [f32], d: &[f32], alpha: f32, limit: f32) = clamped_glu_all
+}
+
+#[inline(always)]
+fn clamped_glu_all<S: Simd>(s: S, gate: &mut [f32], up: &mut [f32], d: &[f32], alpha: f32, limit: f32) {
+    assert!(gate.len() == up.len() && up.len() == d.len(), "three sides of one shape");
+    let (zero, one, alpha, minus_alpha) = (s.splat(0.0), s.splat(1.0), s.splat(alpha), s.splat(-alpha));
+    let (limit, minus_limit) = (s.splat(limit), s.splat(-limit));
+    let sides = gate.chunks_mut(S::LANES).zip(up.chunks_mut(S::LANES)).zip(d.chunks(S::LANES));
+    for ((gate, up), d) in sides {
+        let (raw_gate, raw_up, d) = (s.load_partial(gate), s.load_partial(up), s.load_partial(d));
+        let (g, u) = (s.min(limit, raw_gate), s.max(minus_limit, s.min(limit, raw_up)));
+        let sigmoid = s.div(one, s.add(one, exp_lanes(s, s.mul(minus_alpha, g))));
+        let slope = s.mul(sigmoid, s.mul_add(s.mul(alpha, g), s.sub(one, sigmoid), one));
+        let d_gate = s.mul(d, s.mul(s.add(u, one), slope));
+        let d_up = s.mul(d, s.mul(g, sigmoid));
+        s.store_partial(gate, s.select(s.less(raw_gate, limit), d_gate, zero));
+        s.store_partial(up, s.select(s.less(s.abs(raw_up), limit), d_up, zero));
+    }
+}
+
 #[inline(always)]
 fn silu_all<S: Simd>(s: S, x: &[f32], d: &mut [f32]) {
     let (zero, one) = (s.splat(0.0), s.splat(1.0));
@@ -148,6 +172,28 @@ mod tests {
             let cap = worst(|x, d| softcap_backward(x, d, 5.0), slope(|x| 5.0 * (x / 5.0).tanh()));
             assert!(cap < 2e-6, "{level:?}: softcap {cap}");
             assert_eq!(worst(relu_backward, |x| f64::from(u8::from(x > 0.0))), 0.0, "{level:?}");
+        });
+    }
+
+    #[test]
+    fn a_clamped_glu_has_slopes_on_both_sides() {
+        let value = |gate: f64, up: f64| {
+            let g = gate.min(7.0);
+            (up.clamp(-7.0, 7.0) + 1.0) * g / (1.0 + (-1.702 * g).exp())
+        };
+        let gates: Vec<f32> = (-450..451).map(|i| i as f32 / 50.0 + 0.003).collect();
+        at_every_level(|level| {
+            for up in [-9.0f32, -3.0, 0.5, 6.9, 8.0] {
+                let (mut d_gate, mut d_up) = (gates.clone(), vec![up; gates.len()]);
+                clamped_glu_backward(&mut d_gate, &mut d_up, &vec![2.0; gates.len()], 1.702, 7.0);
+                for (i, gate) in gates.iter().enumerate() {
+                    let (gate, up) = (f64::from(*gate), f64::from(up));
+                    let slopes = [slope(|g| value(g, up))(gate), slope(|u| value(gate, u))(up)];
+                    for (got, want) in [d_gate[i], d_up[i]].into_iter().zip(slopes) {
+                        assert!((f64::from(got) - 2.0 * want).abs() < 2e-5, "{level:?}: {gate} {up}: {got} {want}");
+                    }
+                }
+            }
         });
     }
 
