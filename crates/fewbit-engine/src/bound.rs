@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use fewbit_format::{Error, Mat, Result, Storage};
-use fewbit_graph::{Edge, Graph, Model, Part, Rows, Site, WeightId, sites};
+use fewbit_graph::{Edge, Graph, Model, Part, Residual, Rows, Site, WeightId, sites};
 use fewbit_kernel::Team;
 use fewbit_runtime::kept_between;
 use fewbit_store::ModelFile;
 use fewbit_store::layout::Scheme;
 use toml::Value;
 
-use crate::kinds::{Grid, GridJob, LANES, Needs, Params, Place, Registry, Transform, Weighting};
+use crate::kinds::{Grid, GridJob, LANES, Needs, Params, Place, Registry, Rotation, Space, Transform, Weighting};
 use crate::outputs::Format;
 use crate::program::Program;
 use crate::recipe::{CalibrationSettings, GridSettings, Pass, Sequential, StreamOf};
@@ -20,6 +20,7 @@ use crate::{Override, Pattern};
 /// The passes of a recipe, bound to a model.
 #[derive(Debug)]
 pub(crate) struct Bound {
+    rotations: Vec<Box<dyn Rotation>>,
     pub(crate) transforms: Vec<Box<dyn Transform>>,
     /// What is done to each linear; empty where none is rounded.
     pub(crate) program: Program,
@@ -50,9 +51,13 @@ impl Bound {
         calibration: &CalibrationSettings,
         choices: &Choices<'_>,
     ) -> Result<Self> {
-        let (mut transforms, mut grid, mut steps) = (Vec::new(), None, Vec::new());
+        let (mut rotations, mut transforms, mut grid, mut steps) = (Vec::new(), Vec::new(), None, Vec::new());
         for pass in passes {
             match pass {
+                Pass::Rotate(r) => {
+                    check_rotation(file, &*r, &rotations, !transforms.is_empty())?;
+                    rotations.push(r);
+                }
                 Pass::Transform(t) => transforms.push(t),
                 Pass::Grid(g) => grid = Some(g),
                 Pass::Step(s) => steps.push(s),
@@ -82,13 +87,13 @@ impl Bound {
         let is_original_stream = calibration.stream == StreamOf::Original;
         let is_whole = !transforms.is_empty() || calibration.sequential == Sequential::Block || is_original_stream;
         let (format, notes) = (choices.format, Vec::new());
-        let mut bound = Self { transforms, program, grids, format, needs, notes, is_whole, is_original_stream };
+        let mut bound =
+            Self { rotations, transforms, program, grids, format, needs, notes, is_whole, is_original_stream };
         bound.format = bound.fitting_format(file)?;
         fewbit_export::check_source(file, bound.format == Format::Gguf)?;
-        if file.is_tied() && bound.has_head() {
+        if file.is_tied() && !bound.is_tied(file) {
             bound.notes.push(
-                "head and embedding share a matrix: the head becomes one of its own, and the embedding stays"
-                    .to_owned(),
+                "head and embedding share a matrix: the head becomes one of its own, beside the embedding".to_owned(),
             );
         }
         if bound.format == Format::CompressedTensors {
@@ -142,6 +147,16 @@ impl Bound {
             }
         }
         Ok(schemes.into_iter().collect())
+    }
+
+    /// The rotation of a space.
+    pub(crate) fn rotation(&self, space: Space) -> Option<&dyn Rotation> {
+        self.rotations.iter().find(|r| r.space() == space).map(|r| &**r)
+    }
+
+    /// Whether one matrix is written for embedding and head: the head takes the gain of its norm in a rotated stream.
+    pub(crate) fn is_tied(&self, file: &ModelFile) -> bool {
+        file.is_tied() && !self.has_head() && self.rotation(Space::Residual).is_none()
     }
 
     /// Whether the head is compressed too.
@@ -304,6 +319,31 @@ fn check_patterns(file: &ModelFile, choices: &Choices<'_>) -> Result<()> {
             None => Error::input(format!("{what} matches no linear of the model"))
                 .hint(format!("a linear is called, for example, `{example}`")),
         });
+    }
+    Ok(())
+}
+
+/// What the algebra, or the order of the passes, forbids.
+fn check_rotation(
+    file: &ModelFile,
+    rotation: &dyn Rotation,
+    before: &[Box<dyn Rotation>],
+    has_transforms: bool,
+) -> Result<()> {
+    if before.iter().any(|r| r.space() == rotation.space()) {
+        return Err(
+            Error::input(format!("the recipe rotates `{}` twice", rotation.space().name())).hint("once is enough")
+        );
+    }
+    if has_transforms {
+        let e = Error::input("a rotation after another transform would undo it");
+        return Err(e.hint("put `transform.rotate` first"));
+    }
+    if rotation.space() == Space::Residual {
+        for (part, graph) in file.model().parts() {
+            let hint = "leave out the rotation of the residual stream: `heads` can still be rotated";
+            Residual::of(graph, part).map_err(|e| e.hint(hint).file(file.checkpoint().path()))?;
+        }
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! Folds an element of a site into the tensors of its block.
 
 use fewbit_format::{Error, Mat, Result};
-use fewbit_graph::{Fold, Graph, Producer, Site, Tied};
+use fewbit_graph::{Fold, Graph, Producer, Site, Tied, WeightId};
+use fewbit_store::PartWeights;
 
 use crate::kinds::Element;
 
@@ -14,6 +15,25 @@ pub struct BlockTensors {
     pub biases: Vec<Option<Vec<f32>>>,
     /// By the graph's vectors.
     pub vectors: Vec<Vec<f32>>,
+}
+
+impl BlockTensors {
+    /// The tensors of a part, decoded.
+    pub fn of(weights: &PartWeights) -> Self {
+        Self {
+            weights: weights.linears.iter().map(|l| l.decode()).collect(),
+            biases: weights.linears.iter().map(|l| l.bias.clone()).collect(),
+            vectors: weights.vectors.clone(),
+        }
+    }
+
+    /// Adds `W x` to the bias of a linear.
+    pub(crate) fn add_image(&mut self, weight: WeightId, x: &[f32]) {
+        let w = &self.weights[weight];
+        let image = |r: usize| w.row(r).iter().zip(x).map(|(v, x)| f64::from(v * x)).sum::<f64>() as f32;
+        let bias = self.biases[weight].get_or_insert_with(|| vec![0.0; w.rows()]);
+        bias.iter_mut().enumerate().for_each(|(r, b)| *b += image(r));
+    }
 }
 
 /// Applies `element` at `site`: producers take `x' = x M`, consumers undo it.
@@ -182,11 +202,8 @@ fn consume(tensors: &mut BlockTensors, weight: usize, element: &Element) {
             }
         }
         Element::Shift(by) => {
-            let moved =
-                (0..w.rows()).map(|r| w.row(r).iter().zip(by).map(|(v, d)| f64::from(v * d)).sum::<f64>() as f32);
-            let moved: Vec<f32> = moved.collect();
-            let bias = tensors.biases[weight].get_or_insert_with(|| vec![0.0; moved.len()]);
-            bias.iter_mut().zip(moved).for_each(|(b, m)| *b -= m);
+            let undone: Vec<f32> = by.iter().map(|d| -d).collect();
+            tensors.add_image(weight, &undone);
         }
         Element::Matrix { inverses, .. } => {
             for r in 0..w.rows() {

@@ -6,6 +6,7 @@ mod finish;
 mod fold;
 mod journal;
 pub mod kinds;
+mod origin;
 mod outputs;
 mod own_text;
 mod part;

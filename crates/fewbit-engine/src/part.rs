@@ -13,6 +13,7 @@ use fewbit_store::layout::Scheme;
 use crate::fold::{BlockTensors, fold, spread};
 use crate::journal::Done;
 use crate::kinds::{Element, InputJob, SiteJob};
+use crate::origin::Origin;
 use crate::outputs::{Shard, shard_name, write_shard};
 use crate::program::{InputProgram, Target};
 use crate::quantize::Run;
@@ -24,11 +25,17 @@ impl Run<'_> {
     /// Compresses a block, or the head, and writes its shard, and takes the calibration tokens through it.
     ///
     /// `i` counts the blocks, and the head after them.
-    pub(crate) fn part(&self, i: usize, part: Part, walker: &mut Option<Walker<'_>>) -> Result<Done> {
+    pub(crate) fn part(
+        &self,
+        i: usize,
+        part: Part,
+        origin: &Origin<'_>,
+        walker: &mut Option<Walker<'_>>,
+    ) -> Result<Done> {
         self.check_stop()?;
         let graph = Arc::new(self.file.model().part(part).clone());
         let mut report = BlockReport::default();
-        let weights = self.file.part(part)?;
+        let weights = origin.part(part)?;
         let mut current: Vec<Arc<QuantizedLinear>> = weights.linears.clone();
         let (mut tensors, no_stats) = (None, InputStats::default());
         let mut walk = match walker {
@@ -67,7 +74,7 @@ impl Run<'_> {
         let linears = current;
         drop(weights);
         let clock = Instant::now();
-        let schemes = self.write(i, part, &linears, &vectors)?;
+        let schemes = self.write(i, part, origin, &linears, &vectors)?;
         report.write_seconds = clock.elapsed().as_secs_f64();
         let goes_on = !self.bound.is_original_stream && self.bound.compresses_after(i);
         if let (Some(walker), Some(mut walk), true) = (walker, walk, goes_on) {
@@ -87,15 +94,16 @@ impl Run<'_> {
         &self,
         i: usize,
         part: Part,
+        origin: &Origin<'_>,
         linears: &[Arc<QuantizedLinear>],
         vectors: &[Vec<f32>],
     ) -> Result<Vec<(String, Option<Scheme>)>> {
         let mut shard = Shard::new(&self.file, self.bound.format.layout());
         if part == Part::Head {
-            let embed = self.file.part(Part::Embed)?;
+            let embed = origin.part(Part::Embed)?;
             shard.add(Part::Embed, &embed.linears, &embed.vectors)?;
         }
-        let is_shared = part == Part::Head && self.file.is_tied() && !self.bound.has_head();
+        let is_shared = part == Part::Head && self.bound.is_tied(&self.file);
         shard.add(part, if is_shared { &[] } else { linears }, vectors)?;
         write_shard(&self.places.parts().join(shard_name(i)), &shard.tensors)?;
         Ok(shard.schemes)
@@ -135,11 +143,7 @@ impl Run<'_> {
         weights: &PartWeights,
         stats: &mut [(Edge, InputStats)],
     ) -> Result<BlockTensors> {
-        let mut tensors = BlockTensors {
-            weights: weights.linears.iter().map(|l| l.decode()).collect(),
-            biases: weights.linears.iter().map(|l| l.bias.clone()).collect(),
-            vectors: weights.vectors.clone(),
-        };
+        let mut tensors = BlockTensors::of(weights);
         for (t, site) in self.bound.sites(graph) {
             self.check_stop()?;
             let transform = &self.bound.transforms[t];

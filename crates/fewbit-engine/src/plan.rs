@@ -72,7 +72,7 @@ impl Bound {
         let model = file.model();
         let tokens = if self.needs.any() { samples * length } else { 0 };
         let (mut flops, mut out_bytes, mut peak) = (0.0, 0, Memory::default());
-        let rest = [Part::Embed].into_iter().chain((!model.is_tied && !self.has_head()).then_some(Part::Head));
+        let rest = [Part::Embed].into_iter().chain((!self.is_tied(file) && !self.has_head()).then_some(Part::Head));
         let mut last = Memory::default();
         for part in rest {
             for plain in Plain::all(file, part) {

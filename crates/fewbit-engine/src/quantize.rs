@@ -15,6 +15,7 @@ use crate::bound::{Bound, Choices, compressible};
 use crate::calibration::{Calibration, CalibrationSource};
 use crate::finish::Finished;
 use crate::journal::{Identity, JOURNAL, Journal};
+use crate::origin::Origin;
 use crate::outputs::Format;
 use crate::places::Places;
 use crate::report::{BlockReport, Progress, Report};
@@ -213,11 +214,12 @@ impl Run<'_> {
             return Ok(self.report(journal.done.into_iter().map(|d| d.report).collect()));
         }
         let parts: Vec<Part> = compressible(&self.file).map(|(part, _)| part).collect();
-        let mut walker = self.walker(journal.done.len())?;
+        let origin = Origin::new(&self.file, &self.bound, self.team, self.request.seed)?;
+        let mut walker = self.walker(journal.done.len(), &origin)?;
         progress.begin("blocks", parts.len() as u64);
         for (i, part) in parts.iter().enumerate().skip(journal.done.len()) {
             progress.at(i as u64);
-            let done = self.part(i, *part, &mut walker)?;
+            let done = self.part(i, *part, &origin, &mut walker)?;
             done.report.warnings.iter().for_each(|w| progress.note(w));
             if let Some(walker) = &mut walker {
                 walker.next_block()?;
@@ -271,9 +273,9 @@ impl Run<'_> {
     }
 
     /// The calibration tokens before the block after `done` others.
-    fn walker(&self, done: usize) -> Result<Option<Walker<'_>>> {
+    fn walker(&self, done: usize, origin: &Origin<'_>) -> Result<Option<Walker<'_>>> {
         let Some(calibration) = &self.calibration else { return Ok(None) };
         let kept = self.bound.kept_width(self.file.model());
-        Walker::new(self.team, &self.file, calibration, &self.places.partial, done, kept).map(Some)
+        Walker::new(self.team, origin, calibration, &self.places.partial, done, kept).map(Some)
     }
 }

@@ -2,7 +2,7 @@ use fewbit_format::{Error, Result};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::kinds::{Entry, Grid, Registry, Transform, near, parse};
+use crate::kinds::{Entry, Grid, Registry, Rotation, Transform, near, parse};
 use crate::program::Step;
 
 /// A method as it is written down: a citation, and passes in the order in which they happen.
@@ -75,6 +75,8 @@ pub struct Settings(pub Vec<(String, Value)>);
 /// A pass that is ready to work.
 #[derive(Debug)]
 pub enum Pass {
+    /// Another basis for the whole model.
+    Rotate(Box<dyn Rotation>),
     /// Easier to round.
     Transform(Box<dyn Transform>),
     /// The numbers that can be stored from here on, as settings: an override makes another grid of them.
@@ -220,7 +222,10 @@ fn pass(mut table: Table, registry: &Registry, scale: &str) -> Result<Pass> {
     };
     let (kind, member) = name.split_once('.').unwrap_or((&name, ""));
     match kind {
-        "transform" => (find(registry.transforms, kind, member)?.build)(table).map(Pass::Transform),
+        "transform" => match registry.rotations.iter().find(|e| e.name == member) {
+            Some(rotation) => (rotation.build)(table).map(Pass::Rotate),
+            None => (find(registry.transforms, kind, member)?.build)(table).map(Pass::Transform),
+        },
         "solve" => (find(registry.solvers, kind, member)?.build)(table).map(Step::Solve).map(Pass::Step),
         "residual" => (find(registry.residuals, kind, member)?.build)(table).map(Step::Residual).map(Pass::Step),
         "grid" => {

@@ -6,9 +6,9 @@ use fewbit_format::{Error, Result};
 use fewbit_graph::{Edge, Graph, Part, ValueId};
 use fewbit_kernel::Team;
 use fewbit_runtime::{Batch, Hooks, Layer, Rotations, Workspace, embed};
-use fewbit_store::ModelFile;
 
 use crate::calibration::Calibration;
+use crate::origin::Origin;
 use crate::stop::crash_point;
 use crate::stream::Stream;
 
@@ -59,27 +59,27 @@ impl<'a> Walker<'a> {
     /// Before the block after `done` others, with streams in `folder`; `kept_width` numbers per token are kept at stops.
     pub(crate) fn new(
         team: &'a Team,
-        file: &ModelFile,
+        origin: &Origin<'_>,
         calibration: &Calibration,
         folder: &Path,
         done: usize,
         kept_width: usize,
     ) -> Result<Self> {
-        let (samples, length) = (calibration.samples, calibration.length);
-        let floats = samples * length * file.model().hidden;
+        let (samples, length, model) = (calibration.samples, calibration.length, origin.model());
+        let floats = samples * length * model.hidden;
         let path = |i: usize| folder.join(format!("stream-{}.f32", i % 2));
         let streams = if done > 0 {
             (Stream::open(&path(done), floats)?, Stream::open(&path(done + 1), floats)?)
         } else {
-            (embedded(file, calibration, Stream::create(&path(0), floats)?)?, Stream::create(&path(1), floats)?)
+            (embedded(origin, calibration, Stream::create(&path(0), floats)?)?, Stream::create(&path(1), floats)?)
         };
         let kept = match samples * length * kept_width {
             0 => None,
             floats => Some(Stream::create(&folder.join("kept.f32"), floats)?),
         };
         let at_once = (CHUNK_TOKENS / length).clamp(1, samples);
-        let rotations = [at_once, samples % at_once]
-            .map(|count| Rotations::new(&file.model().ropes, &Batch::sequences(count, length)));
+        let rotations =
+            [at_once, samples % at_once].map(|count| Rotations::new(&model.ropes, &Batch::sequences(count, length)));
         let workspace = Workspace::default();
         Ok(Self { team, samples, length, at_once, rotations, workspace, streams, kept, kept_width })
     }
@@ -163,14 +163,14 @@ impl<'a> Walker<'a> {
 }
 
 /// Fills a stream with what the first block reads.
-fn embedded(file: &ModelFile, calibration: &Calibration, mut stream: Stream) -> Result<Stream> {
-    let weights = file.part(Part::Embed)?;
+fn embedded(origin: &Origin<'_>, calibration: &Calibration, mut stream: Stream) -> Result<Stream> {
+    let weights = origin.part(Part::Embed)?;
     let matrix = weights.linears.first().ok_or_else(|| Error::internal("a model without embedding"))?;
     let mut at = 0;
     for ids in calibration.ids.chunks(CHUNK_TOKENS) {
-        at = stream.write(at, &embed(&file.model().embed, matrix, ids)?);
+        at = stream.write(at, &embed(&origin.model().embed, matrix, ids)?);
     }
-    file.drop_pages(Part::Embed);
+    origin.drop_pages(Part::Embed);
     stream.flush()?;
     Ok(stream)
 }

@@ -31,6 +31,11 @@ pub struct Reader {
 }
 
 impl Residual {
+    /// The norms through which the stream is read, each once.
+    pub fn norms(&self) -> BTreeSet<(VectorId, Option<VectorId>)> {
+        self.readers.iter().filter_map(|r| r.norm).collect()
+    }
+
     /// What touches the stream in one part of a model.
     ///
     /// # Errors

@@ -19,4 +19,5 @@ pub const REGISTRY: Registry = Registry {
     solvers: solve::SOLVERS,
     residuals: residual::RESIDUALS,
     transforms: transform::TRANSFORMS,
+    rotations: transform::ROTATIONS,
 };

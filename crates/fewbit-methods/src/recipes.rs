@@ -5,5 +5,6 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("awq", include_str!("../../../recipes/awq.toml")),
     ("hqq", include_str!("../../../recipes/hqq.toml")),
     ("nf4", include_str!("../../../recipes/nf4.toml")),
+    ("quarot", include_str!("../../../recipes/quarot.toml")),
     ("quantease", include_str!("../../../recipes/quantease.toml")),
 ];

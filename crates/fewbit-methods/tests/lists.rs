@@ -37,6 +37,7 @@ fn members_are_documented_as_they_are() {
     REGISTRY.solvers.iter().for_each(|e| is_documented("solve", e));
     REGISTRY.residuals.iter().for_each(|e| is_documented("residual", e));
     REGISTRY.transforms.iter().for_each(|e| is_documented("transform", e));
+    REGISTRY.rotations.iter().for_each(|e| is_documented("transform", e));
 }
 
 #[test]

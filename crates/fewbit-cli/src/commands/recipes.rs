@@ -67,7 +67,10 @@ fn passes(recipe: &Recipe) -> Vec<Pass> {
         match kind {
             "grid" => REGISTRY.grids.iter().find(|e| e.name == member).map(|e| (e.cite, e.settings)),
             "solve" => REGISTRY.solvers.iter().find(|e| e.name == member).map(|e| (e.cite, e.settings)),
-            "transform" => REGISTRY.transforms.iter().find(|e| e.name == member).map(|e| (e.cite, e.settings)),
+            "transform" => {
+                let rotation = REGISTRY.rotations.iter().find(|e| e.name == member).map(|e| (e.cite, e.settings));
+                rotation.or_else(|| REGISTRY.transforms.iter().find(|e| e.name == member).map(|e| (e.cite, e.settings)))
+            }
             _ => None,
         }
     };

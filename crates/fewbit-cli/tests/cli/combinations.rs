@@ -48,6 +48,9 @@ fn recipe(r: &mut ChaCha8Rng) -> String {
     let calibration = [["linear", "compressed"], ["block", "compressed"], ["linear", "original"]];
     let [sequential, stream] = calibration.choose(r).unwrap();
     writeln!(text, "[calibration]\nsequential = \"{sequential}\"\nstream = \"{stream}\"").unwrap();
+    for rotation in REGISTRY.rotations.iter().filter(|_| r.random::<f32>() < 0.4).collect::<Vec<_>>() {
+        text += &pass(&format!("transform.{}", rotation.name), rotation.settings, r);
+    }
     for t in REGISTRY.transforms.iter().filter(|_| r.random::<f32>() < 0.4).collect::<Vec<_>>() {
         text += &pass(&format!("transform.{}", t.name), t.settings, r);
     }

@@ -3,6 +3,7 @@
 mod grid;
 mod registry;
 mod residual;
+mod rotation;
 mod rounder;
 mod solver;
 mod transform;
@@ -11,6 +12,7 @@ pub use grid::{BoundGrid, Grid, GridJob, LANES, Params, Place, Strip, Weighting}
 pub(crate) use registry::near;
 pub use registry::{Entry, Registry, parse};
 pub use residual::{Residual, ResidualJob, Side};
+pub use rotation::{Rotation, RotationJob, Space};
 pub use rounder::{Entries, Keep, Rounded, Rounder};
 pub use solver::{InputJob, InputSolver, LinearJob, Solved, Solver};
 pub use transform::{Element, SiteJob, Transform};

@@ -2,7 +2,7 @@ use fewbit_format::{Error, Result};
 use serde::de::DeserializeOwned;
 use toml::Table;
 
-use super::{Grid, Residual, Solver, Transform};
+use super::{Grid, Residual, Rotation, Solver, Transform};
 
 /// One member of a kind: a line in a const list.
 #[derive(Debug)]
@@ -28,6 +28,8 @@ pub struct Registry {
     pub residuals: &'static [Entry<dyn Residual>],
     /// `transform.*`.
     pub transforms: &'static [Entry<dyn Transform>],
+    /// `transform.*` that change the basis of the whole model.
+    pub rotations: &'static [Entry<dyn Rotation>],
 }
 
 /// Reads settings into a struct whose unknown keys are errors that name the near one.
