@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use fewbit_format::{Dtype, Error, Mat, QuantizedLinear, Result, Storage, Tensor};
+use fewbit_format::{Dtype, Error, QuantizedLinear, Result, Storage, Tensor};
 use fewbit_graph::{Graph, Model, Part, Residual, Symmetry, Tied, VectorId, WeightId, sites};
 use fewbit_kernel::Team;
 use fewbit_linalg::Orthogonal;

@@ -11,6 +11,7 @@ mod places;
 mod program;
 mod quantize;
 mod resume;
+mod rotations;
 mod talk;
 mod trouble;
 mod trouble_quantizing;

@@ -1,0 +1,123 @@
+//! Rotations leave every family's function as it is, before anything is rounded.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use fewbit_store::Safetensors;
+use serde_json::{Map, Value, json};
+
+use crate::bench::{files, same_bytes};
+use crate::fewbit;
+
+/// Largest difference of a logit, as a share of their root mean square.
+const TOLERANCE: f64 = 1e-5;
+const IDS: &str = "1,5,9,3,17,2,30,11";
+
+fn families() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/families");
+    let mut all: Vec<PathBuf> = fs::read_dir(root).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    all.sort();
+    assert!(all.len() >= 8, "{all:?}");
+    all
+}
+
+/// A copy of a folder with all tensors in f32, so that nothing but the rotation is seen.
+fn in_f32(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(|e| e.unwrap().path()) {
+        let target = to.join(entry.file_name().unwrap());
+        if entry.file_name().is_none_or(|name| name != "model.safetensors") {
+            fs::copy(&entry, &target).unwrap();
+            continue;
+        }
+        let (mut header, mut data) = (Map::new(), Vec::new());
+        let shard = Safetensors::open(&entry).unwrap();
+        for name in shard.names() {
+            let tensor = shard.tensor(name).unwrap();
+            let at = data.len();
+            data.extend(tensor.to_f32().unwrap().iter().flat_map(|v| v.to_le_bytes()));
+            let spans = json!({ "dtype": "F32", "shape": tensor.shape, "data_offsets": [at, data.len()] });
+            header.insert(name.to_owned(), spans);
+        }
+        let header = serde_json::to_vec(&header).unwrap();
+        fs::write(target, [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()).unwrap();
+    }
+}
+
+fn logits(model: &Path) -> Vec<f64> {
+    let ran = fewbit(&["logits", model.to_str().unwrap(), "--ids", IDS, "--json"]);
+    let logits = ran.good()["logits"].take();
+    let rows = logits.as_array().unwrap().iter().flat_map(|row| row.as_array().unwrap().clone());
+    rows.map(|v| v.as_f64().unwrap()).collect()
+}
+
+fn distance(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let rms = (a.iter().map(|v| v * v).sum::<f64>() / a.len() as f64).sqrt();
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / rms
+}
+
+/// A recipe that rotates these spaces and rounds nothing.
+fn recipe(kind: &str, spaces: &[&str]) -> String {
+    let head = "name = \"rotate\"\ncite = \"nobody\"\nsummary = \"a test\"\ncost = \"little\"\n".to_owned();
+    spaces.iter().fold(head, |text, space| {
+        format!("{text}[[pass]]\nuse = \"transform.rotate\"\nspace = \"{space}\"\nkind = \"{kind}\"\n")
+    })
+}
+
+#[test]
+fn rotations_leave_the_logits_of_every_family() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, out, text) = (dir.path().join("model"), dir.path().join("out"), dir.path().join("recipe.toml"));
+    let run = |recipe: String, more: &[&str]| {
+        fs::write(&text, recipe).unwrap();
+        let [model, out, text] = [&model, &out, &text].map(|p| p.to_str().unwrap());
+        fewbit(&[&["quantize", model, "--out", out, "--recipe", text, "--force", "--json"][..], more].concat())
+    };
+    for family in families() {
+        let name = family.file_name().unwrap().to_string_lossy().into_owned();
+        in_f32(&family, &model);
+        let before = logits(&model);
+        for kind in ["hadamard", "random"] {
+            let ran = run(recipe(kind, &["residual", "heads"]), &[]);
+            // Its norms stand between the linears and the stream.
+            let spaces: &[&str] = if name == "gemma3" {
+                ran.refused(&["post_attention_layernorm.weight", "rotation"]);
+                &["heads"]
+            } else {
+                ran.good();
+                &["residual", "heads"]
+            };
+            run(recipe(kind, spaces), &[]).good();
+            let off = distance(&before, &logits(&out));
+            println!("{name} {kind}: {off:.1e}");
+            assert!(off < TOLERANCE, "{name} {kind}: {off}");
+            let config: Value = serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
+            assert_eq!(config["tie_word_embeddings"], json!(name == "gemma3"), "{name}");
+            let made = files(&out);
+            run(recipe(kind, spaces), &["--threads", "3"]).good();
+            same_bytes(&made, &files(&out), &format!("{name} {kind} with another number of threads"));
+            run(recipe(kind, spaces), &["--seed", "5"]).good();
+            let shard = made.keys().find(|f| f.ends_with(".safetensors")).unwrap();
+            assert!(made[shard] != files(&out)[shard], "{name} {kind}: the seed does not count");
+        }
+        fs::remove_dir_all(&model).unwrap();
+    }
+}
+
+#[test]
+fn a_folded_demo_model_keeps_its_perplexity() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, text) = (dir.path().join("out"), dir.path().join("recipe.toml"));
+    fs::write(&text, recipe("hadamard", &["residual", "heads"])).unwrap();
+    let [out, text] = [&out, &text].map(|p| p.to_str().unwrap());
+    fewbit(&["quantize", "demo", "--out", out, "--recipe", text, "--json"]).good();
+    let stories = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/evaluation.txt");
+    let perplexity = |model: &str| {
+        let ran = fewbit(&["eval", model, "--text", stories, "--length", "256", "--blocks", "12", "--json"]);
+        ran.good()["perplexity"].as_f64().unwrap()
+    };
+    let (before, after) = (perplexity("demo"), perplexity(out));
+    println!("perplexity {before:.4}, rotated {after:.4}");
+    assert!((before - after).abs() < 0.01, "{before} became {after}");
+}
