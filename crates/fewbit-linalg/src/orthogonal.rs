@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn all_kinds_are_orthogonal_and_keep_ones_where_asked() {
         let team = Team::new(2);
-        for n in [1, 2, 12, 64, 172, 188, 576] {
+        for n in [1, 2, 12, 64, 172, 188] {
             let plain = [Orthogonal::hadamard(n, 3), Orthogonal::random(&team, n, 3)];
             for keeps in [false, true] {
                 for q in plain.clone() {

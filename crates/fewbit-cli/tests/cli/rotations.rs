@@ -26,7 +26,8 @@ fn in_f32(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     for entry in fs::read_dir(from).unwrap().map(|e| e.unwrap().path()) {
         let target = to.join(entry.file_name().unwrap());
-        if entry.file_name().is_none_or(|name| name != "model.safetensors") {
+        let is_shard = |name: &str| name.starts_with("model") && name.ends_with(".safetensors");
+        if !entry.file_name().and_then(|n| n.to_str()).is_some_and(is_shard) {
             fs::copy(&entry, &target).unwrap();
             continue;
         }
@@ -34,8 +35,10 @@ fn in_f32(from: &Path, to: &Path) {
         let shard = Safetensors::open(&entry).unwrap();
         for name in shard.names() {
             let tensor = shard.tensor(name).unwrap();
+            // Masks that older exporters stored.
+            let Ok(values) = tensor.to_f32() else { continue };
             let at = data.len();
-            data.extend(tensor.to_f32().unwrap().iter().flat_map(|v| v.to_le_bytes()));
+            data.extend(values.iter().flat_map(|v| v.to_le_bytes()));
             let spans = json!({ "dtype": "F32", "shape": tensor.shape, "data_offsets": [at, data.len()] });
             header.insert(name.to_owned(), spans);
         }
