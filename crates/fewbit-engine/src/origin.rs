@@ -159,7 +159,7 @@ impl<'a> Origin<'a> {
         for (w, (matrix, bias)) in tensors.weights.into_iter().zip(tensors.biases).enumerate() {
             let dtype = if is_rounded(w) { Dtype::F32 } else { self.file.dtype() };
             let tensor = Tensor::from_f32(dtype, &[matrix.rows(), matrix.cols()], matrix.data())?;
-            let name = self.file.exported(part, graph.weights[w].name)?.name;
+            let name = self.file.exported(part, &graph.weights[w].name)?.name;
             let bias = bias.map(|b| self.file.bias_dtype(part, &name).and_then(|t| narrowed(t, &b))).transpose()?;
             linears.push(Arc::new(QuantizedLinear::uniform(Storage::Dense(tensor), bias)));
         }

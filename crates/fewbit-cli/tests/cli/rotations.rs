@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 use crate::bench::{files, same_bytes};
 use crate::fewbit;
 
-/// Largest difference of a logit, as a share of their root mean square.
-const TOLERANCE: f64 = 1e-5;
+/// Largest difference of a logit, as a share of their root mean square: what rounding in f32 makes of these models.
+const TOLERANCE: f64 = 3e-5;
 const IDS: &str = "1,5,9,3,17,2,30,11";
 
 fn families() -> Vec<PathBuf> {
