@@ -297,6 +297,8 @@ fn dtype(d: Dtype) -> Result<safetensors::Dtype> {
         Dtype::U8 => S::U8,
         Dtype::U16 => S::U16,
         Dtype::U32 => S::U32,
+        Dtype::F8E4M3 => S::F8_E4M3,
+        Dtype::F8E8M0 => S::F8_E8M0,
         other => return Err(Error::internal(format!("no shard is written with {}", other.name()))),
     })
 }

@@ -6,5 +6,7 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("hqq", include_str!("../../../recipes/hqq.toml")),
     ("nf4", include_str!("../../../recipes/nf4.toml")),
     ("quarot", include_str!("../../../recipes/quarot.toml")),
+    ("mxfp4", include_str!("../../../recipes/mxfp4.toml")),
+    ("nvfp4", include_str!("../../../recipes/nvfp4.toml")),
     ("quantease", include_str!("../../../recipes/quantease.toml")),
 ];

@@ -1,9 +1,9 @@
 use fewbit_engine::kinds::{BoundGrid, Entry, Grid, GridJob, LANES, Needs, Params, Place, Weighting, parse};
 use fewbit_format::{Error, Group, IntCodes, IntGrid, Result, Storage, Zeros};
-use fewbit_kernel::strip::{Affine, quadratic, round_affine};
+use fewbit_kernel::strip::{Affine, round_affine};
 use serde::Deserialize;
 
-use super::{GroupSetting, ScaleSetting, flat_codes, flat_params, group_label, groups};
+use super::{GroupSetting, ScaleSetting, errors, flat_codes, flat_params, group_label};
 
 pub(crate) const ENTRY: Entry<dyn Grid> = Entry {
     name: "int",
@@ -14,7 +14,7 @@ pub(crate) const ENTRY: Entry<dyn Grid> = Entry {
         ("symmetric = false", "the zero point is the middle of the codes, and is not stored"),
         (
             "scale = \"source\"",
-            "type of the stored scales: `f16`, `bf16`, `f32`; `source` is bf16 for a bf16 checkpoint, else f16",
+            "type of the stored scales: `f16`, `bf16`, `f32`, `e8m0` (powers of two: block floating point); `source` is bf16 for a bf16 checkpoint, else f16",
         ),
         (
             "zero = \"code\"",
@@ -125,7 +125,7 @@ impl Grid for IntSettings {
 
     fn stored_bits(&self, rows: usize, cols: usize) -> u64 {
         let grid = self.grid();
-        let groups = groups(grid.group, rows, cols) as u64;
+        let groups = grid.group.count(rows, cols) as u64;
         let zero = match (self.symmetric, self.zero) {
             (true, _) => 0,
             (_, ZeroSetting::Code) => u64::from(self.bits),
@@ -264,32 +264,8 @@ impl Bound {
     }
 }
 
-/// How bad errors `[column][lane]` of a group are, per lane.
-fn errors(delta: &[[f32; LANES]], by: Weighting<'_>) -> [f64; LANES] {
-    const POWER: f32 = 2.4;
-    let mut sums = [0.0; LANES];
-    match by {
-        Weighting::Gram(g) => return quadratic(g.data(), delta.as_flattened()),
-        Weighting::Column(weights) => {
-            for (column, w) in delta.iter().zip(weights) {
-                sums.iter_mut().zip(column).for_each(|(sum, d)| *sum += f64::from(w * d.abs().powf(POWER)));
-            }
-        }
-        Weighting::Element(weights) => {
-            for (column, w) in delta.iter().zip(weights) {
-                for lane in 0..LANES {
-                    sums[lane] += f64::from(w[lane] * column[lane].abs().powf(POWER));
-                }
-            }
-        }
-        Weighting::None => {
-            for column in delta {
-                sums.iter_mut().zip(column).for_each(|(sum, d)| *sum += f64::from(d.abs().powf(POWER)));
-            }
-        }
-    }
-    sums
-}
+/// Of the errors that `mse` adds up (GPTQ's reference code).
+const POWER: f32 = 2.4;
 
 impl BoundGrid for Bound {
     fn width(&self) -> usize {
@@ -331,7 +307,7 @@ impl BoundGrid for Bound {
             for (d, w) in delta.iter_mut().zip(values) {
                 d.iter_mut().zip(w).for_each(|(d, w)| *d = w - *d);
             }
-            for (lane, error) in errors(&delta, by).into_iter().enumerate() {
+            for (lane, error) in errors(&delta, by, |d| d.abs().powf(POWER)).into_iter().enumerate() {
                 if error < least[lane] {
                     least[lane] = error;
                     (best.0[0][lane], best.0[1][lane]) = (tried.0[0][lane], tried.0[1][lane]);

@@ -1,21 +1,27 @@
 //! Which numbers can be stored.
 
-use fewbit_engine::kinds::{Entry, Grid, LANES, Params};
+use fewbit_engine::kinds::{Entry, Grid, LANES, Params, Weighting};
 use fewbit_format::{Group, ScaleType};
+use fewbit_kernel::strip::quadratic;
 use serde::Deserialize;
 
+mod float;
 mod int;
 mod table;
 
 /// `grid.*`
-pub(crate) const GRIDS: &[Entry<dyn Grid>] = &[int::ENTRY, table::ENTRY];
+pub(crate) const GRIDS: &[Entry<dyn Grid>] = &[int::ENTRY, table::ENTRY, float::ENTRY];
 
 /// How many columns share parameters, as a recipe says it.
 #[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(untagged, expecting = "a number of columns, `\"row\"` or `\"tensor\"` is needed")]
+#[serde(
+    untagged,
+    expecting = "a number of columns, `\"row\"`, `\"tensor\"`, or `[rows, columns]` of a block is needed"
+)]
 pub(crate) enum GroupSetting {
     Columns(usize),
     Named(GroupName),
+    Block([usize; 2]),
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -32,6 +38,8 @@ pub(crate) enum ScaleSetting {
     F16,
     Bf16,
     F32,
+    E8m0,
+    E4m3,
 }
 
 impl From<GroupSetting> for Group {
@@ -40,6 +48,7 @@ impl From<GroupSetting> for Group {
             GroupSetting::Columns(g) => Self::Columns(g),
             GroupSetting::Named(GroupName::Row) => Self::Row,
             GroupSetting::Named(GroupName::Tensor) => Self::Tensor,
+            GroupSetting::Block(sizes) => Self::Block(sizes),
         }
     }
 }
@@ -50,13 +59,36 @@ impl From<ScaleSetting> for ScaleType {
             ScaleSetting::F16 => Self::F16,
             ScaleSetting::Bf16 => Self::BF16,
             ScaleSetting::F32 => Self::F32,
+            ScaleSetting::E8m0 => Self::E8M0,
+            ScaleSetting::E4m3 => Self::E4M3,
         }
     }
 }
 
-/// Groups of a matrix.
-fn groups(group: Group, rows: usize, cols: usize) -> usize {
-    if group == Group::Tensor { 1 } else { rows * (cols / group.width(cols)) }
+/// How bad errors `[column][lane]` of a group are, per lane: the sum of `measure` of each, or what the outputs say.
+fn errors(delta: &[[f32; LANES]], by: Weighting<'_>, measure: impl Fn(f32) -> f32) -> [f64; LANES] {
+    let mut sums = [0.0; LANES];
+    match by {
+        Weighting::Gram(g) => return quadratic(g.data(), delta.as_flattened()),
+        Weighting::Column(weights) => {
+            for (column, w) in delta.iter().zip(weights) {
+                sums.iter_mut().zip(column).for_each(|(sum, d)| *sum += f64::from(w * measure(*d)));
+            }
+        }
+        Weighting::Element(weights) => {
+            for (column, w) in delta.iter().zip(weights) {
+                for lane in 0..LANES {
+                    sums[lane] += f64::from(w[lane] * measure(column[lane]));
+                }
+            }
+        }
+        Weighting::None => {
+            for column in delta {
+                sums.iter_mut().zip(column).for_each(|(sum, d)| *sum += f64::from(measure(*d)));
+            }
+        }
+    }
+    sums
 }
 
 /// `g128`, `row` or `tensor`.

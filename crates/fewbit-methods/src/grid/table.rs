@@ -2,16 +2,13 @@ use fewbit_engine::kinds::{BoundGrid, Entry, Grid, GridJob, LANES, Needs, Params
 use fewbit_format::{Error, Group, Result, Storage, TableCodes, TableGrid, packed_len};
 use serde::Deserialize;
 
-use super::{GroupSetting, ScaleSetting, flat_codes, flat_params, group_label, groups};
+use super::{GroupSetting, ScaleSetting, flat_codes, flat_params, group_label};
 
 pub(crate) const ENTRY: Entry<dyn Grid> = Entry {
     name: "table",
     cite: "Dettmers et al., QLoRA: Efficient Finetuning of Quantized LLMs, 2023 (arXiv:2305.14314)",
     settings: &[
-        (
-            "levels = \"nf4\"",
-            "the numbers: `nf4` (quantiles of a normal distribution), `fp4` (bitsandbytes), `e2m1` (the OCP float of 4 bits), `e3m0` (powers of two)",
-        ),
+        ("levels = \"nf4\"", "the numbers: `nf4` (quantiles of a normal distribution), `fp4` (bitsandbytes)"),
         ("group = 64", "columns that share a scale; `\"row\"` or `\"tensor\"`"),
         (
             "scale = \"source\"",
@@ -43,8 +40,6 @@ impl Default for TableSettings {
 enum Levels {
     Nf4,
     Fp4,
-    E2m1,
-    E3m0,
 }
 
 /// `Φ⁻¹` at 8 and 9 equal steps from 0.9677083 to a half, 0 between, divided by the greatest (QLoRA, section 3).
@@ -72,8 +67,6 @@ impl Levels {
         match self {
             Self::Nf4 => "nf4",
             Self::Fp4 => "fp4",
-            Self::E2m1 => "e2m1",
-            Self::E3m0 => "e3m0",
         }
     }
 
@@ -82,8 +75,6 @@ impl Levels {
         let magnitudes: [f32; 8] = match self {
             Self::Nf4 => return NF4.to_vec(),
             Self::Fp4 => [0.0, 1.0 / 192.0, 1.0 / 6.0, 0.25, 1.0 / 3.0, 0.5, 2.0 / 3.0, 1.0],
-            Self::E2m1 => [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0],
-            Self::E3m0 => [0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0],
         };
         magnitudes.iter().rev().map(|m| -m).chain(magnitudes).collect()
     }
@@ -107,7 +98,7 @@ impl Grid for TableSettings {
     fn stored_bits(&self, rows: usize, cols: usize) -> u64 {
         let TableGrid { bits, group, scale } = self.grid();
         let codes = 8 * (rows * packed_len(cols, bits)) as u64;
-        codes + groups(group, rows, cols) as u64 * scale.bits() + 32 * self.grid().levels() as u64
+        codes + group.count(rows, cols) as u64 * scale.bits() + 32 * self.grid().levels() as u64
     }
 
     fn begin(&self, job: &GridJob<'_>) -> Result<Box<dyn BoundGrid>> {
@@ -252,7 +243,7 @@ mod tests {
     #[test]
     fn what_is_stored_is_the_nearest_level_and_rounding_it_again_changes_nothing() {
         let w = normal(21, 64, 1);
-        for levels in [Levels::Nf4, Levels::Fp4, Levels::E2m1, Levels::E3m0] {
+        for levels in [Levels::Nf4, Levels::Fp4] {
             for group in ["16", "\"row\"", "\"tensor\""] {
                 let grid = build(&format!("levels = \"{}\"\ngroup = {group}\nscale = \"f32\"", levels.name()));
                 let (stored, seen) = nearest(&*grid, &w);
@@ -277,8 +268,7 @@ mod tests {
 
     #[test]
     fn tables_are_what_their_papers_say() {
-        // The levels of the OCP float of 4 bits, and of bitsandbytes' in units of its greatest.
-        assert_eq!(Levels::E2m1.table()[8..], [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]);
+        // bitsandbytes' floats in units of the greatest.
         assert!((Levels::Fp4.table()[9] - 0.005_208_3).abs() < 1e-7);
         assert!(NF4.windows(2).all(|p| p[0] < p[1]) && NF4[7] == 0.0);
     }
