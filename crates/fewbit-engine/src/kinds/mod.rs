@@ -1,6 +1,7 @@
 //! The kinds of pass, and the narrow waist where grids meet solvers.
 
 mod grid;
+mod learner;
 mod registry;
 mod residual;
 mod rotation;
@@ -9,6 +10,7 @@ mod solver;
 mod transform;
 
 pub use grid::{BoundGrid, Grid, GridJob, LANES, Params, Place, Strip, Weighting};
+pub use learner::{Fake, Leaf, LeafJob, Learner};
 pub(crate) use registry::near;
 pub use registry::{Entry, Registry, parse};
 pub use residual::{Residual, ResidualJob, Side};

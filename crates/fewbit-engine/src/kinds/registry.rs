@@ -2,7 +2,7 @@ use fewbit_format::{Error, Result};
 use serde::de::DeserializeOwned;
 use toml::Table;
 
-use super::{Grid, Residual, Rotation, Solver, Transform};
+use super::{Grid, Learner, Residual, Rotation, Solver, Transform};
 
 /// One member of a kind: a line in a const list.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub struct Registry {
     pub grids: &'static [Entry<dyn Grid>],
     /// `solve.*`.
     pub solvers: &'static [Entry<dyn Solver>],
+    /// `learn.*`.
+    pub learners: &'static [Entry<dyn Learner>],
     /// `residual.*`.
     pub residuals: &'static [Entry<dyn Residual>],
     /// `transform.*`.
