@@ -1,6 +1,7 @@
 //! What a recipe means for one model: a grid for each linear, and who rounds it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use fewbit_format::{Error, Mat, Result, Storage};
 use fewbit_graph::{Edge, Graph, Model, Part, Residual, Rows, Site, WeightId, sites};
@@ -15,6 +16,7 @@ use crate::outputs::Format;
 use crate::program::Program;
 use crate::recipe::{CalibrationSettings, GridSettings, Pass, Sequential, StreamOf};
 use crate::stats::InputStats;
+use crate::tune::Learn;
 use crate::{Override, Pattern};
 
 /// The passes of a recipe, bound to a model.
@@ -24,6 +26,8 @@ pub(crate) struct Bound {
     pub(crate) transforms: Vec<Box<dyn Transform>>,
     /// What is done to each linear; empty where none is rounded.
     pub(crate) program: Program,
+    /// What improves it.
+    pub(crate) learns: Vec<Learn>,
     /// Per block and then for the head, per weight of its graph; `None` stays as it is.
     pub(crate) grids: Vec<Vec<Option<Box<dyn Grid>>>>,
     pub(crate) format: Format,
@@ -51,7 +55,8 @@ impl Bound {
         calibration: &CalibrationSettings,
         choices: &Choices<'_>,
     ) -> Result<Self> {
-        let (mut rotations, mut transforms, mut grid, mut steps) = (Vec::new(), Vec::new(), None, Vec::new());
+        let (mut rotations, mut transforms, mut grid) = (Vec::new(), Vec::new(), None);
+        let (mut steps, mut learns) = (Vec::new(), Vec::new());
         for pass in passes {
             match pass {
                 Pass::Rotate(r) => {
@@ -61,9 +66,13 @@ impl Bound {
                 Pass::Transform(t) => transforms.push(t),
                 Pass::Grid(g) => grid = Some(g),
                 Pass::Step(s) => steps.push(s),
+                Pass::Learn(l) => learns.push(l),
             }
         }
         let program = Program::new(steps)?;
+        if !learns.is_empty() && !program.rounds() {
+            return Err(Error::input("the recipe learns, and rounds nothing").hint("put a `solve` pass before `learn`"));
+        }
         if program.rounds() && grid.is_none() {
             return Err(Error::input("the recipe rounds, but says not to which numbers")
                 .hint("put a `grid` pass before `solve`"));
@@ -85,10 +94,17 @@ impl Bound {
         needs = transforms.iter().fold(needs, |n, t| n.and(t.needs()));
         needs = needs.and(program.needs());
         let is_original_stream = calibration.stream == StreamOf::Original;
+        if is_original_stream && !learns.is_empty() {
+            return Err(Error::input(
+                "the recipe learns on what compressed blocks make, and its stream is the original",
+            )
+            .hint("set `calibration.stream=compressed`"));
+        }
         let is_whole = !transforms.is_empty() || calibration.sequential == Sequential::Block || is_original_stream;
         let (format, notes) = (choices.format, Vec::new());
         let mut bound =
-            Self { rotations, transforms, program, grids, format, needs, notes, is_whole, is_original_stream };
+            Self { rotations, transforms, program, learns, grids, format, needs, notes, is_whole, is_original_stream };
+        bound.check_learners(file)?;
         bound.format = bound.fitting_format(file)?;
         fewbit_export::check_source(file, bound.format == Format::Gguf)?;
         if file.is_tied() && !bound.is_tied(file) {
@@ -100,6 +116,23 @@ impl Bound {
             bound.notes.extend(fewbit_export::mixed_schemes(&bound.schemes(file)?));
         }
         Ok(bound)
+    }
+
+    /// Whether what rounded linears are stored as can be learned.
+    fn check_learners(&self, file: &ModelFile) -> Result<()> {
+        for ((_, graph), grids) in compressible(file).zip(&self.grids) {
+            for (w, grid) in graph.weights.iter().zip(grids) {
+                let Some(grid) = grid else { continue };
+                for learn in &self.learns {
+                    let check = probe(&**grid, w.shape[1]).and_then(|s| learn.learner.check(&s));
+                    check.map_err(|e| e.tensor(&w.name).file(file.checkpoint().path()))?;
+                }
+            }
+            if !self.learns.is_empty() && grids.iter().any(Option::is_some) {
+                fewbit_grad::Function::new(Arc::new(graph.clone())).map_err(|e| e.file(file.checkpoint().path()))?;
+            }
+        }
+        Ok(())
     }
 
     /// The format asked for, if it can hold every linear.
@@ -157,6 +190,11 @@ impl Bound {
     /// Whether one matrix is written for embedding and head: the head takes the gain of its norm in a rotated stream.
     pub(crate) fn is_tied(&self, file: &ModelFile) -> bool {
         file.is_tied() && !self.has_head() && self.rotation(Space::Residual).is_none()
+    }
+
+    /// Whether calibration text has to be run.
+    pub(crate) fn reads_text(&self) -> bool {
+        self.needs.any() || !self.learns.is_empty()
     }
 
     /// Whether the head is compressed too.

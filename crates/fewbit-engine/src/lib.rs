@@ -21,6 +21,7 @@ mod request;
 mod stats;
 mod stop;
 mod stream;
+mod tune;
 mod walk;
 
 pub use calibration::{Calibration, CalibrationSource};
@@ -34,3 +35,4 @@ pub use report::{BlockReport, LinearReport, Progress, Report};
 pub use request::Request;
 pub use stats::InputStats;
 pub use toml::Table;
+pub use tune::{DecaySetting, Learn, OptimizerSetting, TuneSettings};

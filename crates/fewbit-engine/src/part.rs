@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use fewbit_format::{Error, Mat, QuantizedLinear, Result, Storage, Tensor};
+use fewbit_grad::Parameters;
 use fewbit_graph::{Edge, Graph, Part, Producer, Site, Stored, WeightId};
 use fewbit_runtime::{Arithmetic, Layer, NoHooks};
 use fewbit_store::PartWeights;
@@ -19,7 +20,7 @@ use crate::program::{InputProgram, Target};
 use crate::quantize::Run;
 use crate::report::{BlockReport, LinearReport};
 use crate::stats::{Collector, InputStats};
-use crate::walk::{To, Walk, Walker};
+use crate::walk::{Streams, To, Walk, Walker};
 
 impl Run<'_> {
     /// Compresses a block, or the head, and writes its shard, and takes the calibration tokens through it.
@@ -30,22 +31,24 @@ impl Run<'_> {
         i: usize,
         part: Part,
         origin: &Origin<'_>,
-        walker: &mut Option<Walker<'_>>,
+        streams: &mut Option<Streams<'_>>,
     ) -> Result<Done> {
         self.check_stop()?;
         let graph = Arc::new(self.file.model().part(part).clone());
         let mut report = BlockReport::default();
         let weights = origin.part(part)?;
         let mut current: Vec<Arc<QuantizedLinear>> = weights.linears.clone();
+        // What the linears were before rounding, as far as something is learned of them.
+        let mut bases: Vec<Option<Mat>> = vec![None; graph.weights.len()];
         let (mut tensors, no_stats) = (None, InputStats::default());
-        let mut walk = match walker {
+        let mut walk = match streams {
             Some(_) => Some(Walk::new(Layer::new(graph.clone(), weights.clone(), Arithmetic::Exact)?)),
             None => None,
         };
         for (inputs, _) in self.bound.stages(i, &graph) {
             let mut stats = Vec::new();
-            if let (Some(walker), Some(walk)) = (&mut *walker, &mut walk) {
-                stats = self.look(part, walker, walk, &inputs, &mut report)?;
+            if let (Some(streams), Some(walk), true) = (&mut *streams, &mut walk, self.bound.needs.any()) {
+                stats = self.look(part, &mut streams.compressed, walk, &inputs, &mut report)?;
             }
             let clock = Instant::now();
             if !self.bound.transforms.is_empty() {
@@ -62,8 +65,10 @@ impl Run<'_> {
                     let changed = tensors
                         .as_mut()
                         .map(|t| (std::mem::replace(&mut t.weights[w], Mat::zeros(0, 0)), t.biases[w].take()));
-                    let linear = self.linear(i, part, &graph, w, &weights, changed, program.as_ref(), &mut report)?;
+                    let program = program.as_ref();
+                    let (linear, base) = self.linear(i, part, &graph, w, &weights, changed, program, &mut report)?;
                     current[w] = Arc::new(linear);
+                    bases[w] = base;
                 }
                 if let (Some(walk), false) = (&mut walk, self.bound.is_whole) {
                     walk.layer.replace(input, linears.iter().map(|w| current[*w].clone()).collect());
@@ -71,22 +76,41 @@ impl Run<'_> {
             }
         }
         let vectors = tensors.map_or_else(|| weights.vectors.clone(), |t| t.vectors);
+        let goes_on = !self.bound.is_original_stream && self.bound.compresses_after(i);
+        let is_learned = bases.iter().any(Option::is_some);
+        if let Some(streams) = &mut *streams {
+            let clock = Instant::now();
+            if goes_on || is_learned {
+                self.originals(&graph, &weights, streams)?;
+            }
+            if is_learned {
+                let original = Parameters::of(&graph, &weights)?;
+                self.learn(i, &graph, &original, &vectors, &bases, &mut current, streams, &mut report)?;
+            }
+            report.learn_seconds = clock.elapsed().as_secs_f64();
+        }
         let linears = current;
-        drop(weights);
+        drop((weights, bases));
         let clock = Instant::now();
         let schemes = self.write(i, part, origin, &linears, &vectors)?;
         report.write_seconds = clock.elapsed().as_secs_f64();
-        let goes_on = !self.bound.is_original_stream && self.bound.compresses_after(i);
-        if let (Some(walker), Some(mut walk), true) = (walker, walk, goes_on) {
+        if let (Some(streams), Some(mut walk), true) = (streams, walk, goes_on) {
             let clock = Instant::now();
-            if self.bound.is_whole {
+            if self.bound.is_whole || is_learned {
                 walk = Walk::new(Layer::new(graph, PartWeights { linears, vectors }, Arithmetic::Exact)?);
             }
-            walker.go(&mut walk, To::End, &mut NoHooks, &|| self.check_stop())?;
+            streams.compressed.go(&mut walk, To::End, &mut NoHooks, &|| self.check_stop())?;
             report.forward_seconds += clock.elapsed().as_secs_f64();
         }
         self.file.drop_pages(part);
         Ok(Done { block: i, report, schemes })
+    }
+
+    /// Takes the original stream through the original block, if there is one.
+    fn originals(&self, graph: &Arc<Graph>, weights: &PartWeights, streams: &mut Streams<'_>) -> Result<()> {
+        let Some(walker) = &mut streams.original else { return Ok(()) };
+        let mut walk = Walk::new(Layer::new(graph.clone(), weights.clone(), Arithmetic::Exact)?);
+        walker.go(&mut walk, To::End, &mut NoHooks, &|| self.check_stop())
     }
 
     /// Writes the shard of a part; the head's holds the embedding too. Returns how its linears are stored.
@@ -239,16 +263,16 @@ impl Run<'_> {
         changed: Option<(Mat, Option<Vec<f32>>)>,
         program: Option<&InputProgram<'_>>,
         report: &mut BlockReport,
-    ) -> Result<QuantizedLinear> {
+    ) -> Result<(QuantizedLinear, Option<Mat>)> {
         let original = &weights.linears[w];
         let (Some(grid), Some(program)) = (&self.bound.grids[i][w], program) else {
             return match changed {
                 // Written in the source's type; the run goes on with what will be read.
                 Some((m, bias)) => {
                     let t = Tensor::from_f32(self.file.dtype(), &[m.rows(), m.cols()], m.data())?;
-                    Ok(QuantizedLinear::uniform(Storage::Dense(t), bias))
+                    Ok((QuantizedLinear::uniform(Storage::Dense(t), bias), None))
                 }
-                None => Ok(QuantizedLinear::clone(original)),
+                None => Ok((QuantizedLinear::clone(original), None)),
             };
         };
         let name = self.file.exported(part, &graph.weights[w].name)?.name;
@@ -262,6 +286,6 @@ impl Run<'_> {
         let bits = done.linear.stored_bits() as f64 / (weight.rows() * weight.cols()) as f64;
         let grid = grid.label() + &self.bound.program.side_label();
         report.linears.push(LinearReport { name, grid, bits_per_weight: bits, output_mse: done.output_mse });
-        Ok(done.linear)
+        Ok((done.linear, Some(weight).filter(|_| !self.bound.learns.is_empty())))
     }
 }

@@ -70,7 +70,7 @@ impl Bound {
         flops_per_second: f64,
     ) -> Plan {
         let model = file.model();
-        let tokens = if self.needs.any() { samples * length } else { 0 };
+        let tokens = if self.reads_text() { samples * length } else { 0 };
         let (mut flops, mut out_bytes, mut peak) = (0.0, 0, Memory::default());
         let rest = [Part::Embed].into_iter().chain((!self.is_tied(file) && !self.has_head()).then_some(Part::Head));
         let mut last = Memory::default();
@@ -90,11 +90,12 @@ impl Bound {
         let per_token = if file.checkpoint().container() == Container::Gguf { TRANSLATION } else { TOKENIZER };
         let tokenizer = Memory { small: per_token * model.vocabulary as u64, large: 0 };
         peak = peak.or(last).or(tokenizer);
+        let streams = if self.learns.is_empty() { 2 } else { 4 };
         Plan {
             sweeps: vec![self.sweep(recipe, model.blocks.len(), samples, length)],
             peak_bytes: BASE_BYTES + peak.bytes().max(if tokens > 0 { ENCODING * text_bytes } else { 0 }),
             out_bytes,
-            work_bytes: 4 * (tokens * (2 * model.hidden + self.kept_width(model))) as u64,
+            work_bytes: 4 * (tokens * (streams * model.hidden + self.kept_width(model))) as u64,
             seconds_estimate: flops / (SHARE_OF_PEAK * flops_per_second) + file.checkpoint().size_bytes() as f64 / 1e9,
             bits_per_weight: self.bits_per_weight(file).unwrap_or(8.0 * file.dtype().size_bytes() as f64),
             notes: self.notes.clone(),

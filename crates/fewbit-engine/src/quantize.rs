@@ -21,7 +21,7 @@ use crate::places::Places;
 use crate::report::{BlockReport, Progress, Report};
 use crate::request::Request;
 use crate::stop::check_stop;
-use crate::walk::Walker;
+use crate::walk::{Streams, Walker};
 
 /// Everything that a run knows.
 pub(crate) struct Run<'a> {
@@ -86,11 +86,11 @@ fn prepare(
     let mut plan = room(0, 0)?;
     let is_own = request.calibration == CalibrationSource::Own;
     let mut calibration = None;
-    if bound.needs.any() && !is_own {
+    if bound.reads_text() && !is_own {
         calibration = Some(calibrate(request, file, team, progress, stop)?);
     }
     let source = source_hash(file, team, progress, stop)?;
-    if bound.needs.any() && is_own {
+    if bound.reads_text() && is_own {
         calibration = Some(calibrate(request, file, team, progress, stop)?);
     }
     if let Some(c) = &calibration {
@@ -215,19 +215,19 @@ impl Run<'_> {
         }
         let parts: Vec<Part> = compressible(&self.file).map(|(part, _)| part).collect();
         let origin = Origin::new(&self.file, &self.bound, self.team, self.request.seed)?;
-        let mut walker = self.walker(journal.done.len(), &origin)?;
+        let mut streams = self.streams(journal.done.len(), &origin)?;
         progress.begin("blocks", parts.len() as u64);
         for (i, part) in parts.iter().enumerate().skip(journal.done.len()) {
             progress.at(i as u64);
-            let done = self.part(i, *part, &origin, &mut walker)?;
+            let done = self.part(i, *part, &origin, &mut streams)?;
             done.report.warnings.iter().for_each(|w| progress.note(w));
-            if let Some(walker) = &mut walker {
-                walker.next_block()?;
+            if let Some(streams) = &mut streams {
+                streams.next_block()?;
             }
             journal.add(done)?;
         }
         progress.at(parts.len() as u64);
-        drop(walker);
+        drop(streams);
         Finished {
             file: &self.file,
             bound: &self.bound,
@@ -273,9 +273,11 @@ impl Run<'_> {
     }
 
     /// The calibration tokens before the block after `done` others.
-    fn walker(&self, done: usize, origin: &Origin<'_>) -> Result<Option<Walker<'_>>> {
+    fn streams(&self, done: usize, origin: &Origin<'_>) -> Result<Option<Streams<'_>>> {
         let Some(calibration) = &self.calibration else { return Ok(None) };
         let kept = self.bound.kept_width(self.file.model());
-        Walker::new(self.team, origin, calibration, &self.places.partial, done, kept).map(Some)
+        let walker = |name, kept| Walker::new(self.team, origin, calibration, &self.places.partial, name, done, kept);
+        let original = (!self.bound.learns.is_empty()).then(|| walker("original", 0)).transpose()?;
+        Ok(Some(Streams { compressed: walker("stream", kept)?, original }))
     }
 }

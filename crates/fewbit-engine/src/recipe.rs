@@ -2,8 +2,9 @@ use fewbit_format::{Error, Result};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::kinds::{Entry, Grid, Registry, Rotation, Transform, near, parse};
+use crate::kinds::{Entry, Grid, Learner, Registry, Rotation, Transform, near, parse};
 use crate::program::Step;
+use crate::tune::{Learn, TuneSettings};
 
 /// A method as it is written down: a citation, and passes in the order in which they happen.
 #[derive(Clone, Debug, Deserialize)]
@@ -83,6 +84,8 @@ pub enum Pass {
     Grid(GridSettings),
     /// What is done to each linear: rounds it, or keeps something beside its codes.
     Step(Step),
+    /// Improves what was rounded.
+    Learn(Learn),
 }
 
 /// A grid that is not yet bound to a linear's overrides.
@@ -237,9 +240,10 @@ fn pass(mut table: Table, registry: &Registry, scale: &str) -> Result<Pass> {
             (entry.build)(grid.table.clone())?;
             Ok(Pass::Grid(grid))
         }
+        "learn" => learn(find(registry.learners, kind, member)?, table).map(Pass::Learn),
         "alternate" => alternate(table, registry, scale).map(Pass::Step),
         _ => Err(Error::input(format!("pass `{name}` is of no known kind"))
-            .hint("kinds are transform, grid, residual, solve, alternate")),
+            .hint("kinds are transform, grid, residual, solve, learn, alternate")),
     }
 }
 
@@ -253,6 +257,14 @@ fn find<T: ?Sized>(members: &'static [Entry<T>], kind: &str, member: &str) -> Re
             None => error.hint(format!("known are {kind}.{}", known.join(&format!(", {kind}.")))),
         }
     })
+}
+
+/// The tuner's settings stand beside the learner's own.
+fn learn(entry: &Entry<dyn Learner>, mut table: Table) -> Result<Learn> {
+    let common = TuneSettings::KEYS.iter().filter_map(|key| table.remove_entry(*key)).collect();
+    let settings: TuneSettings = parse("learn", common)?;
+    settings.check()?;
+    Ok(Learn { settings, learner: (entry.build)(table)? })
 }
 
 /// Settings of `alternate`.

@@ -21,6 +21,9 @@ pub struct BlockReport {
     pub linears: Vec<LinearReport>,
     /// Warnings.
     pub warnings: Vec<String>,
+    /// Mean squared error of the block's output per token, before each `learn` pass and after it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub learned: Vec<[f64; 2]>,
     /// Seconds in forwards (statistics and step), without the Gram products.
     #[serde(skip)]
     pub forward_seconds: f64,
@@ -33,6 +36,9 @@ pub struct BlockReport {
     /// Seconds in solves.
     #[serde(skip)]
     pub solve_seconds: f64,
+    /// Seconds in learning.
+    #[serde(skip)]
+    pub learn_seconds: f64,
     /// Seconds in packing and writing.
     #[serde(skip)]
     pub write_seconds: f64,

@@ -45,6 +45,11 @@ impl Stream {
         Ok(Self { path: path.to_owned(), map })
     }
 
+    /// Floats in all.
+    pub(crate) fn len(&self) -> usize {
+        self.map.len() / 4
+    }
+
     /// Copies the floats from `from` on; returns where they end.
     pub(crate) fn read(&self, from: usize, out: &mut [f32]) -> usize {
         let to = from + out.len();

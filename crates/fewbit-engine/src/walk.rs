@@ -38,6 +38,22 @@ pub(crate) enum To<'v> {
     End,
 }
 
+/// The tokens on their way through the model.
+pub(crate) struct Streams<'a> {
+    /// Through what is compressed (or, where a recipe wants it so, through the original blocks).
+    pub(crate) compressed: Walker<'a>,
+    /// Through the original blocks, where something is learned from them.
+    pub(crate) original: Option<Walker<'a>>,
+}
+
+impl Streams<'_> {
+    /// The outputs become the next block's inputs.
+    pub(crate) fn next_block(&mut self) -> Result<()> {
+        self.compressed.next_block()?;
+        self.original.as_mut().map_or(Ok(()), Walker::next_block)
+    }
+}
+
 /// The tokens of all sequences between two steps, and what the walks of all blocks share.
 pub(crate) struct Walker<'a> {
     team: &'a Team,
@@ -56,18 +72,19 @@ pub(crate) struct Walker<'a> {
 }
 
 impl<'a> Walker<'a> {
-    /// Before the block after `done` others, with streams in `folder`; `kept_width` numbers per token are kept at stops.
+    /// Before the block after `done` others, with streams of that name in `folder`; `kept_width` numbers per token are kept at stops.
     pub(crate) fn new(
         team: &'a Team,
         origin: &Origin<'_>,
         calibration: &Calibration,
         folder: &Path,
+        name: &str,
         done: usize,
         kept_width: usize,
     ) -> Result<Self> {
         let (samples, length, model) = (calibration.samples, calibration.length, origin.model());
         let floats = samples * length * model.hidden;
-        let path = |i: usize| folder.join(format!("stream-{}.f32", i % 2));
+        let path = |i: usize| folder.join(format!("{name}-{}.f32", i % 2));
         let streams = if done > 0 {
             (Stream::open(&path(done), floats)?, Stream::open(&path(done + 1), floats)?)
         } else {
@@ -84,8 +101,37 @@ impl<'a> Walker<'a> {
         Ok(Self { team, samples, length, at_once, rotations, workspace, streams, kept, kept_width })
     }
 
+    /// Sequences.
+    pub(crate) fn samples(&self) -> usize {
+        self.samples
+    }
+
+    /// Tokens of a sequence.
+    pub(crate) fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Rows of some sequences of the block's input.
+    pub(crate) fn inputs(&self, sequences: &[usize]) -> Vec<f32> {
+        self.rows(&self.streams.0, sequences)
+    }
+
+    /// Rows of some sequences of the block's output, once all tokens went [`To::End`].
+    pub(crate) fn outputs(&self, sequences: &[usize]) -> Vec<f32> {
+        self.rows(&self.streams.1, sequences)
+    }
+
+    fn rows(&self, stream: &Stream, sequences: &[usize]) -> Vec<f32> {
+        let size = stream.len() / self.samples;
+        let mut rows = vec![0.0; sequences.len() * size];
+        for (s, out) in sequences.iter().zip(rows.chunks_exact_mut(size)) {
+            stream.read(s * size, out);
+        }
+        rows
+    }
+
     /// The output becomes the next block's input.
-    pub(crate) fn next_block(&mut self) -> Result<()> {
+    fn next_block(&mut self) -> Result<()> {
         self.streams.1.flush()?;
         std::mem::swap(&mut self.streams.0, &mut self.streams.1);
         Ok(())

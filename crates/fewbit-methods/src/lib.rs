@@ -4,6 +4,7 @@
 //! there, and put a TOML file into `recipes/`.
 
 mod grid;
+mod learn;
 mod recipes;
 mod residual;
 mod solve;
@@ -17,6 +18,7 @@ use fewbit_engine::kinds::Registry;
 pub const REGISTRY: Registry = Registry {
     grids: grid::GRIDS,
     solvers: solve::SOLVERS,
+    learners: learn::LEARNERS,
     residuals: residual::RESIDUALS,
     transforms: transform::TRANSFORMS,
     rotations: transform::ROTATIONS,

@@ -19,7 +19,10 @@ pub(crate) const ENTRY: Entry<dyn Learner> = Entry {
             "range = \"clip\"",
             "what moves a group's grid: `clip` (two factors of its range), `sigmoid` (the same through sigmoids: OmniQuant), `scale` (a factor of the scale), `scale-zero` (and the zero point), `fixed`",
         ),
-        ("rate = 0.0", "learning rate of what moves codes, in steps of the grid; 0 is the form's own (1/steps for `offset`)"),
+        (
+            "rate = 0.0",
+            "learning rate of what moves codes, in steps of the grid; 0 is the form's own (1/steps for `offset`)",
+        ),
         ("range-rate = 0.0", "learning rate of what moves grids, relative; 0 is the form's own (1/steps for `clip`)"),
         ("widest = 1.0", "largest factor of a range under `clip`"),
         ("rank = 5", "rank under `low-rank`"),
@@ -74,7 +77,9 @@ impl Default for Rounding {
 impl Rounding {
     fn checked(self) -> Result<Self> {
         if self.round == RoundSetting::None && self.range == RangeSetting::Fixed {
-            return Err(Error::input("`learn.round = \"none\"` with `learn.range = \"fixed\"` leaves nothing to learn"));
+            return Err(Error::input(
+                "`learn.round = \"none\"` with `learn.range = \"fixed\"` leaves nothing to learn",
+            ));
         }
         let numbers = [("rate", self.rate), ("range-rate", self.range_rate), ("penalty", self.penalty)];
         if let Some((name, value)) = numbers.into_iter().find(|(_, v)| !(v.is_finite() && *v >= 0.0)) {
@@ -118,7 +123,9 @@ impl Learner for Rounding {
         }
         let keeps_zeros = matches!(self.range, RangeSetting::Fixed | RangeSetting::Scale);
         if matches!(codes.zeros(), Zeros::Offsets(_)) && !keeps_zeros {
-            return Err(Error::input("real offsets are not learned").hint("set `learn.range=scale`, or `grid.zero=code`"));
+            return Err(
+                Error::input("real offsets are not learned").hint("set `learn.range=scale`, or `grid.zero=code`")
+            );
         }
         if *codes.zeros() == Zeros::Middle && self.range == RangeSetting::ScaleZero {
             return Err(Error::input("a symmetric grid has no zero points to learn").hint("set `learn.range=scale`"));
@@ -138,9 +145,15 @@ impl Learner for Rounding {
 enum Range {
     Fixed,
     /// Leaf `at`: two factors a group (one where the grid is symmetric), as they are or through a sigmoid.
-    Clip { at: usize, is_soft: bool },
+    Clip {
+        at: usize,
+        is_soft: bool,
+    },
     /// Leaf `at`: a factor of the scale; the next one, if any: the zero point.
-    Scale { at: usize, zero: Option<usize> },
+    Scale {
+        at: usize,
+        zero: Option<usize>,
+    },
 }
 
 /// The grid of one group under the leaves.
@@ -284,7 +297,8 @@ impl Affine {
             Range::Fixed => start,
             Range::Scale { at, zero } => {
                 let scale = stored(start.scale * self.leaves[at].values[g]);
-                let zero = zero.map_or(start.zero, |z| self.leaves[z].values[g].round_ties_even().clamp(0.0, self.most));
+                let zero =
+                    zero.map_or(start.zero, |z| self.leaves[z].values[g].round_ties_even().clamp(0.0, self.most));
                 Params { scale, zero, ..start }
             }
             Range::Clip { at, is_soft } if self.is_symmetric => {

@@ -1,0 +1,80 @@
+use fewbit_format::{Error, Mat, QuantizedLinear, Result};
+use fewbit_grad::optim::Optimizer;
+use fewbit_graph::WeightId;
+use fewbit_kernel::Team;
+use fewbit_kernel::online::Map;
+
+use super::TuneSettings;
+use crate::kinds::Fake;
+
+/// One linear that is learned.
+pub(super) struct Learned {
+    pub(super) weight: WeightId,
+    pub(super) fake: Box<dyn Fake>,
+    pub(super) optimizers: Vec<Box<dyn Optimizer>>,
+    gradients: Vec<Vec<f32>>,
+    /// What stands beside the codes.
+    sides: Option<Mat>,
+    /// Undo the maps of the input, last to first.
+    back: Vec<Map>,
+    /// The maps of the input.
+    maps: Vec<Map>,
+}
+
+impl Learned {
+    pub(super) fn new(
+        settings: &TuneSettings,
+        weight: WeightId,
+        fake: Box<dyn Fake>,
+        start: &QuantizedLinear,
+    ) -> Result<Self> {
+        if !start.output.is_empty() {
+            return Err(Error::input("a map after the product is not learned through"));
+        }
+        let lens: Vec<usize> = fake.leaves().iter().map(|l| l.values.len()).collect();
+        let [rows, cols] = start.shape;
+        let sides = (!start.sides.is_empty()).then(|| {
+            let mut sides = Mat::zeros(rows, cols);
+            start.sides.add_rows(0..rows, sides.data_mut());
+            sides
+        });
+        Ok(Self {
+            weight,
+            fake,
+            optimizers: lens.iter().map(|n| settings.optimizer(*n)).collect(),
+            gradients: lens.iter().map(|n| vec![0.0; *n]).collect(),
+            sides,
+            back: start.input.iter().rev().map(|m| Map::new(&m.inverse(), cols)).collect(),
+            maps: start.input.iter().map(|m| Map::new(m, cols)).collect(),
+        })
+    }
+
+    /// The weight that stands for the linear in the graph: `y = W (x M)` is `y = (W Mᵀ) x`, and `M⁻¹ = Mᵀ`.
+    pub(super) fn forward(&self, team: &Team, progress: f32, out: &mut Mat) {
+        self.fake.forward(team, progress, out);
+        if let Some(sides) = &self.sides {
+            out.data_mut().iter_mut().zip(sides.data()).for_each(|(o, s)| *o += s);
+        }
+        self.back.iter().for_each(|m| m.apply(team, out.data_mut()));
+    }
+
+    pub(super) fn step(&mut self, team: &Team, number: u64, share: f32, progress: f32, gradient: &mut Mat) {
+        self.maps.iter().for_each(|m| m.apply(team, gradient.data_mut()));
+        self.fake.backward(team, progress, gradient, &mut self.gradients);
+        let leaves = self.fake.leaves_mut().into_iter();
+        for ((leaf, optimizer), gradient) in leaves.zip(&mut self.optimizers).zip(&self.gradients) {
+            if leaf.rate > 0.0 {
+                optimizer.step(team, number, share * leaf.rate, &mut leaf.values, gradient);
+            }
+        }
+        self.fake.settle();
+    }
+
+    pub(super) fn values(&self) -> Vec<Vec<f32>> {
+        self.fake.leaves().iter().map(|l| l.values.clone()).collect()
+    }
+
+    pub(super) fn set(&mut self, values: &[Vec<f32>]) {
+        self.fake.leaves_mut().into_iter().zip(values).for_each(|(l, v)| l.values.clone_from(v));
+    }
+}

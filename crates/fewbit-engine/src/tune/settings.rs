@@ -1,0 +1,84 @@
+use fewbit_format::{Error, Result};
+use fewbit_grad::optim::{AdamW, Decay, Optimizer, Schedule, SignSgd};
+use serde::Deserialize;
+
+/// How leaves are learned: what all learners have in common.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TuneSettings {
+    /// Steps of the optimizer, for each block.
+    pub steps: usize,
+    /// Sequences of a step, drawn at random.
+    pub batch: usize,
+    /// Rule of a step.
+    pub optimizer: OptimizerSetting,
+    /// How rates fall.
+    pub decay: DecaySetting,
+    /// Share of the numbers of a block's input that come from the original stream (QDrop).
+    pub mix: f32,
+    /// Whether the original block's output on the same input is a second target (OmniQuant's `aug_loss`).
+    pub aug: bool,
+}
+
+/// Rule of a step.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names are the rules")]
+pub enum OptimizerSetting {
+    Sign,
+    Adam,
+}
+
+/// How rates fall.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names are the rules")]
+pub enum DecaySetting {
+    Constant,
+    Linear,
+    Cosine,
+}
+
+impl Default for TuneSettings {
+    fn default() -> Self {
+        Self {
+            steps: 200,
+            batch: 8,
+            optimizer: OptimizerSetting::Sign,
+            decay: DecaySetting::Linear,
+            mix: 0.0,
+            aug: false,
+        }
+    }
+}
+
+impl TuneSettings {
+    /// The names of all settings, which a recipe writes beside the learner's own.
+    pub(crate) const KEYS: [&str; 6] = ["steps", "batch", "optimizer", "decay", "mix", "aug"];
+
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.steps == 0 || self.batch == 0 {
+            return Err(Error::input("`learn.steps` and `learn.batch` are positive numbers"));
+        }
+        if !(0.0..=1.0).contains(&self.mix) {
+            return Err(Error::input(format!("`learn.mix` is {}, where 0 to 1 is possible", self.mix)));
+        }
+        Ok(())
+    }
+
+    pub(super) fn schedule(&self) -> Schedule {
+        let decay = match self.decay {
+            DecaySetting::Constant => Decay::Constant,
+            DecaySetting::Linear => Decay::Linear { least: 0.0 },
+            DecaySetting::Cosine => Decay::Cosine { least: 0.05 },
+        };
+        Schedule { peak: 1.0, steps: self.steps as u64, warmup: 0, decay }
+    }
+
+    pub(super) fn optimizer(&self, len: usize) -> Box<dyn Optimizer> {
+        match self.optimizer {
+            OptimizerSetting::Sign => Box::new(SignSgd::new(len, 0.0)),
+            OptimizerSetting::Adam => Box::new(AdamW::new(len)),
+        }
+    }
+}
