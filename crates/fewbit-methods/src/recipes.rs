@@ -9,4 +9,5 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("mxfp4", include_str!("../../../recipes/mxfp4.toml")),
     ("nvfp4", include_str!("../../../recipes/nvfp4.toml")),
     ("quantease", include_str!("../../../recipes/quantease.toml")),
+    ("autoround", include_str!("../../../recipes/autoround.toml")),
 ];

@@ -35,6 +35,7 @@ fn is_documented<T: ?Sized + Debug>(kind: &str, entry: &Entry<T>) {
 fn members_are_documented_as_they_are() {
     REGISTRY.grids.iter().for_each(|e| is_documented("grid", e));
     REGISTRY.solvers.iter().for_each(|e| is_documented("solve", e));
+    REGISTRY.learners.iter().for_each(|e| is_documented("learn", e));
     REGISTRY.residuals.iter().for_each(|e| is_documented("residual", e));
     REGISTRY.transforms.iter().for_each(|e| is_documented("transform", e));
     REGISTRY.rotations.iter().for_each(|e| is_documented("transform", e));
