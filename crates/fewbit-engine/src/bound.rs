@@ -33,6 +33,7 @@ pub(crate) struct Bound {
     pub(crate) format: Format,
     pub(crate) needs: Needs,
     pub(crate) notes: Vec<String>,
+    pub(crate) calibration: CalibrationSettings,
     /// Whether all linears of a block see what the original block makes of its input.
     pub(crate) is_whole: bool,
     /// Whether the blocks before a block are the original ones.
@@ -102,8 +103,20 @@ impl Bound {
         }
         let is_whole = !transforms.is_empty() || calibration.sequential == Sequential::Block || is_original_stream;
         let (format, notes) = (choices.format, Vec::new());
-        let mut bound =
-            Self { rotations, transforms, program, learns, grids, format, needs, notes, is_whole, is_original_stream };
+        let calibration = calibration.clone();
+        let mut bound = Self {
+            rotations,
+            transforms,
+            program,
+            learns,
+            grids,
+            format,
+            needs,
+            notes,
+            calibration,
+            is_whole,
+            is_original_stream,
+        };
         bound.check_learners(file)?;
         bound.format = bound.fitting_format(file)?;
         fewbit_export::check_source(file, bound.format == Format::Gguf)?;

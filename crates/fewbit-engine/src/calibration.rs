@@ -51,6 +51,22 @@ impl Calibration {
         Self { samples: ids.len() / length, ids, length, hash }
     }
 
+    /// Each sequence `times` times, its ids shifted cyclically by equal parts of its length.
+    pub(crate) fn shifted(self, times: usize) -> Self {
+        if times == 1 {
+            return self;
+        }
+        let mut ids = Vec::with_capacity(self.ids.len() * times);
+        for sequence in self.ids.chunks_exact(self.length) {
+            for part in 0..times {
+                let (head, tail) = sequence.split_at(part * self.length / times);
+                ids.extend_from_slice(tail);
+                ids.extend_from_slice(head);
+            }
+        }
+        Self::new(ids, self.length)
+    }
+
     /// The first `samples` consecutive blocks of a text: `length − 1` ids each behind BOS, or `length` ids where the
     /// model's own rule adds no BOS.
     ///

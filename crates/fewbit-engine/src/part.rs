@@ -12,12 +12,14 @@ use fewbit_store::PartWeights;
 use fewbit_store::layout::Scheme;
 
 use crate::fold::{BlockTensors, fold, spread};
+use crate::importance::{Received, token_weights};
 use crate::journal::Done;
 use crate::kinds::{Element, InputJob, SiteJob};
 use crate::origin::Origin;
 use crate::outputs::{Shard, shard_name, write_shard};
 use crate::program::{InputProgram, Target};
 use crate::quantize::Run;
+use crate::recipe::TokenWeights;
 use crate::report::{BlockReport, LinearReport};
 use crate::stats::{Collector, InputStats};
 use crate::walk::{Streams, To, Walk, Walker};
@@ -45,10 +47,17 @@ impl Run<'_> {
             Some(_) => Some(Walk::new(Layer::new(graph.clone(), weights.clone(), Arithmetic::Exact)?)),
             None => None,
         };
+        let importance = match (&mut *streams, &walk) {
+            (Some(streams), Some(walk)) => {
+                self.importance(&mut streams.compressed, &walk.layer, &weights, &mut report)?
+            }
+            _ => None,
+        };
         for (inputs, _) in self.bound.stages(i, &graph) {
             let mut stats = Vec::new();
             if let (Some(streams), Some(walk), true) = (&mut *streams, &mut walk, self.bound.needs.any()) {
-                stats = self.look(part, &mut streams.compressed, walk, &inputs, &mut report)?;
+                let weights = importance.as_deref();
+                stats = self.look(part, &mut streams.compressed, walk, &inputs, weights, &mut report)?;
             }
             let clock = Instant::now();
             if !self.bound.transforms.is_empty() {
@@ -133,6 +142,31 @@ impl Run<'_> {
         Ok(shard.schemes)
     }
 
+    /// What each token counts in the statistics of a block, by the attention of the block before it is rounded.
+    fn importance(
+        &self,
+        walker: &mut Walker<'_>,
+        layer: &Layer,
+        weights: &PartWeights,
+        report: &mut BlockReport,
+    ) -> Result<Option<Vec<f32>>> {
+        let settings = &self.bound.calibration;
+        if settings.weights == TokenWeights::Uniform || !self.bound.needs.gram {
+            return Ok(None);
+        }
+        let length = self.calibration.as_ref().map_or(0, |c| c.length);
+        let graph = layer.graph();
+        let Some(mut received) = Received::of(self.team, graph, &weights.vectors, length) else { return Ok(None) };
+        let clock = Instant::now();
+        let inputs = received.inputs();
+        let mut walk = Walk::new(Layer::new(Arc::new(graph.clone()), weights.clone(), Arithmetic::Exact)?);
+        walker.go(&mut walk, To::Dead(&inputs), &mut received, &|| self.check_stop())?;
+        report.forward_seconds += clock.elapsed().as_secs_f64();
+        let mut scores = received.scores;
+        token_weights(&mut scores, length, settings.least, settings.power);
+        Ok(Some(scores))
+    }
+
     /// Statistics of some inputs over all tokens.
     fn look(
         &self,
@@ -140,11 +174,12 @@ impl Run<'_> {
         walker: &mut Walker<'_>,
         walk: &mut Walk,
         inputs: &[Edge],
+        importance: Option<&[f32]>,
         report: &mut BlockReport,
     ) -> Result<Vec<(Edge, InputStats)>> {
         let clock = Instant::now();
         let widths: Vec<_> = inputs.iter().map(|e| (*e, walk.layer.graph().values[e.value].dim)).collect();
-        let mut collector = Collector::new(self.team, self.bound.needs, widths.into_iter());
+        let mut collector = Collector::new(self.team, self.bound.needs, widths.into_iter(), importance);
         let to = if self.bound.is_original_stream && part != Part::Head {
             To::End
         } else if self.bound.is_whole {

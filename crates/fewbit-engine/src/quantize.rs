@@ -42,6 +42,7 @@ pub fn plan(request: &Request<'_>, flops_per_second: f64) -> Result<Plan> {
     let request = &request.settled()?;
     let (file, bound) = bind(request)?;
     let (samples, length) = sizes(request, &file);
+    let samples = samples * request.recipe.calibration.shifts;
     Ok(bound.plan(&file, &request.recipe, samples, length, request.calibration.bytes(), flops_per_second))
 }
 
@@ -196,7 +197,7 @@ fn calibrate(
             calibration.samples
         ));
     }
-    Ok(calibration)
+    Ok(calibration.shifted(request.recipe.calibration.shifts))
 }
 
 impl Run<'_> {

@@ -38,6 +38,25 @@ pub struct CalibrationSettings {
     pub sequential: Sequential,
     /// Which blocks made the inputs of a block.
     pub stream: StreamOf,
+    /// What a token counts in `XᵀX`.
+    pub weights: TokenWeights,
+    /// With `weights = "attention"`: what the least seen token of a sequence counts, where the most seen counts one.
+    pub least: f32,
+    /// With `weights = "attention"`: exponent of the weights (1 in the released code, 2 in the paper).
+    pub power: f32,
+    /// How often each sequence is used, its tokens shifted cyclically, so that each stands at several positions.
+    pub shifts: usize,
+}
+
+/// What tokens count in statistics.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenWeights {
+    /// All the same.
+    #[default]
+    Uniform,
+    /// By the attention that they receive in their block (RSQ). What experts read counts the same for all tokens.
+    Attention,
 }
 
 /// The residual stream that statistics are taken from.
@@ -65,7 +84,34 @@ pub enum Sequential {
 
 impl Default for CalibrationSettings {
     fn default() -> Self {
-        Self { samples: 128, length: 512, sequential: Sequential::Linear, stream: StreamOf::Compressed }
+        Self {
+            samples: 128,
+            length: 512,
+            sequential: Sequential::Linear,
+            stream: StreamOf::Compressed,
+            weights: TokenWeights::Uniform,
+            least: 0.005,
+            power: 1.0,
+            shifts: 1,
+        }
+    }
+}
+
+impl CalibrationSettings {
+    fn check(&self) -> Result<()> {
+        let wrong = |key: &str, value: f64, range: &str| {
+            Err(Error::input(format!("`calibration.{key}` is {value}, where {range} is possible")))
+        };
+        if !(0.0..=1.0).contains(&self.least) {
+            return wrong("least", f64::from(self.least), "0 to 1");
+        }
+        if !(self.power > 0.0 && self.power <= 4.0) {
+            return wrong("power", f64::from(self.power), "more than 0 and at most 4");
+        }
+        if !(1..=64).contains(&self.shifts) {
+            return wrong("shifts", self.shifts as f64, "1 to 64");
+        }
+        Ok(())
     }
 }
 
@@ -165,7 +211,9 @@ impl Recipe {
                 table.insert(field.to_owned(), value.clone());
             }
         }
-        parse("calibration", table)
+        let calibration: CalibrationSettings = parse("calibration", table)?;
+        calibration.check()?;
+        Ok(calibration)
     }
 
     /// The passes under the command line's settings; `scale` is the type of scales that `source` stands for.

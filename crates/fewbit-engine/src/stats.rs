@@ -9,7 +9,7 @@ use crate::kinds::Needs;
 /// What the inputs of a linear were like over the calibration tokens.
 #[derive(Clone, Debug, Default)]
 pub struct InputStats {
-    /// `H = XᵀX`, `[in, in]`.
+    /// `H = Σ_t w_t x_t x_tᵀ`, `[in, in]`; all weights are one where the recipe does not say otherwise.
     pub gram: Option<Mat>,
     /// `mean_t |X[t, j]|`.
     pub mean_abs: Option<Vec<f32>>,
@@ -40,13 +40,21 @@ pub(crate) struct Collector<'a> {
     needs: Needs,
     /// Per watched input: `XᵀX`, `Σ|x|`, tokens.
     watched: Vec<(Edge, Option<Mat>, Vec<f64>, usize)>,
+    /// What each token counts in `XᵀX`.
+    weights: Option<&'a [f32]>,
+    weighted: Vec<f32>,
     pub(crate) gram_seconds: f64,
 }
 
 impl<'a> Collector<'a> {
-    pub(crate) fn new(team: &'a Team, needs: Needs, inputs: impl Iterator<Item = (Edge, usize)>) -> Self {
+    pub(crate) fn new(
+        team: &'a Team,
+        needs: Needs,
+        inputs: impl Iterator<Item = (Edge, usize)>,
+        weights: Option<&'a [f32]>,
+    ) -> Self {
         let watched = inputs.map(|(v, dim)| (v, needs.gram.then(|| Mat::zeros(dim, dim)), vec![0.0; dim], 0));
-        Self { team, needs, watched: watched.collect(), gram_seconds: 0.0 }
+        Self { team, needs, watched: watched.collect(), weights, weighted: Vec::new(), gram_seconds: 0.0 }
     }
 
     pub(crate) fn finish(self) -> Vec<(Edge, InputStats)> {
@@ -73,7 +81,17 @@ impl Hooks for Collector<'_> {
         for (_, gram, sums, seen) in self.watched.iter_mut().filter(|w| w.0 == edge) {
             if let Some(h) = gram {
                 let clock = std::time::Instant::now();
-                gram_add(self.team, dim, tokens, rows, dim, h.data_mut());
+                // The rows of an expert are some of the tokens: which, is not known here.
+                let mut x = &*rows;
+                if let (Some(weights), None) = (self.weights, edge.expert) {
+                    self.weighted.clear();
+                    for (row, w) in rows.chunks_exact(dim).zip(&weights[*seen..]) {
+                        let root = w.sqrt();
+                        self.weighted.extend(row.iter().map(|v| v * root));
+                    }
+                    x = &self.weighted;
+                }
+                gram_add(self.team, dim, tokens, x, dim, h.data_mut());
                 self.gram_seconds += clock.elapsed().as_secs_f64();
             }
             if self.needs.mean_abs {

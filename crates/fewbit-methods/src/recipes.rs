@@ -8,6 +8,7 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("quarot", include_str!("../../../recipes/quarot.toml")),
     ("mxfp4", include_str!("../../../recipes/mxfp4.toml")),
     ("nvfp4", include_str!("../../../recipes/nvfp4.toml")),
+    ("rsq", include_str!("../../../recipes/rsq.toml")),
     ("quantease", include_str!("../../../recipes/quantease.toml")),
     ("autoround", include_str!("../../../recipes/autoround.toml")),
 ];

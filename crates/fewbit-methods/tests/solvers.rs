@@ -202,3 +202,21 @@ fn quantease_descends_to_where_no_single_code_helps() {
         }
     }
 }
+
+#[test]
+fn weighted_tokens_are_rounded_for_themselves() {
+    // Tokens whose weights span two decades: what RSQ puts into `Σ_t w_t x_t x_tᵀ`.
+    let (w, n) = (random(32, 64, 5), 64);
+    let (x, mix) = (random(256, n, 6), random(n, n, 7));
+    let weight = |t: usize| if t < 64 { 4.0f32 } else { 0.04 };
+    let weighted = |power: i32| {
+        let row = |t: usize, j: usize| (0..n).map(|k| x[(t, k)] * mix[(k, (j + t / 64) % n)]).sum::<f32>();
+        let rows = Mat::from_fn(256, n, |t, j| row(t, j) * weight(t).powi(power).sqrt());
+        Mat::from_fn(n, n, |a, b| (0..256).map(|t| rows[(t, a)] * rows[(t, b)]).sum())
+    };
+    let (even, uneven) = (weighted(0), weighted(1));
+    let (gptq, grid) = (solver("gptq", ""), grid("bits = 3\ngroup = 64"));
+    let of = |h: &Mat| decoded(&solve(&*gptq, &*grid, &w, h, 1), &w);
+    let (plain, own) = (loss(&w, &of(&even), &uneven, 0.0), loss(&w, &of(&uneven), &uneven, 0.0));
+    assert!(own < 0.9 * plain, "{own} with the weights, {plain} without");
+}

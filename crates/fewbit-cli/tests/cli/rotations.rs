@@ -1,12 +1,13 @@
 //! Rotations leave every family's function as it is, before anything is rounded.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use fewbit_store::Safetensors;
 use serde_json::{Map, Value, json};
 
-use crate::bench::{files, same_bytes};
+use crate::bench::{Bench, files, same_bytes};
 use crate::fewbit;
 
 /// Largest difference of a logit, as a share of their root mean square: what rounding in f32 makes of these models.
@@ -123,4 +124,23 @@ fn a_folded_demo_model_keeps_its_perplexity() {
     let (before, after) = (perplexity("demo"), perplexity(out));
     println!("perplexity {before:.4}, rotated {after:.4}");
     assert!((before - after).abs() < 0.01, "{before} became {after}");
+}
+
+#[test]
+fn tokens_that_count_the_same_are_no_weights_at_all() {
+    let bench = Bench::new("2");
+    let rsq = |name: &str, more: &[&str]| bench.whole(name, &[&["--recipe", "rsq"][..], more].concat());
+    let shards = |mut files: BTreeMap<String, Vec<u8>>| {
+        files.retain(|name, _| name.ends_with(".safetensors"));
+        files
+    };
+    let even = shards(rsq("even", &["--set", "calibration.least=1"]));
+    let plain = bench.whole("plain", &["--recipe", "quarot", "--bits", "3"]);
+    same_bytes(&even, &shards(plain), "weights of one");
+    let weighted = shards(rsq("weighted", &[]));
+    assert!(weighted.iter().any(|(name, bytes)| *bytes != even[name]), "the weights do not count");
+    same_bytes(&weighted, &shards(rsq("threads", &["--threads", "3"])), "another number of threads");
+    bench
+        .run(&bench.path("wrong"), &["--recipe", "rsq", "--set", "calibration.least=2"])
+        .refused(&["calibration.least", "0 to 1"]);
 }
