@@ -16,7 +16,7 @@ use crate::outputs::Format;
 use crate::program::Program;
 use crate::recipe::{CalibrationSettings, GridSettings, Pass, Sequential, StreamOf};
 use crate::stats::InputStats;
-use crate::tune::Learn;
+use crate::tune::{Learn, Scope};
 use crate::{Override, Pattern};
 
 /// The passes of a recipe, bound to a model.
@@ -95,7 +95,7 @@ impl Bound {
         needs = transforms.iter().fold(needs, |n, t| n.and(t.needs()));
         needs = needs.and(program.needs());
         let is_original_stream = calibration.stream == StreamOf::Original;
-        if is_original_stream && !learns.is_empty() {
+        if is_original_stream && learns.iter().any(|l| l.settings.scope == Scope::Block) {
             return Err(Error::input(
                 "the recipe learns on what compressed blocks make, and its stream is the original",
             )
@@ -203,6 +203,11 @@ impl Bound {
     /// Whether one matrix is written for embedding and head: the head takes the gain of its norm in a rotated stream.
     pub(crate) fn is_tied(&self, file: &ModelFile) -> bool {
         file.is_tied() && !self.has_head() && self.rotation(Space::Residual).is_none()
+    }
+
+    /// Whether something is learned of each block, on streams of its own.
+    pub(crate) fn learns_blocks(&self) -> bool {
+        self.learns.iter().any(|l| l.settings.scope == Scope::Block)
     }
 
     /// Whether calibration text has to be run.

@@ -26,7 +26,9 @@ pub(crate) struct Finished<'a> {
     pub(crate) calibration: Option<&'a Calibration>,
     pub(crate) identity: &'a Identity,
     pub(crate) places: &'a Places,
-    pub(crate) done: &'a [Done],
+    /// Parts of the model.
+    pub(crate) shards: usize,
+    pub(crate) done: Vec<Done>,
 }
 
 impl Finished<'_> {
@@ -40,16 +42,22 @@ impl Finished<'_> {
 
     /// The whole result, within the working folder.
     fn made(&self) -> Result<PathBuf> {
-        let parts = self.places.parts();
-        let schemes = self.index(&parts)?;
-        self.files(&parts, &schemes)?;
+        let parts = self.open_parts()?;
         verify_folder(&parts)?;
         if self.bound.format == Format::Gguf { self.gguf(&parts) } else { Ok(parts) }
     }
 
+    /// Makes the parts' folder a model that can be opened.
+    pub(crate) fn open_parts(&self) -> Result<PathBuf> {
+        let parts = self.places.parts();
+        let schemes = self.index(&parts)?;
+        self.files(&parts, &schemes)?;
+        Ok(parts)
+    }
+
     /// Gives the shards their final names and writes the index; returns the scheme of every linear.
     fn index(&self, parts: &Path) -> Result<Vec<(String, Option<Scheme>)>> {
-        let count = self.done.len();
+        let count = self.shards;
         let (mut map, mut total) = (BTreeMap::new(), 0u64);
         for i in 0..count {
             let (working, name) = (parts.join(shard_name(i)), format!("model-{:05}-of-{count:05}.safetensors", i + 1));

@@ -36,4 +36,4 @@ pub use report::{BlockReport, LinearReport, Progress, Report};
 pub use request::Request;
 pub use stats::InputStats;
 pub use toml::Table;
-pub use tune::{DecaySetting, Learn, OptimizerSetting, TuneSettings};
+pub use tune::{DecaySetting, Learn, LossSetting, OptimizerSetting, Scope, TuneSettings};

@@ -1,6 +1,7 @@
 //! One block, or the head, on its way from the checkpoint to its shard.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -101,7 +102,7 @@ impl Run<'_> {
         let linears = current;
         drop((weights, bases));
         let clock = Instant::now();
-        let schemes = self.write(i, part, origin, &linears, &vectors)?;
+        let schemes = self.write(&self.places.parts(), i, part, origin, &linears, &vectors)?;
         report.write_seconds = clock.elapsed().as_secs_f64();
         if let (Some(streams), Some(mut walk), true) = (streams, walk, goes_on) {
             let clock = Instant::now();
@@ -122,9 +123,10 @@ impl Run<'_> {
         walker.go(&mut walk, To::End, &mut NoHooks, &|| self.check_stop())
     }
 
-    /// Writes the shard of a part; the head's holds the embedding too. Returns how its linears are stored.
-    fn write(
+    /// Writes the shard of a part into a folder; the head's holds the embedding too. Returns how its linears are stored.
+    pub(crate) fn write(
         &self,
+        folder: &Path,
         i: usize,
         part: Part,
         origin: &Origin<'_>,
@@ -138,7 +140,7 @@ impl Run<'_> {
         }
         let is_shared = part == Part::Head && self.bound.is_tied(&self.file);
         shard.add(part, if is_shared { &[] } else { linears }, vectors)?;
-        write_shard(&self.places.parts().join(shard_name(i)), &shard.tensors)?;
+        write_shard(&folder.join(shard_name(i)), &shard.tensors)?;
         Ok(shard.schemes)
     }
 
@@ -321,6 +323,6 @@ impl Run<'_> {
         let bits = done.linear.stored_bits() as f64 / (weight.rows() * weight.cols()) as f64;
         let grid = grid.label() + &self.bound.program.side_label();
         report.linears.push(LinearReport { name, grid, bits_per_weight: bits, output_mse: done.output_mse });
-        Ok((done.linear, Some(weight).filter(|_| !self.bound.learns.is_empty())))
+        Ok((done.linear, Some(weight).filter(|_| self.bound.learns_blocks())))
     }
 }

@@ -64,6 +64,28 @@ impl Places {
         self.partial.join("parts")
     }
 
+    /// An empty folder for generation `number` of the parts; what a run that was ended left there goes.
+    pub(crate) fn next_parts(&self, number: usize) -> Result<PathBuf> {
+        let next = self.generation(number);
+        remove(&next)?;
+        std::fs::create_dir(&next).map_err(|e| Error::io("creating", &next, &e))?;
+        Ok(next)
+    }
+
+    /// Puts generation `number` of the parts, of which the journal says that it is whole, in the place of the one before.
+    pub(crate) fn settle_parts(&self, number: usize) -> Result<()> {
+        let next = self.generation(number);
+        if !next.exists() {
+            return Ok(());
+        }
+        remove(&self.parts())?;
+        rename(&next, &self.parts())
+    }
+
+    fn generation(&self, number: usize) -> PathBuf {
+        self.partial.join(format!("parts-{number}"))
+    }
+
     /// What only has to be renamed to `OUT`.
     pub(crate) fn ready(&self) -> PathBuf {
         self.partial.join("ready")

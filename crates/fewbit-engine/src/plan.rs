@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::Recipe;
 use crate::bound::{Bound, compressible};
+use crate::tune::Scope;
 use crate::walk::CHUNK_TOKENS;
 
 /// A sweep over the model, for people and for `--dry-run`.
@@ -85,12 +86,12 @@ impl Bound {
             let plain = Plain::all(file, part);
             out_bytes += self.stored(i, graph, &plain) + 4 * graph.vectors.iter().map(|v| v.dim as u64).sum::<u64>();
             flops += self.flops(i, graph, tokens);
-            peak = peak.or(self.memory(i, graph, &plain, tokens));
+            peak = peak.or(self.memory(i, graph, &plain, tokens)).or(self.learning(graph, length));
         }
         let per_token = if file.checkpoint().container() == Container::Gguf { TRANSLATION } else { TOKENIZER };
         let tokenizer = Memory { small: per_token * model.vocabulary as u64, large: 0 };
-        peak = peak.or(last).or(tokenizer);
-        let streams = if self.learns.is_empty() { 2 } else { 4 };
+        peak = peak.or(last).or(tokenizer).or(self.learning_all(file, length));
+        let streams = if self.learns_blocks() { 4 } else { 2 };
         Plan {
             sweeps: vec![self.sweep(recipe, model.blocks.len(), samples, length)],
             peak_bytes: BASE_BYTES + peak.bytes().max(if tokens > 0 { ENCODING * text_bytes } else { 0 }),
@@ -125,6 +126,30 @@ impl Bound {
             flops += self.transforms[t].flops(rows, site.dim);
         }
         flops
+    }
+
+    /// What learning a block holds: of each weight the base, what is learned, its best, the optimizer's, the weight and its
+    /// gradient, here and in the original; of each token in a step all values, forward and backward.
+    fn learning(&self, graph: &Graph, length: usize) -> Memory {
+        let blocks = self.learns.iter().filter(|l| l.settings.scope == Scope::Block);
+        let values: usize = graph.values.iter().map(|v| v.dim).sum();
+        let of = |batch: usize| {
+            Memory::default().and_f32s(9 * graph.parameters() as usize).and_f32s(2 * batch * length * values)
+        };
+        blocks.map(|l| of(l.settings.batch)).fold(Memory::default(), Memory::or)
+    }
+
+    /// What learning the whole model holds, as [`learning`](Self::learning) of all its blocks, and the logits of a step.
+    fn learning_all(&self, file: &ModelFile, length: usize) -> Memory {
+        let (model, models) = (file.model(), self.learns.iter().filter(|l| l.settings.scope == Scope::Model));
+        let parameters: u64 = model.parts().map(|(_, g)| g.parameters()).sum();
+        let widest = model.blocks.iter().map(|g| g.values.iter().map(|v| v.dim).sum::<usize>()).max().unwrap_or(0);
+        let of = |batch: usize| {
+            let boundaries = (model.blocks.len() + 1) * model.hidden;
+            let per_token = 2 * widest + boundaries + model.vocabulary;
+            Memory::default().and_f32s(9 * parameters as usize).and_f32s(batch * length * per_token)
+        };
+        models.map(|l| of(l.settings.batch)).fold(Memory::default(), Memory::or)
     }
 
     /// Anonymous memory of the largest moments in one part.

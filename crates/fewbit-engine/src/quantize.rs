@@ -14,13 +14,14 @@ use crate::Plan;
 use crate::bound::{Bound, Choices, compressible};
 use crate::calibration::{Calibration, CalibrationSource};
 use crate::finish::Finished;
-use crate::journal::{Identity, JOURNAL, Journal};
+use crate::journal::{Done, Identity, JOURNAL, Journal};
 use crate::origin::Origin;
 use crate::outputs::Format;
 use crate::places::Places;
 use crate::report::{BlockReport, Progress, Report};
 use crate::request::Request;
 use crate::stop::check_stop;
+use crate::tune::Scope;
 use crate::walk::{Streams, Walker};
 
 /// Everything that a run knows.
@@ -216,7 +217,8 @@ impl Run<'_> {
         }
         let parts: Vec<Part> = compressible(&self.file).map(|(part, _)| part).collect();
         let origin = Origin::new(&self.file, &self.bound, self.team, self.request.seed)?;
-        let mut streams = self.streams(journal.done.len(), &origin)?;
+        let mut streams =
+            if journal.done.len() < parts.len() { self.streams(journal.done.len(), &origin)? } else { None };
         progress.begin("blocks", parts.len() as u64);
         for (i, part) in parts.iter().enumerate().skip(journal.done.len()) {
             progress.at(i as u64);
@@ -229,16 +231,22 @@ impl Run<'_> {
         }
         progress.at(parts.len() as u64);
         drop(streams);
-        Finished {
-            file: &self.file,
-            bound: &self.bound,
-            request: self.request,
-            calibration: self.calibration.as_ref(),
-            identity: &identity,
-            places: &self.places,
-            done: &journal.done,
+        let finished = |done: &[Done]| {
+            let (request, calibration) = (self.request, self.calibration.as_ref());
+            let (file, bound, identity, places) = (&self.file, &self.bound, &identity, &self.places);
+            Finished { file, bound, request, calibration, identity, places, shards: parts.len(), done: done.to_vec() }
+        };
+        let learns: Vec<_> = self.bound.learns.iter().filter(|l| l.settings.scope == Scope::Model).collect();
+        for (pass, learn) in learns.iter().enumerate().skip(journal.done.len() - parts.len()) {
+            self.places.settle_parts(pass)?;
+            progress.begin("learning", 1);
+            finished(&journal.done).open_parts()?;
+            let done = self.learn_model(pass, learn, &origin)?;
+            journal.add(done)?;
+            progress.at(1);
         }
-        .write()?;
+        self.places.settle_parts(learns.len())?;
+        finished(&journal.done).write()?;
         Ok(self.report(journal.done.into_iter().map(|d| d.report).collect()))
     }
 
@@ -278,7 +286,7 @@ impl Run<'_> {
         let Some(calibration) = &self.calibration else { return Ok(None) };
         let kept = self.bound.kept_width(self.file.model());
         let walker = |name, kept| Walker::new(self.team, origin, calibration, &self.places.partial, name, done, kept);
-        let original = (!self.bound.learns.is_empty()).then(|| walker("original", 0)).transpose()?;
+        let original = self.bound.learns_blocks().then(|| walker("original", 0)).transpose()?;
         Ok(Some(Streams { compressed: walker("stream", kept)?, original }))
     }
 }

@@ -2,6 +2,7 @@
 //! what the original block makes of the original stream.
 
 mod learned;
+mod model;
 mod settings;
 mod state;
 
@@ -20,7 +21,7 @@ use crate::quantize::Run;
 use crate::report::BlockReport;
 use crate::walk::{Streams, Walker};
 use learned::Learned;
-pub use settings::{DecaySetting, OptimizerSetting, TuneSettings};
+pub use settings::{DecaySetting, LossSetting, OptimizerSetting, Scope, TuneSettings};
 use state::{State, Values};
 
 /// A `learn` pass.
@@ -80,7 +81,7 @@ impl Run<'_> {
     ) -> Result<()> {
         let original_stream = streams.original.as_ref().ok_or_else(|| Error::internal("learning without targets"))?;
         let data = Data { compressed: &streams.compressed, original: original_stream };
-        for (pass, learn) in self.bound.learns.iter().enumerate() {
+        for (pass, learn) in self.bound.learns.iter().enumerate().filter(|(_, l)| l.settings.scope == Scope::Block) {
             let seed = self.request.seed ^ ((i as u64) << 32 | (pass as u64) << 24);
             let mut learned = Vec::new();
             for (w, base) in bases.iter().enumerate() {

@@ -6,6 +6,10 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TuneSettings {
+    /// What is learned at once.
+    pub scope: Scope,
+    /// What is pulled to what: a whole model's logits; a block's outputs are always compared by their squared error.
+    pub loss: LossSetting,
     /// Steps of the optimizer, for each block.
     pub steps: usize,
     /// Sequences of a step, drawn at random.
@@ -18,6 +22,26 @@ pub struct TuneSettings {
     pub mix: f32,
     /// Whether the original block's output on the same input is a second target (OmniQuant's `aug_loss`).
     pub aug: bool,
+}
+
+/// What is learned at once.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// A block, its output pulled to that of the original block.
+    Block,
+    /// The model, once all of it is rounded.
+    Model,
+}
+
+/// What a whole model is pulled to.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum LossSetting {
+    /// The original's distribution of the next token.
+    Kl,
+    /// The text's next token.
+    Ce,
 }
 
 /// Rule of a step.
@@ -42,6 +66,8 @@ pub enum DecaySetting {
 impl Default for TuneSettings {
     fn default() -> Self {
         Self {
+            scope: Scope::Block,
+            loss: LossSetting::Kl,
             steps: 200,
             batch: 8,
             optimizer: OptimizerSetting::Sign,
@@ -54,7 +80,7 @@ impl Default for TuneSettings {
 
 impl TuneSettings {
     /// The names of all settings, which a recipe writes beside the learner's own.
-    pub(crate) const KEYS: [&str; 6] = ["steps", "batch", "optimizer", "decay", "mix", "aug"];
+    pub(crate) const KEYS: [&str; 8] = ["scope", "loss", "steps", "batch", "optimizer", "decay", "mix", "aug"];
 
     pub(crate) fn check(&self) -> Result<()> {
         if self.steps == 0 || self.batch == 0 {

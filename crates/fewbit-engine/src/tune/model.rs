@@ -1,0 +1,338 @@
+//! Learns the whole model at once, once all of it is rounded: its logits are pulled to those of the original.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use fewbit_format::{Band, Error, Mat, QuantizedLinear, Result, Storage};
+use fewbit_grad::loss::{cross_entropy, divergence};
+use fewbit_grad::model::{ModelFunction, Visit};
+use fewbit_grad::{Gradients, Parameters};
+use fewbit_graph::{Graph, Part};
+use fewbit_kernel::Team;
+use fewbit_runtime::Batch;
+use fewbit_store::layout::Scheme;
+use fewbit_store::{ModelFile, PartWeights};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use super::learned::Learned;
+use super::state::State;
+use super::{LOOKS, Learn, LossSetting, SAVE_EVERY, draw};
+use crate::bound::compressible;
+use crate::calibration::Calibration;
+use crate::journal::Done;
+use crate::kinds::LeafJob;
+use crate::origin::Origin;
+use crate::quantize::Run;
+use crate::report::BlockReport;
+
+/// The model that is learned, part by part.
+struct Student {
+    parts: BTreeMap<Part, Arc<Parameters>>,
+    /// All that is learned, in the order of the parts, and where each part's begins and ends.
+    learned: Vec<Learned>,
+    of_part: BTreeMap<Part, Range<usize>>,
+    /// The step that a pass backward makes; `None` while only the loss is asked for.
+    step: Option<Step>,
+    team: Arc<Team>,
+}
+
+#[derive(Clone, Copy)]
+struct Step {
+    number: u64,
+    share: f32,
+    progress: f32,
+}
+
+impl Student {
+    /// Weights under the leaves as they are now.
+    fn refresh(&mut self, progress: f32) -> Result<()> {
+        for (part, range) in &self.of_part {
+            let parameters = self.parts.get_mut(part).and_then(Arc::get_mut);
+            let parameters = parameters.ok_or_else(|| Error::internal("parameters that a pass still holds"))?;
+            for learned in &self.learned[range.clone()] {
+                learned.forward(&self.team, progress, &mut parameters.weights[learned.weight]);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Visit for Student {
+    fn parameters(&mut self, part: Part) -> Result<Arc<Parameters>> {
+        self.parts.get(&part).cloned().ok_or_else(|| Error::internal("a part that is not there"))
+    }
+
+    fn asked(&mut self, part: Part, graph: &Graph) -> Gradients {
+        let learned = self.of_part.get(&part).map_or(&[][..], |r| &self.learned[r.clone()]);
+        let mut gradients = Gradients::of_weights(graph, learned.iter().map(|l| l.weight));
+        // Parts are in order: what comes before this one begins with the first.
+        gradients.wants_input = self.of_part.keys().any(|p| *p < part);
+        gradients
+    }
+
+    fn done(&mut self, part: Part, mut gradients: Gradients) -> Result<()> {
+        let (Some(range), Some(Step { number, share, progress })) = (self.of_part.get(&part), self.step) else {
+            return Ok(());
+        };
+        for learned in &mut self.learned[range.clone()] {
+            let gradient = gradients.weights[learned.weight].as_mut();
+            let gradient = gradient.ok_or_else(|| Error::internal("a gradient that was asked for"))?;
+            learned.step(&self.team, number, share, progress, gradient);
+        }
+        Ok(())
+    }
+}
+
+/// The original: nothing of it is learned.
+struct Teacher(BTreeMap<Part, Arc<Parameters>>);
+
+impl Visit for Teacher {
+    fn parameters(&mut self, part: Part) -> Result<Arc<Parameters>> {
+        self.0.get(&part).cloned().ok_or_else(|| Error::internal("a part that is not there"))
+    }
+
+    fn asked(&mut self, _: Part, graph: &Graph) -> Gradients {
+        Gradients { wants_input: false, ..Gradients::none(graph) }
+    }
+
+    fn done(&mut self, _: Part, _: Gradients) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A model that is being learned.
+struct Tuning<'a> {
+    run: &'a Run<'a>,
+    learn: &'a Learn,
+    calibration: &'a Calibration,
+    function: ModelFunction,
+    student: Student,
+    teacher: Teacher,
+    batch: Batch,
+    boundaries: Vec<f32>,
+}
+
+impl Run<'_> {
+    /// Learns the model that lies in the parts' folder, the `pass`th that does so, and writes it anew.
+    pub(crate) fn learn_model(&self, pass: usize, learn: &Learn, origin: &Origin<'_>) -> Result<Done> {
+        let calibration = self.calibration.as_ref().ok_or_else(|| Error::internal("learning without text"))?;
+        let clock = Instant::now();
+        let compressed = ModelFile::open(&self.places.parts())?;
+        let (mut parts, mut learned, mut of_part) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
+        let mut teacher = BTreeMap::new();
+        let seed = self.request.seed ^ ((pass as u64) << 56);
+        for (part, graph) in self.file.model().parts() {
+            let weights = compressed.part(part)?;
+            teacher.insert(part, Arc::new(Parameters::of(graph, &self.file.part(part)?)?));
+            let first = learned.len();
+            if part != Part::Embed {
+                let i = compressible(&self.file).position(|(p, _)| p == part).unwrap_or(0);
+                let bases = origin.part(part)?;
+                for (w, start) in weights.linears.iter().enumerate() {
+                    if self.bound.grids[i][w].is_some() {
+                        let base = self.bound.transforms.is_empty().then(|| bases.linears[w].decode());
+                        let seed = seed.wrapping_add((i << 20 | w) as u64);
+                        learned.push(self.leaf(learn, graph, w, start, base, seed)?);
+                    }
+                }
+            }
+            if learned.len() > first {
+                of_part.insert(part, first..learned.len());
+            }
+            let plain = |l: &Arc<QuantizedLinear>| {
+                let dense = QuantizedLinear { input: Vec::new(), ..QuantizedLinear::clone(l) };
+                Arc::new(dense)
+            };
+            let linears = weights.linears.iter().map(plain).collect();
+            parts.insert(part, Arc::new(Parameters::of(graph, &PartWeights { linears, vectors: weights.vectors })?));
+        }
+        let function = ModelFunction::new(self.file.model().clone())?;
+        let batch = Batch::sequences(learn.settings.batch.min(calibration.samples), calibration.length);
+        let mut tuning = Tuning {
+            run: self,
+            learn,
+            calibration,
+            boundaries: vec![0.0; function.boundaries(batch.tokens())],
+            function,
+            student: Student { parts, learned, of_part, step: None, team: self.team.clone() },
+            teacher: Teacher(teacher),
+            batch,
+        };
+        let losses = tuning.run([usize::MAX, pass])?;
+        let Student { learned, of_part, .. } = tuning.student;
+        let schemes = self.write_learned(pass + 1, &compressed, origin, &learned, &of_part)?;
+        let learn_seconds = clock.elapsed().as_secs_f64();
+        let report = BlockReport { learned: vec![losses], learn_seconds, ..BlockReport::default() };
+        Ok(Done { block: compressible(&self.file).count() + pass, report, schemes })
+    }
+
+    fn leaf(
+        &self,
+        learn: &Learn,
+        graph: &Graph,
+        weight: usize,
+        start: &QuantizedLinear,
+        base: Option<Mat>,
+        seed: u64,
+    ) -> Result<Learned> {
+        let place = |e: Error| e.tensor(&graph.weights[weight].name);
+        let [band] = &start.bands[..] else {
+            return Err(place(Error::input("rows in several bands are not learned")));
+        };
+        let codes = || {
+            let mut m = Mat::zeros(start.shape[0], start.shape[1]);
+            band.storage.decode_rows(0..start.shape[0], m.data_mut());
+            m
+        };
+        let is_plain = start.is_plain();
+        let base = base.filter(|_| is_plain).unwrap_or_else(codes);
+        let steps = learn.settings.steps;
+        let name = &graph.weights[weight].name;
+        let fake = learn.learner.begin(&LeafJob { name, weight: &base, start: &band.storage, steps, seed })?;
+        Learned::new(&learn.settings, weight, fake, start).map_err(place)
+    }
+
+    /// Writes a new generation of shards beside the present one, and puts it in its place.
+    fn write_learned(
+        &self,
+        generation: usize,
+        compressed: &ModelFile,
+        origin: &Origin<'_>,
+        learned: &[Learned],
+        of_part: &BTreeMap<Part, Range<usize>>,
+    ) -> Result<Vec<(String, Option<Scheme>)>> {
+        let folder = self.places.next_parts(generation)?;
+        let mut schemes = Vec::new();
+        for (i, (part, _)) in compressible(&self.file).enumerate() {
+            self.check_stop()?;
+            let PartWeights { mut linears, vectors } = compressed.part(part)?;
+            for learned in of_part.get(&part).map_or(&[][..], |r| &learned[r.clone()]) {
+                let linear = &mut linears[learned.weight];
+                let storage: Storage = learned.fake.bake()?;
+                let band = Band { rows: 0..linear.shape[0], storage };
+                *linear = Arc::new(QuantizedLinear { bands: vec![band], ..QuantizedLinear::clone(linear) });
+            }
+            schemes.extend(self.write(&folder, i, part, origin, &linears, &vectors)?);
+        }
+        Ok(schemes)
+    }
+}
+
+impl Tuning<'_> {
+    /// All steps; returns the loss over all sequences at the start and at the end. The best state that was seen stays.
+    fn run(&mut self, place: [usize; 2]) -> Result<[f64; 2]> {
+        let settings = &self.learn.settings;
+        let (steps, folder) = (settings.steps, &self.run.places.partial);
+        let is_resumed = self.run.request.resume;
+        let earlier = if is_resumed { State::restore(folder, place, &mut self.student.learned)? } else { None };
+        let mut state = if let Some(state) = earlier {
+            state
+        } else {
+            let first = self.loss()?;
+            State {
+                place,
+                done: 0,
+                best: self.student.learned.iter().map(Learned::values).collect(),
+                first,
+                least: first,
+            }
+        };
+        let schedule = settings.schedule();
+        let mut saved = Instant::now();
+        while state.done < steps {
+            self.run.check_stop()?;
+            self.step(state.done, schedule.rate(state.done as u64 + 1))?;
+            state.done += 1;
+            if (state.done * LOOKS) % steps < LOOKS {
+                let loss = self.loss()?;
+                if loss < state.least {
+                    state.best = self.student.learned.iter().map(Learned::values).collect();
+                    state.least = loss;
+                }
+            }
+            if saved.elapsed() > SAVE_EVERY {
+                state.save(folder, &self.student.learned)?;
+                saved = Instant::now();
+            }
+        }
+        self.student.learned.iter_mut().zip(&state.best).for_each(|(learned, values)| learned.set(values));
+        State::remove(folder)?;
+        Ok([state.first, state.least])
+    }
+
+    fn step(&mut self, done: usize, share: f32) -> Result<()> {
+        let progress = done as f32 / self.learn.settings.steps as f32;
+        self.student.refresh(progress)?;
+        let mut rng = ChaCha8Rng::seed_from_u64(self.run.request.seed);
+        rng.set_stream(1 << 32 | done as u64);
+        let sequences = draw(self.batch.spans().len(), self.calibration.samples, &mut rng);
+        self.student.step = Some(Step { number: done as u64 + 1, share, progress });
+        self.pass(&sequences)?;
+        self.student.step = None;
+        Ok(())
+    }
+
+    /// The mean loss per token over all sequences, with codes as they would be stored.
+    fn loss(&mut self) -> Result<f64> {
+        self.student.refresh(1.0)?;
+        let (samples, count) = (self.calibration.samples, self.batch.spans().len());
+        let (mut sum, mut batches) = (0.0, 0);
+        for first in (0..samples).step_by(count) {
+            self.run.check_stop()?;
+            // The last batch is filled up with sequences that were there before.
+            let sequences: Vec<usize> = (0..count).map(|i| (first + i) % samples).collect();
+            sum += self.pass(&sequences)?;
+            batches += 1;
+        }
+        Ok(sum / f64::from(batches))
+    }
+
+    /// The loss of some sequences; where a step is to be made, its gradients move the leaves.
+    fn pass(&mut self, sequences: &[usize]) -> Result<f64> {
+        let Self { run, learn, calibration, function, student, teacher, batch, boundaries } = self;
+        let (team, length) = (&**run.team, calibration.length);
+        let ids: Vec<u32> =
+            sequences.iter().flat_map(|s| &calibration.ids[s * length..(s + 1) * length]).copied().collect();
+        let vocabulary = run.file.model().vocabulary;
+        // The last token of a sequence has no successor.
+        let has_next = |row: usize| (row + 1) % length != 0;
+        let is_kl = learn.settings.loss == LossSetting::Kl;
+        let count = if is_kl { ids.len() } else { ids.len() - sequences.len() };
+        let mut wanted = Vec::new();
+        if is_kl {
+            wanted = vec![0.0f32; ids.len() * vocabulary];
+            let mut keep = |_: &Team, rows: Range<usize>, logits: &mut [f32]| {
+                log_softmax(team, logits, vocabulary);
+                wanted[rows.start * vocabulary..rows.end * vocabulary].copy_from_slice(logits);
+                0.0
+            };
+            function.loss(team, batch, &ids, teacher, &mut keep)?;
+        }
+        let mut loss = |team: &Team, rows: Range<usize>, logits: &mut [f32]| {
+            let by = 1.0 / count as f32;
+            if is_kl {
+                let wanted = &wanted[rows.start * vocabulary..rows.end * vocabulary];
+                return divergence(team, logits, vocabulary, wanted, &vec![by; rows.len()]);
+            }
+            let next: Vec<u32> = rows.clone().map(|r| if has_next(r) { ids[r + 1] } else { 0 }).collect();
+            let weights: Vec<f32> = rows.map(|r| if has_next(r) { by } else { 0.0 }).collect();
+            cross_entropy(team, logits, vocabulary, &next, &weights)
+        };
+        if student.step.is_some() {
+            function.gradients(team, batch, &ids, student, &mut loss, boundaries)
+        } else {
+            function.loss(team, batch, &ids, student, &mut loss)
+        }
+    }
+}
+
+/// Logarithms of the softmax of each row.
+fn log_softmax(team: &Team, logits: &mut [f32], vocabulary: usize) {
+    team.for_pieces(logits, vocabulary, &|_, row| {
+        let (_, log_sum) = fewbit_kernel::elementwise::log_softmax_stats(row);
+        row.iter_mut().for_each(|x| *x -= log_sum as f32);
+    });
+}
