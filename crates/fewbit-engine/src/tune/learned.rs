@@ -4,8 +4,8 @@ use fewbit_graph::WeightId;
 use fewbit_kernel::Team;
 use fewbit_kernel::online::Map;
 
-use super::TuneSettings;
-use crate::kinds::Fake;
+use super::{Learn, TuneSettings};
+use crate::kinds::{Fake, LeafJob};
 
 /// One linear that is learned.
 pub(super) struct Learned {
@@ -22,15 +22,26 @@ pub(super) struct Learned {
 }
 
 impl Learned {
-    pub(super) fn new(
-        settings: &TuneSettings,
+    /// Begins with `base`, the weight without what stands beside its codes, of which `start` was made.
+    pub(super) fn begin(
+        learn: &Learn,
         weight: WeightId,
-        fake: Box<dyn Fake>,
+        name: &str,
+        base: &Mat,
         start: &QuantizedLinear,
+        seed: u64,
     ) -> Result<Self> {
+        let [band] = &start.bands[..] else {
+            return Err(Error::input("rows in several bands are not learned").tensor(name));
+        };
         if !start.output.is_empty() {
-            return Err(Error::input("a map after the product is not learned through"));
+            return Err(Error::input("a map after the product is not learned through").tensor(name));
         }
+        let job = LeafJob { name, weight: base, start: &band.storage, steps: learn.settings.steps, seed };
+        Ok(Self::new(&learn.settings, weight, learn.learner.begin(&job)?, start))
+    }
+
+    fn new(settings: &TuneSettings, weight: WeightId, fake: Box<dyn Fake>, start: &QuantizedLinear) -> Self {
         let lens: Vec<usize> = fake.leaves().iter().map(|l| l.values.len()).collect();
         let [rows, cols] = start.shape;
         let sides = (!start.sides.is_empty()).then(|| {
@@ -38,7 +49,7 @@ impl Learned {
             start.sides.add_rows(0..rows, sides.data_mut());
             sides
         });
-        Ok(Self {
+        Self {
             weight,
             fake,
             optimizers: lens.iter().map(|n| settings.optimizer(*n)).collect(),
@@ -46,7 +57,7 @@ impl Learned {
             sides,
             back: start.input.iter().rev().map(|m| Map::new(&m.inverse(), cols)).collect(),
             maps: start.input.iter().map(|m| Map::new(m, cols)).collect(),
-        })
+        }
     }
 
     /// The weight that stands for the linear in the graph: `y = W (x M)` is `y = (W Mᵀ) x`, and `M⁻¹ = Mᵀ`.

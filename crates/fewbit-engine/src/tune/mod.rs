@@ -16,7 +16,7 @@ use fewbit_runtime::{Batch, Rotations};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::kinds::{LeafJob, Learner};
+use crate::kinds::Learner;
 use crate::quantize::Run;
 use crate::report::BlockReport;
 use crate::walk::{Streams, Walker};
@@ -87,21 +87,9 @@ impl Run<'_> {
             for (w, base) in bases.iter().enumerate() {
                 let Some(base) = base else { continue };
                 let start = &*current[w];
-                let [band] = &start.bands[..] else {
-                    return Err(Error::input("rows in several bands are not learned").tensor(&graph.weights[w].name));
-                };
                 let rest = without_low_rank(base, start);
-                let seed = seed.wrapping_add(w as u64);
-                let job = LeafJob {
-                    name: &graph.weights[w].name,
-                    weight: rest.as_ref().unwrap_or(base),
-                    start: &band.storage,
-                    steps: learn.settings.steps,
-                    seed,
-                };
-                let fake = learn.learner.begin(&job)?;
-                let place = |e: Error| e.tensor(&graph.weights[w].name);
-                learned.push(Learned::new(&learn.settings, w, fake, start).map_err(place)?);
+                let (base, seed) = (rest.as_ref().unwrap_or(base), seed.wrapping_add(w as u64));
+                learned.push(Learned::begin(learn, w, &graph.weights[w].name, base, start, seed)?);
             }
             let count = learn.settings.batch.min(data.compressed.samples());
             let batch = Batch::sequences(count, data.compressed.length());
@@ -118,7 +106,7 @@ impl Run<'_> {
                 learned,
                 saved: Saved::default(),
             };
-            report.learned.push(tuning.run([i, pass])?);
+            report.learned.push(descend(self, &learn.settings, [i, pass], &mut tuning)?);
             for learned in tuning.learned {
                 let linear = &mut current[learned.weight];
                 let storage = learned.fake.bake()?;
@@ -131,6 +119,51 @@ impl Run<'_> {
         }
         Ok(())
     }
+}
+
+/// A model or a part of it that is being learned.
+trait Descent {
+    /// What is learned.
+    fn learned(&mut self) -> &mut [Learned];
+
+    /// The mean loss over all sequences, with codes as they would be stored.
+    fn loss(&mut self) -> Result<f64>;
+
+    /// The step after `done` others, at a share of the leaves' rates, on sequences drawn at random.
+    fn step(&mut self, done: usize, share: f32) -> Result<()>;
+}
+
+/// All steps; returns the loss over all sequences at the start and at the end. The best state that was seen stays.
+fn descend(run: &Run<'_>, settings: &TuneSettings, place: [usize; 2], tuning: &mut dyn Descent) -> Result<[f64; 2]> {
+    let (steps, folder) = (settings.steps, &run.places.partial);
+    let values = |tuning: &mut dyn Descent| -> Values { tuning.learned().iter().map(Learned::values).collect() };
+    let earlier = if run.request.resume { State::restore(folder, place, tuning.learned())? } else { None };
+    let mut state = if let Some(state) = earlier {
+        state
+    } else {
+        let first = tuning.loss()?;
+        State { place, done: 0, best: values(tuning), first, least: first }
+    };
+    let schedule = settings.schedule();
+    let mut saved = Instant::now();
+    while state.done < steps {
+        run.check_stop()?;
+        tuning.step(state.done, schedule.rate(state.done as u64 + 1))?;
+        state.done += 1;
+        if (state.done * LOOKS) % steps < LOOKS {
+            let loss = tuning.loss()?;
+            if loss < state.least {
+                (state.best, state.least) = (values(tuning), loss);
+            }
+        }
+        if saved.elapsed() > SAVE_EVERY {
+            state.save(folder, tuning.learned())?;
+            saved = Instant::now();
+        }
+    }
+    tuning.learned().iter_mut().zip(&state.best).for_each(|(learned, values)| learned.set(values));
+    State::remove(folder)?;
+    Ok([state.first, state.least])
 }
 
 /// The weight without its correction of low rank: what the codes stand for.
@@ -152,42 +185,6 @@ fn now(linears: &[Arc<QuantizedLinear>]) -> Parameters {
 }
 
 impl Tuning<'_, '_> {
-    /// All steps; returns the error over all sequences at the start and at the end. The best state that was seen stays.
-    fn run(&mut self, place: [usize; 2]) -> Result<[f64; 2]> {
-        let (steps, folder) = (self.settings.steps, &self.run.places.partial);
-        let earlier = if self.run.request.resume { State::restore(folder, place, &mut self.learned)? } else { None };
-        let mut state = if let Some(state) = earlier {
-            state
-        } else {
-            let first = self.error()?;
-            State { place, done: 0, best: self.values(), first, least: first }
-        };
-        let schedule = self.settings.schedule();
-        let mut saved = Instant::now();
-        while state.done < steps {
-            self.run.check_stop()?;
-            self.step(state.done, schedule.rate(state.done as u64 + 1))?;
-            state.done += 1;
-            if (state.done * LOOKS) % steps < LOOKS {
-                let error = self.error()?;
-                if error < state.least {
-                    (state.best, state.least) = (self.values(), error);
-                }
-            }
-            if saved.elapsed() > SAVE_EVERY {
-                state.save(folder, &self.learned)?;
-                saved = Instant::now();
-            }
-        }
-        self.learned.iter_mut().zip(&state.best).for_each(|(learned, values)| learned.set(values));
-        State::remove(folder)?;
-        Ok([state.first, state.least])
-    }
-
-    fn values(&self) -> Values {
-        self.learned.iter().map(Learned::values).collect()
-    }
-
     /// Rows of some sequences of the block's input and of its target.
     fn rows(&self, sequences: &[usize], rng: Option<&mut ChaCha8Rng>) -> (Vec<f32>, Vec<f32>) {
         let Data { compressed, original } = self.data;
@@ -201,9 +198,15 @@ impl Tuning<'_, '_> {
         }
         (x, original.outputs(sequences))
     }
+}
 
-    /// The block's mean squared error per token over all sequences, with codes as they would be stored.
-    fn error(&mut self) -> Result<f64> {
+impl Descent for Tuning<'_, '_> {
+    fn learned(&mut self) -> &mut [Learned] {
+        &mut self.learned
+    }
+
+    /// The block's mean squared error per token.
+    fn loss(&mut self) -> Result<f64> {
         let Self { run, learned, now, .. } = self;
         learned.iter().for_each(|l| l.forward(run.team, 1.0, &mut now.weights[l.weight]));
         let (samples, count) = (self.data.compressed.samples(), self.turn.0.spans().len());
@@ -228,7 +231,6 @@ impl Tuning<'_, '_> {
         Ok(sum / tokens as f64)
     }
 
-    /// One step on sequences drawn at random.
     fn step(&mut self, done: usize, share: f32) -> Result<()> {
         // A step's own numbers: a run that goes on draws what it would have drawn.
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);

@@ -18,12 +18,10 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::learned::Learned;
-use super::state::State;
-use super::{LOOKS, Learn, LossSetting, SAVE_EVERY, draw};
+use super::{Descent, Learn, LossSetting, descend, draw};
 use crate::bound::compressible;
 use crate::calibration::Calibration;
 use crate::journal::Done;
-use crate::kinds::LeafJob;
 use crate::origin::Origin;
 use crate::quantize::Run;
 use crate::report::BlockReport;
@@ -133,9 +131,11 @@ impl Run<'_> {
                 let bases = origin.part(part)?;
                 for (w, start) in weights.linears.iter().enumerate() {
                     if self.bound.grids[i][w].is_some() {
-                        let base = self.bound.transforms.is_empty().then(|| bases.linears[w].decode());
+                        // Where the source is not what was rounded, the codes are all that is known of it.
+                        let is_source = self.bound.transforms.is_empty() && start.is_plain();
+                        let base = if is_source { bases.linears[w].decode() } else { codes(start) };
                         let seed = seed.wrapping_add((i << 20 | w) as u64);
-                        learned.push(self.leaf(learn, graph, w, start, base, seed)?);
+                        learned.push(Learned::begin(learn, w, &graph.weights[w].name, &base, start, seed)?);
                     }
                 }
             }
@@ -161,38 +161,12 @@ impl Run<'_> {
             teacher: Teacher(teacher),
             batch,
         };
-        let losses = tuning.run([usize::MAX, pass])?;
+        let losses = descend(self, &learn.settings, [usize::MAX, pass], &mut tuning)?;
         let Student { learned, of_part, .. } = tuning.student;
         let schemes = self.write_learned(pass + 1, &compressed, origin, &learned, &of_part)?;
         let learn_seconds = clock.elapsed().as_secs_f64();
         let report = BlockReport { learned: vec![losses], learn_seconds, ..BlockReport::default() };
         Ok(Done { block: compressible(&self.file).count() + pass, report, schemes })
-    }
-
-    fn leaf(
-        &self,
-        learn: &Learn,
-        graph: &Graph,
-        weight: usize,
-        start: &QuantizedLinear,
-        base: Option<Mat>,
-        seed: u64,
-    ) -> Result<Learned> {
-        let place = |e: Error| e.tensor(&graph.weights[weight].name);
-        let [band] = &start.bands[..] else {
-            return Err(place(Error::input("rows in several bands are not learned")));
-        };
-        let codes = || {
-            let mut m = Mat::zeros(start.shape[0], start.shape[1]);
-            band.storage.decode_rows(0..start.shape[0], m.data_mut());
-            m
-        };
-        let is_plain = start.is_plain();
-        let base = base.filter(|_| is_plain).unwrap_or_else(codes);
-        let steps = learn.settings.steps;
-        let name = &graph.weights[weight].name;
-        let fake = learn.learner.begin(&LeafJob { name, weight: &base, start: &band.storage, steps, seed })?;
-        Learned::new(&learn.settings, weight, fake, start).map_err(place)
     }
 
     /// Writes a new generation of shards beside the present one, and puts it in its place.
@@ -221,46 +195,9 @@ impl Run<'_> {
     }
 }
 
-impl Tuning<'_> {
-    /// All steps; returns the loss over all sequences at the start and at the end. The best state that was seen stays.
-    fn run(&mut self, place: [usize; 2]) -> Result<[f64; 2]> {
-        let settings = &self.learn.settings;
-        let (steps, folder) = (settings.steps, &self.run.places.partial);
-        let is_resumed = self.run.request.resume;
-        let earlier = if is_resumed { State::restore(folder, place, &mut self.student.learned)? } else { None };
-        let mut state = if let Some(state) = earlier {
-            state
-        } else {
-            let first = self.loss()?;
-            State {
-                place,
-                done: 0,
-                best: self.student.learned.iter().map(Learned::values).collect(),
-                first,
-                least: first,
-            }
-        };
-        let schedule = settings.schedule();
-        let mut saved = Instant::now();
-        while state.done < steps {
-            self.run.check_stop()?;
-            self.step(state.done, schedule.rate(state.done as u64 + 1))?;
-            state.done += 1;
-            if (state.done * LOOKS) % steps < LOOKS {
-                let loss = self.loss()?;
-                if loss < state.least {
-                    state.best = self.student.learned.iter().map(Learned::values).collect();
-                    state.least = loss;
-                }
-            }
-            if saved.elapsed() > SAVE_EVERY {
-                state.save(folder, &self.student.learned)?;
-                saved = Instant::now();
-            }
-        }
-        self.student.learned.iter_mut().zip(&state.best).for_each(|(learned, values)| learned.set(values));
-        State::remove(folder)?;
-        Ok([state.first, state.least])
+impl Descent for Tuning<'_> {
+    fn learned(&mut self) -> &mut [Learned] {
+        &mut self.student.learned
     }
 
     fn step(&mut self, done: usize, share: f32) -> Result<()> {
@@ -275,7 +212,6 @@ impl Tuning<'_> {
         Ok(())
     }
 
-    /// The mean loss per token over all sequences, with codes as they would be stored.
     fn loss(&mut self) -> Result<f64> {
         self.student.refresh(1.0)?;
         let (samples, count) = (self.calibration.samples, self.batch.spans().len());
@@ -289,7 +225,9 @@ impl Tuning<'_> {
         }
         Ok(sum / f64::from(batches))
     }
+}
 
+impl Tuning<'_> {
     /// The loss of some sequences; where a step is to be made, its gradients move the leaves.
     fn pass(&mut self, sequences: &[usize]) -> Result<f64> {
         let Self { run, learn, calibration, function, student, teacher, batch, boundaries } = self;
@@ -298,7 +236,7 @@ impl Tuning<'_> {
             sequences.iter().flat_map(|s| &calibration.ids[s * length..(s + 1) * length]).copied().collect();
         let vocabulary = run.file.model().vocabulary;
         // The last token of a sequence has no successor.
-        let has_next = |row: usize| (row + 1) % length != 0;
+        let has_next = |row: usize| !(row + 1).is_multiple_of(length);
         let is_kl = learn.settings.loss == LossSetting::Kl;
         let count = if is_kl { ids.len() } else { ids.len() - sequences.len() };
         let mut wanted = Vec::new();
@@ -327,6 +265,11 @@ impl Tuning<'_> {
             function.loss(team, batch, &ids, student, &mut loss)
         }
     }
+}
+
+/// What the bands of a linear decode to.
+fn codes(linear: &QuantizedLinear) -> Mat {
+    QuantizedLinear::of_bands(linear.shape, linear.bands.clone(), None).decode()
 }
 
 /// Logarithms of the softmax of each row.
