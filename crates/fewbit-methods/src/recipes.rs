@@ -11,4 +11,9 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("rsq", include_str!("../../../recipes/rsq.toml")),
     ("quantease", include_str!("../../../recipes/quantease.toml")),
     ("autoround", include_str!("../../../recipes/autoround.toml")),
+    ("adaround", include_str!("../../../recipes/adaround.toml")),
+    ("flexround", include_str!("../../../recipes/flexround.toml")),
+    ("omniquant", include_str!("../../../recipes/omniquant.toml")),
+    ("lsq", include_str!("../../../recipes/lsq.toml")),
+    ("efficientqat", include_str!("../../../recipes/efficientqat.toml")),
 ];

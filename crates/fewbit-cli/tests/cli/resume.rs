@@ -75,6 +75,12 @@ fn a_folder_with_a_gguf_file_dies_everywhere() {
     dies_everywhere("out", &[&["--recipe", "gptq"], &blocks[..]].concat(), false);
 }
 
+#[test]
+fn learning_dies_everywhere() {
+    let few = ["--set", "learn.steps=3", "--set", "learn.batch=2"];
+    dies_everywhere("out", &[&["--recipe", "efficientqat"], &few[..]].concat(), false);
+}
+
 /// Waits until the journal has the run's identity and so many blocks.
 fn wait_for(partial: &Path, blocks: usize, child: &mut Child) {
     let lines = || fs::read_to_string(partial.join("journal.jsonl")).map_or(0, |t| t.lines().count());

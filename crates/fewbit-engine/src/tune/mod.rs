@@ -150,13 +150,14 @@ fn descend(run: &Run<'_>, settings: &TuneSettings, place: [usize; 2], tuning: &m
         run.check_stop()?;
         tuning.step(state.done, schedule.rate(state.done as u64 + 1))?;
         state.done += 1;
-        if (state.done * LOOKS) % steps < LOOKS {
+        let is_looked_at = (state.done * LOOKS) % steps < LOOKS;
+        if is_looked_at {
             let loss = tuning.loss()?;
             if loss < state.least {
                 (state.best, state.least) = (values(tuning), loss);
             }
         }
-        if saved.elapsed() > SAVE_EVERY {
+        if is_looked_at || saved.elapsed() > SAVE_EVERY {
             state.save(folder, tuning.learned())?;
             saved = Instant::now();
         }
