@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::Recipe;
 use crate::bound::{Bound, compressible};
+use crate::kinds::Space;
 use crate::tune::Scope;
 use crate::walk::CHUNK_TOKENS;
 
@@ -74,19 +75,23 @@ impl Bound {
         let tokens = if self.reads_text() { samples * length } else { 0 };
         let (mut flops, mut out_bytes, mut peak) = (0.0, 0, Memory::default());
         let rest = [Part::Embed].into_iter().chain((!self.is_tied(file) && !self.has_head()).then_some(Part::Head));
-        let mut last = Memory::default();
+        let (mut last, mut turned) = (Memory::default(), Memory::default());
         for part in rest {
+            let is_rotated = self.is_rotated(part);
+            turned = turned.or(self.rotating(part, model.part(part)));
             for plain in Plain::all(file, part) {
                 out_bytes += plain.bytes;
-                last = last.and(plain.decoded());
+                last = last.and(if is_rotated { plain.bytes } else { plain.decoded() });
             }
         }
+        last = last.with(turned);
         let parts = compressible(file).filter(|(part, _)| *part != Part::Head || self.has_head());
         for (i, (part, graph)) in parts.enumerate() {
             let plain = Plain::all(file, part);
             out_bytes += self.stored(i, graph, &plain) + 4 * graph.vectors.iter().map(|v| v.dim as u64).sum::<u64>();
             flops += self.flops(i, graph, tokens);
-            peak = peak.or(self.memory(i, graph, &plain, tokens)).or(self.learning(graph, length));
+            let work = self.memory(i, graph, &plain, tokens).or(self.learning(graph, length));
+            peak = peak.or(work.with(self.rotating(part, graph)));
         }
         let per_token = if file.checkpoint().container() == Container::Gguf { TRANSLATION } else { TOKENIZER };
         let tokenizer = Memory { small: per_token * model.vocabulary as u64, large: 0 };
@@ -101,6 +106,23 @@ impl Bound {
             bits_per_weight: self.bits_per_weight(file).unwrap_or(8.0 * file.dtype().size_bytes() as f64),
             notes: self.notes.clone(),
         }
+    }
+
+    /// Whether a rotation changes matrices of a part.
+    fn is_rotated(&self, part: Part) -> bool {
+        let is_block = matches!(part, Part::Block(_));
+        self.rotation(Space::Residual).is_some() || (is_block && self.rotation(Space::Heads).is_some())
+    }
+
+    /// Memory for a part in another basis: all of it in f32, and the largest of its matrices twice more while it turns.
+    fn rotating(&self, part: Part, graph: &Graph) -> Memory {
+        if !self.is_rotated(part) {
+            return Memory::default();
+        }
+        let sizes = || graph.weights.iter().map(|w| w.shape[0] * w.shape[1]);
+        let all = sizes().fold(Memory::default(), Memory::and_f32s);
+        let largest = sizes().max().unwrap_or(0);
+        if part == Part::Embed { all } else { all.and_f32s(largest).and_f32s(largest) }
     }
 
     /// Bytes of the matrices that are written of a part.
