@@ -308,11 +308,11 @@ fn find<T: ?Sized>(members: &'static [Entry<T>], kind: &str, member: &str) -> Re
 }
 
 /// The tuner's settings stand beside the learner's own.
-fn learn(entry: &Entry<dyn Learner>, mut table: Table) -> Result<Learn> {
-    let common = TuneSettings::KEYS.iter().filter_map(|key| table.remove_entry(*key)).collect();
+fn learn(entry: &Entry<dyn Learner>, table: Table) -> Result<Learn> {
+    let (common, own) = table.into_iter().partition(|(key, _)| TuneSettings::has(key));
     let settings: TuneSettings = parse("learn", common)?;
     settings.check()?;
-    Ok(Learn { settings, learner: (entry.build)(table)? })
+    Ok(Learn { settings, learner: (entry.build)(own)? })
 }
 
 /// Settings of `alternate`.

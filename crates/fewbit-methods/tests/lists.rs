@@ -53,6 +53,21 @@ fn recipes_say_what_they_are_and_compile() {
     }
 }
 
+#[test]
+fn the_common_settings_of_learning_are_documented_as_they_are() {
+    let learner = REGISTRY.learners[0].name;
+    let recipe = |more: &str| {
+        let text = format!(
+            "name = \"a\"\ncite = \"b\"\nsummary = \"c\"\ncost = \"d\"\n[[pass]]\nuse = \"learn.{learner}\"\n{more}"
+        );
+        let passes = Recipe::parse(&text).unwrap().compile(&Settings::default(), &REGISTRY, "f16").unwrap();
+        format!("{passes:?}")
+    };
+    for (setting, _) in fewbit_engine::TuneSettings::SETTINGS {
+        assert_eq!(recipe(setting), recipe(""), "{setting}");
+    }
+}
+
 fn random(rows: usize, cols: usize, seed: u64) -> Mat {
     let mut r = ChaCha8Rng::seed_from_u64(seed);
     Mat::from_fn(rows, cols, |_, _| r.random::<f32>() * 2.0 - 1.0)

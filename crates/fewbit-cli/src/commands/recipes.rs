@@ -1,7 +1,7 @@
 use std::fmt::Write;
 
 use clap::Args;
-use fewbit_engine::Recipe;
+use fewbit_engine::{Recipe, Table};
 use fewbit_format::Result;
 use fewbit_methods::{RECIPES, REGISTRY};
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ struct Pass {
     /// What the recipe sets.
     set: Vec<(String, Value)>,
     /// `name = default`, and what it means.
-    settings: &'static [(&'static str, &'static str)],
+    settings: Vec<(&'static str, &'static str)>,
 }
 
 impl Recipes {
@@ -51,7 +51,7 @@ fn whole(recipe: &Recipe) -> String {
         if !pass.cite.is_empty() {
             let _ = writeln!(out, "  {}", pass.cite);
         }
-        for (setting, meaning) in pass.settings {
+        for (setting, meaning) in &pass.settings {
             let _ = writeln!(out, "  {setting:<28}{meaning}");
         }
         for (key, value) in &pass.set {
@@ -62,26 +62,17 @@ fn whole(recipe: &Recipe) -> String {
 }
 
 fn passes(recipe: &Recipe) -> Vec<Pass> {
-    let of = |name: &str| {
-        let (kind, member) = name.split_once('.').unwrap_or_default();
-        match kind {
-            "grid" => REGISTRY.grids.iter().find(|e| e.name == member).map(|e| (e.cite, e.settings)),
-            "solve" => REGISTRY.solvers.iter().find(|e| e.name == member).map(|e| (e.cite, e.settings)),
-            "transform" => {
-                let rotation = REGISTRY.rotations.iter().find(|e| e.name == member).map(|e| (e.cite, e.settings));
-                rotation.or_else(|| REGISTRY.transforms.iter().find(|e| e.name == member).map(|e| (e.cite, e.settings)))
-            }
-            _ => None,
-        }
-    };
-    let pass = recipe.passes.iter().map(|table| {
-        let name = table.get("use").and_then(|v| v.as_str()).unwrap_or_default().to_owned();
-        let (cite, settings) = of(&name).unwrap_or_default();
-        let set = table.iter().filter(|(key, _)| *key != "use");
-        let set = set.map(|(k, v)| (k.clone(), serde_json::to_value(v).unwrap_or_default())).collect();
-        Pass { name, cite, set, settings }
-    });
-    pass.collect()
+    recipe.passes.iter().flat_map(with_inner).collect()
+}
+
+/// A pass, and those within it.
+fn with_inner(table: &Table) -> Vec<Pass> {
+    let name = table.get("use").and_then(|v| v.as_str()).unwrap_or_default().to_owned();
+    let (cite, settings) = REGISTRY.describe(&name).unwrap_or_default();
+    let set = table.iter().filter(|(key, _)| *key != "use" && *key != "pass");
+    let set = set.map(|(k, v)| (k.clone(), serde_json::to_value(v).unwrap_or_default())).collect();
+    let inner = table.get("pass").and_then(|p| p.as_array()).into_iter().flatten().filter_map(|t| t.as_table());
+    std::iter::once(Pass { name, cite, set, settings }).chain(inner.flat_map(with_inner)).collect()
 }
 
 fn object(recipe: &Recipe) -> Value {

@@ -12,7 +12,7 @@ mod transform;
 pub use grid::{BoundGrid, Grid, GridJob, LANES, Params, Place, Strip, Weighting};
 pub use learner::{Fake, Leaf, LeafJob, Learner};
 pub(crate) use registry::near;
-pub use registry::{Entry, Registry, parse};
+pub use registry::{Description, Entry, Registry, parse};
 pub use residual::{Residual, ResidualJob, Side};
 pub use rotation::{Rotation, RotationJob, Space};
 pub use rounder::{Entries, Keep, Rounded, Rounder};

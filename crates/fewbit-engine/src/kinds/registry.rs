@@ -2,6 +2,8 @@ use fewbit_format::{Error, Result};
 use serde::de::DeserializeOwned;
 use toml::Table;
 
+use crate::tune::TuneSettings;
+
 use super::{Grid, Learner, Residual, Rotation, Solver, Transform};
 
 /// One member of a kind: a line in a const list.
@@ -32,6 +34,27 @@ pub struct Registry {
     pub transforms: &'static [Entry<dyn Transform>],
     /// `transform.*` that change the basis of the whole model.
     pub rotations: &'static [Entry<dyn Rotation>],
+}
+
+/// The source of a primitive, and its settings with their defaults.
+pub type Description = (&'static str, Vec<(&'static str, &'static str)>);
+
+impl Registry {
+    /// What the pass `KIND.NAME` is.
+    pub fn describe(&self, pass: &str) -> Option<Description> {
+        fn find<T: ?Sized>(members: &'static [Entry<T>], name: &str) -> Option<Description> {
+            members.iter().find(|e| e.name == name).map(|e| (e.cite, e.settings.to_vec()))
+        }
+        let (kind, name) = pass.split_once('.')?;
+        match kind {
+            "grid" => find(self.grids, name),
+            "solve" => find(self.solvers, name),
+            "residual" => find(self.residuals, name),
+            "transform" => find(self.rotations, name).or_else(|| find(self.transforms, name)),
+            "learn" => find(self.learners, name).map(|(cite, own)| (cite, [TuneSettings::SETTINGS, &own].concat())),
+            _ => None,
+        }
+    }
 }
 
 /// Reads settings into a struct whose unknown keys are errors that name the near one.

@@ -79,8 +79,25 @@ impl Default for TuneSettings {
 }
 
 impl TuneSettings {
-    /// The names of all settings, which a recipe writes beside the learner's own.
-    pub(crate) const KEYS: [&str; 8] = ["scope", "loss", "steps", "batch", "optimizer", "decay", "mix", "aug"];
+    /// All settings with their defaults, for people: a recipe writes them beside the learner's own.
+    pub const SETTINGS: &'static [(&'static str, &'static str)] = &[
+        ("scope = \"block\"", "what is learned at once: a `block`, or the `model`, once all of it is rounded"),
+        (
+            "loss = \"kl\"",
+            "what a whole model is pulled to: `kl` (the original's distribution), `ce` (the text's next token)",
+        ),
+        ("steps = 200", "steps of the optimizer, for each block or for the model"),
+        ("batch = 8", "sequences of a step, drawn at random"),
+        ("optimizer = \"sign\"", "`sign` (the gradient's sign alone) or `adam`"),
+        ("decay = \"linear\"", "how rates fall: `constant`, `linear`, `cosine` (to a twentieth)"),
+        ("mix = 0.0", "share of a block's input that comes from the original stream (QDrop)"),
+        ("aug = false", "the original block's output on the same input as a second target (OmniQuant)"),
+    ];
+
+    /// Whether a setting of that name is one of all learners.
+    pub(crate) fn has(key: &str) -> bool {
+        Self::SETTINGS.iter().any(|(s, _)| s.split_once(" = ").is_some_and(|(name, _)| name == key))
+    }
 
     pub(crate) fn check(&self) -> Result<()> {
         if self.steps == 0 || self.batch == 0 {
