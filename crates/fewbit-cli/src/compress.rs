@@ -134,6 +134,15 @@ fn say_report(options: &Quantize, report: &Report, measured: &Measured, session:
         measured.cpu,
         mib(measured.peak_rss)
     ))?;
+    let counts = || report.blocks.iter().flat_map(|b| b.tokens_per_expert.iter().copied());
+    if let (Some(least), Some(most)) = (counts().min(), counts().max()) {
+        let mean = counts().sum::<usize>() as f64 / counts().count() as f64;
+        let without = counts().filter(|n| *n == 0).count();
+        output.line(&format!(
+            "experts: from {least} to {most} calibration tokens, {mean:.0} on average; {without} of {} got none",
+            counts().count()
+        ))?;
+    }
     let sum = |f: fn(&fewbit_engine::BlockReport) -> f64| report.blocks.iter().map(f).sum::<f64>();
     let seconds = json!({
         "forward": sum(|b| b.forward_seconds), "gram": sum(|b| b.gram_seconds), "transform": sum(|b| b.transform_seconds),

@@ -2,6 +2,7 @@
 
 mod bound;
 mod calibration;
+mod experts;
 mod finish;
 mod fold;
 mod importance;

@@ -12,6 +12,7 @@ use fewbit_runtime::{Arithmetic, Layer, NoHooks};
 use fewbit_store::PartWeights;
 use fewbit_store::layout::Scheme;
 
+use crate::experts::{fill_up, warning};
 use crate::fold::{BlockTensors, fold, spread};
 use crate::importance::{Received, token_weights};
 use crate::journal::Done;
@@ -43,7 +44,7 @@ impl Run<'_> {
         let mut current: Vec<Arc<QuantizedLinear>> = weights.linears.clone();
         // What the linears were before rounding, as far as something is learned of them.
         let mut bases: Vec<Option<Mat>> = vec![None; graph.weights.len()];
-        let (mut tensors, no_stats) = (None, InputStats::default());
+        let (mut tensors, no_stats, mut short) = (None, InputStats::default(), BTreeSet::new());
         let mut walk = match streams {
             Some(_) => Some(Walk::new(Layer::new(graph.clone(), weights.clone(), Arithmetic::Exact)?)),
             None => None,
@@ -56,9 +57,12 @@ impl Run<'_> {
         };
         for (inputs, _) in self.bound.stages(i, &graph) {
             let mut stats = Vec::new();
+            let mut filled = BTreeSet::new();
             if let (Some(streams), Some(walk), true) = (&mut *streams, &mut walk, self.bound.needs.any()) {
                 let weights = importance.as_deref();
                 stats = self.look(part, &mut streams.compressed, walk, &inputs, weights, &mut report)?;
+                filled = fill_up(&graph, &mut stats);
+                short.extend(filled.iter().filter_map(|edge| edge.expert));
             }
             let clock = Instant::now();
             if !self.bound.transforms.is_empty() {
@@ -79,12 +83,17 @@ impl Run<'_> {
                     let (linear, base) = self.linear(i, part, &graph, w, &weights, changed, program, &mut report)?;
                     current[w] = Arc::new(linear);
                     bases[w] = base;
+                    // An error over tokens that stand in for others is none of the calibration's.
+                    if let (true, Some(linear)) = (filled.contains(&input), report.linears.last_mut()) {
+                        linear.output_mse = None;
+                    }
                 }
                 if let (Some(walk), false) = (&mut walk, self.bound.is_whole) {
                     walk.layer.replace(input, linears.iter().map(|w| current[*w].clone()).collect());
                 }
             }
         }
+        report.warnings.extend(warning(i, &report.tokens_per_expert, short.len()));
         let vectors = tensors.map_or_else(|| weights.vectors.clone(), |t| t.vectors);
         let goes_on = !self.bound.is_original_stream && self.bound.compresses_after(i);
         let is_learned = bases.iter().any(Option::is_some);
@@ -192,7 +201,15 @@ impl Run<'_> {
         walker.go(walk, to, &mut collector, &|| self.check_stop())?;
         report.gram_seconds += collector.gram_seconds;
         report.forward_seconds += clock.elapsed().as_secs_f64() - collector.gram_seconds;
-        Ok(collector.finish())
+        let stats = collector.finish();
+        for (edge, s) in &stats {
+            if let Some(expert) = edge.expert {
+                let counts = &mut report.tokens_per_expert;
+                counts.resize(counts.len().max(expert + 1), 0);
+                counts[expert] = s.tokens;
+            }
+        }
+        Ok(stats)
     }
 
     /// The block's tensors after all transforms.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use fewbit_graph::{Container, Graph, Part, Value, Weight, WeightId};
+use fewbit_graph::{Container, Graph, Op, Part, Weight, WeightId};
 use fewbit_store::ModelFile;
 use serde::Serialize;
 
@@ -246,10 +246,13 @@ impl Plain {
 /// far as buffers of one size serve several.
 fn forward(graph: &Graph, tokens: usize) -> Memory {
     let chunk = CHUNK_TOKENS.min(tokens);
-    let widest = graph.values.iter().map(Value::width).max().unwrap_or(0);
+    let widest = graph.values.iter().filter(|v| v.routed.is_none()).map(|v| v.dim).max().unwrap_or(0);
     let stream = graph.values[Graph::INPUT].dim;
+    // What products within experts make.
+    let within = graph.nodes.iter().filter(|n| matches!(n.op, Op::Dispatch | Op::ExpertLinear { .. }));
     [widest, widest, stream, stream, stream, stream, stream]
         .into_iter()
+        .chain(within.map(|n| graph.values[n.output].width()))
         .fold(Memory::default(), |m, d| m.and_f32s(chunk * d))
 }
 

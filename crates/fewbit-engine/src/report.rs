@@ -19,6 +19,9 @@ pub trait Progress {
 pub struct BlockReport {
     /// Its linears.
     pub linears: Vec<LinearReport>,
+    /// Calibration tokens that each expert of the block got; empty where there are none, or nothing was looked at.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tokens_per_expert: Vec<usize>,
     /// Warnings.
     pub warnings: Vec<String>,
     /// Mean squared error of the block's output per token, before each `learn` pass and after it.

@@ -13,7 +13,7 @@ pub struct InputStats {
     pub gram: Option<Mat>,
     /// `mean_t |X[t, j]|`.
     pub mean_abs: Option<Vec<f32>>,
-    /// Tokens seen.
+    /// Tokens seen, and those that stand in for what an expert did not get.
     pub tokens: usize,
 }
 

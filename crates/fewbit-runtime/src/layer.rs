@@ -111,8 +111,9 @@ impl Workspace {
     }
 
     fn take(&mut self, value: ValueId, len: usize) {
-        // The smallest buffer that holds it, else the largest: growing that one wastes least.
-        let fit = (0..self.free.len()).min_by_key(|i| {
+        // The smallest buffer that holds it, else the largest: growing that one wastes least. A much larger one is left
+        // for a value that needs it.
+        let fit = (0..self.free.len()).filter(|i| self.free[*i].data.len() <= 2 * len).min_by_key(|i| {
             let size = self.free[*i].data.len();
             if size >= len { (0, size) } else { (1, usize::MAX - size) }
         });

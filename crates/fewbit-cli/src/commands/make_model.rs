@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::bundled;
 use crate::session::Session;
 
-/// Make a Llama with random weights, for measuring speed and memory
+/// Make a model with random weights, for tests and for measuring speed and memory
 ///
 /// Weights are bf16, Gaussian with a standard deviation of 0.02; the tokenizer is that of the bundled model. Equal
 /// options give equal bytes.
@@ -38,6 +38,12 @@ pub(crate) struct MakeModel {
     /// Heads of keys and values
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     kv_heads: Option<u32>,
+    /// Experts of a block, for shapes that have them
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    experts: Option<u32>,
+    /// Experts that a token goes to
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    experts_per_token: Option<u32>,
     /// Rows of embedding and head
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     vocabulary: Option<u32>,
@@ -52,17 +58,24 @@ enum Shape {
     TinyLlama,
     #[value(name = "smollm2-135m")]
     SmolLm2,
+    Mixtral,
+    #[value(name = "qwen3-moe")]
+    Qwen3Moe,
+    GptOss,
 }
 
-/// The figures of a Llama.
+/// The figures of a model; those of experts are 0 without.
 #[derive(Clone, Copy, Debug)]
 struct Sizes {
     layers: u32,
     hidden: u32,
+    /// Of one expert, where there are some.
     mlp: u32,
     heads: u32,
     kv_heads: u32,
     vocabulary: u32,
+    experts: u32,
+    experts_per_token: u32,
 }
 
 impl MakeModel {
@@ -70,7 +83,7 @@ impl MakeModel {
         let sizes = self.sizes()?;
         std::fs::create_dir(&self.out).map_err(|e| Error::io("creating", &self.out, &e))?;
         let gaussian = gaussian()?;
-        let (mut map, mut total, parts) = (Map::new(), 0, parts(sizes));
+        let (mut map, mut total, parts) = (Map::new(), 0, parts(self.shape, sizes));
         for (i, tensors) in parts.iter().enumerate() {
             let name = format!("model-{:05}-of-{:05}.safetensors", i + 1, parts.len());
             let seed = self.seed.wrapping_add((i as u64) << 32);
@@ -79,7 +92,7 @@ impl MakeModel {
         }
         let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
         self.file("model.safetensors.index.json", format!("{index:#}").as_bytes())?;
-        self.file("config.json", format!("{:#}", config(sizes)).as_bytes())?;
+        self.file("config.json", format!("{:#}", config(self.shape, sizes)).as_bytes())?;
         for (name, bytes) in bundled::tokenizer_files() {
             self.file(name, bytes)?;
         }
@@ -88,12 +101,32 @@ impl MakeModel {
     }
 
     fn sizes(&self) -> Result<Sizes> {
-        let known = match self.shape {
-            Shape::TinyLlama => {
-                Sizes { layers: 22, hidden: 2048, mlp: 5632, heads: 32, kv_heads: 4, vocabulary: 32_000 }
-            }
-            Shape::SmolLm2 => Sizes { layers: 30, hidden: 576, mlp: 1536, heads: 9, kv_heads: 3, vocabulary: 49_152 },
+        const LLAMA: Sizes = Sizes {
+            layers: 22,
+            hidden: 2048,
+            mlp: 5632,
+            heads: 32,
+            kv_heads: 4,
+            vocabulary: 32_000,
+            experts: 0,
+            experts_per_token: 0,
         };
+        // The models with experts are small: what counts is their shape.
+        const SMALL: Sizes =
+            Sizes { layers: 4, hidden: 256, mlp: 512, heads: 8, kv_heads: 2, vocabulary: 4096, ..LLAMA };
+        let known = match self.shape {
+            Shape::TinyLlama => LLAMA,
+            Shape::SmolLm2 => {
+                Sizes { layers: 30, hidden: 576, mlp: 1536, heads: 9, kv_heads: 3, vocabulary: 49_152, ..LLAMA }
+            }
+            Shape::Mixtral => Sizes { experts: 8, experts_per_token: 2, ..SMALL },
+            Shape::Qwen3Moe => Sizes { experts: 32, experts_per_token: 8, mlp: 128, ..SMALL },
+            Shape::GptOss => Sizes { experts: 16, experts_per_token: 4, mlp: 256, ..SMALL },
+        };
+        let has_experts = known.experts > 0;
+        if !has_experts && (self.experts.is_some() || self.experts_per_token.is_some()) {
+            return Err(Error::input("this shape has no experts").hint("choose one of mixtral, qwen3-moe, gpt-oss"));
+        }
         let sizes = Sizes {
             layers: self.layers.unwrap_or(known.layers),
             hidden: self.hidden.unwrap_or(known.hidden),
@@ -101,7 +134,14 @@ impl MakeModel {
             heads: self.heads.unwrap_or(known.heads),
             kv_heads: self.kv_heads.unwrap_or(known.kv_heads),
             vocabulary: self.vocabulary.unwrap_or(known.vocabulary),
+            experts: self.experts.unwrap_or(known.experts),
+            experts_per_token: self.experts_per_token.unwrap_or(known.experts_per_token),
         };
+        if sizes.experts_per_token > sizes.experts {
+            let Sizes { experts, experts_per_token, .. } = sizes;
+            return Err(Error::input(format!("a token cannot go to {experts_per_token} of {experts} experts"))
+                .hint("choose `--experts-per-token` up to `--experts`"));
+        }
         if !sizes.hidden.is_multiple_of(2 * sizes.heads) || !sizes.heads.is_multiple_of(sizes.kv_heads) {
             let Sizes { hidden, heads, kv_heads, .. } = sizes;
             return Err(Error::input(format!("{hidden} columns cannot be shared by {heads} heads on {kv_heads}"))
@@ -116,10 +156,8 @@ impl MakeModel {
     }
 }
 
-fn config(s: Sizes) -> Value {
-    json!({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+fn config(shape: Shape, s: Sizes) -> Value {
+    let mut config = json!({
         "torch_dtype": "bfloat16",
         "hidden_size": s.hidden,
         "intermediate_size": s.mlp,
@@ -132,25 +170,54 @@ fn config(s: Sizes) -> Value {
         "rope_theta": 10000.0,
         "hidden_act": "silu",
         "tie_word_embeddings": false,
-    })
+    });
+    let more = match shape {
+        Shape::TinyLlama | Shape::SmolLm2 => json!({ "architectures": ["LlamaForCausalLM"], "model_type": "llama" }),
+        Shape::Mixtral => json!({
+            "architectures": ["MixtralForCausalLM"],
+            "model_type": "mixtral",
+            "num_local_experts": s.experts,
+            "num_experts_per_tok": s.experts_per_token,
+            "sliding_window": null,
+        }),
+        Shape::Qwen3Moe => json!({
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "model_type": "qwen3_moe",
+            "head_dim": s.hidden / s.heads,
+            "num_experts": s.experts,
+            "num_experts_per_tok": s.experts_per_token,
+            "moe_intermediate_size": s.mlp,
+            "norm_topk_prob": true,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }),
+        Shape::GptOss => json!({
+            "architectures": ["GptOssForCausalLM"],
+            "model_type": "gpt_oss",
+            "head_dim": s.hidden / s.heads,
+            "attention_bias": true,
+            "num_local_experts": s.experts,
+            "num_experts_per_tok": s.experts_per_token,
+            "sliding_window": 128,
+            "swiglu_limit": 7.0,
+            "layer_types": (0..s.layers).map(|i| ["sliding_attention", "full_attention"][i as usize % 2]).collect::<Vec<_>>(),
+            "rope_scaling": {
+                "rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0,
+                "original_max_position_embeddings": 512, "truncate": false,
+            },
+        }),
+    };
+    if let (Value::Object(config), Value::Object(more)) = (&mut config, more) {
+        config.extend(more);
+    }
+    config
 }
 
 /// The tensors of each shard: embedding, blocks, final norm and head.
-fn parts(s: Sizes) -> Vec<Vec<(String, Vec<u32>)>> {
-    let kv = s.hidden / s.heads * s.kv_heads;
+fn parts(shape: Shape, s: Sizes) -> Vec<Vec<(String, Vec<u32>)>> {
     let block = |i: u32| -> Vec<(String, Vec<u32>)> {
-        let shapes = [
-            ("input_layernorm", vec![s.hidden]),
-            ("self_attn.q_proj", vec![s.hidden, s.hidden]),
-            ("self_attn.k_proj", vec![kv, s.hidden]),
-            ("self_attn.v_proj", vec![kv, s.hidden]),
-            ("self_attn.o_proj", vec![s.hidden, s.hidden]),
-            ("post_attention_layernorm", vec![s.hidden]),
-            ("mlp.gate_proj", vec![s.mlp, s.hidden]),
-            ("mlp.up_proj", vec![s.mlp, s.hidden]),
-            ("mlp.down_proj", vec![s.hidden, s.mlp]),
-        ];
-        shapes.map(|(name, shape)| (format!("model.layers.{i}.{name}.weight"), shape)).into()
+        let tensors = attention(shape, s).into_iter().chain(mlp(shape, s));
+        tensors.map(|(name, shape)| (format!("model.layers.{i}.{name}"), shape)).collect()
     };
     let mut parts = vec![vec![("model.embed_tokens.weight".to_owned(), vec![s.vocabulary, s.hidden])]];
     parts.extend((0..s.layers).map(block));
@@ -161,11 +228,64 @@ fn parts(s: Sizes) -> Vec<Vec<(String, Vec<u32>)>> {
     parts
 }
 
+/// Norms and attention of a block.
+fn attention(shape: Shape, s: Sizes) -> Vec<(String, Vec<u32>)> {
+    let head = s.hidden / s.heads;
+    let kv = head * s.kv_heads;
+    let mut tensors = vec![
+        ("input_layernorm.weight".to_owned(), vec![s.hidden]),
+        ("post_attention_layernorm.weight".to_owned(), vec![s.hidden]),
+    ];
+    for (name, out) in [("q_proj", s.hidden), ("k_proj", kv), ("v_proj", kv), ("o_proj", s.hidden)] {
+        tensors.push((format!("self_attn.{name}.weight"), vec![out, s.hidden]));
+        if let Shape::GptOss = shape {
+            tensors.push((format!("self_attn.{name}.bias"), vec![out]));
+        }
+    }
+    match shape {
+        Shape::Qwen3Moe => {
+            tensors.extend(["q_norm", "k_norm"].map(|name| (format!("self_attn.{name}.weight"), vec![head])));
+        }
+        Shape::GptOss => tensors.push(("self_attn.sinks".to_owned(), vec![s.heads])),
+        _ => {}
+    }
+    tensors
+}
+
+fn mlp(shape: Shape, s: Sizes) -> Vec<(String, Vec<u32>)> {
+    let (up, down) = (vec![s.mlp, s.hidden], vec![s.hidden, s.mlp]);
+    let modules = |prefix: &str, [gate_name, up_name, down_name]: [&str; 3]| {
+        [(gate_name, up.clone()), (up_name, up.clone()), (down_name, down.clone())]
+            .map(|(name, shape)| (format!("{prefix}.{name}.weight"), shape))
+    };
+    let names = ["gate_proj", "up_proj", "down_proj"];
+    let experts = |prefix: &str, names: [&str; 3]| -> Vec<(String, Vec<u32>)> {
+        let router = (format!("{prefix}.gate.weight"), vec![s.experts, s.hidden]);
+        let all = (0..s.experts).flat_map(|e| modules(&format!("{prefix}.experts.{e}"), names));
+        std::iter::once(router).chain(all).collect()
+    };
+    match shape {
+        Shape::TinyLlama | Shape::SmolLm2 => modules("mlp", names).into(),
+        Shape::Mixtral => experts("block_sparse_moe", ["w1", "w3", "w2"]),
+        Shape::Qwen3Moe => experts("mlp", names),
+        Shape::GptOss => [
+            ("router.weight", vec![s.experts, s.hidden]),
+            ("router.bias", vec![s.experts]),
+            ("experts.gate_up_proj", vec![s.experts, s.hidden, 2 * s.mlp]),
+            ("experts.gate_up_proj_bias", vec![s.experts, 2 * s.mlp]),
+            ("experts.down_proj", vec![s.experts, s.mlp, s.hidden]),
+            ("experts.down_proj_bias", vec![s.experts, s.hidden]),
+        ]
+        .map(|(name, shape)| (format!("mlp.{name}"), shape))
+        .into(),
+    }
+}
+
 fn bytes_of(shape: &[u32]) -> u64 {
     2 * shape.iter().map(|d| u64::from(*d)).product::<u64>()
 }
 
-/// Writes one safetensors file; vectors are ones, matrices random. Returns the bytes of its tensors.
+/// Writes one safetensors file; gains of norms are ones, all else is random. Returns the bytes of its tensors.
 fn write_shard(path: &Path, tensors: &[(String, Vec<u32>)], gaussian: &[[u8; 2]], seed: u64) -> Result<u64> {
     let (mut header, mut at) = (Map::new(), 0);
     for (name, shape) in tensors {
@@ -181,12 +301,12 @@ fn write_shard(path: &Path, tensors: &[(String, Vec<u32>)], gaussian: &[[u8; 2]]
         file.write_all(header.as_bytes())?;
         let mut state = seed;
         let mut piece = Vec::with_capacity(PIECE);
-        for (_, shape) in tensors {
+        for (name, shape) in tensors {
             let mut left = bytes_of(shape) as usize / 2;
             while left > 0 {
                 let count = left.min(PIECE / 2);
                 piece.clear();
-                if shape.len() == 1 {
+                if name.ends_with("norm.weight") {
                     piece.extend(std::iter::repeat_n(ONE, count).flatten());
                 } else {
                     random(count, &mut state, gaussian, &mut piece);

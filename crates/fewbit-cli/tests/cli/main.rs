@@ -6,6 +6,7 @@ mod calibration;
 mod combinations;
 mod damage;
 mod evaluate;
+mod experts;
 mod models;
 mod places;
 mod program;
