@@ -81,10 +81,10 @@ impl Program {
     /// Bytes that the work on one matrix allocates, beside the matrix and its statistics.
     pub(crate) fn scratch_bytes(&self, rows: usize, cols: usize) -> u64 {
         let mut most = 0;
-        visit(&self.steps, &mut |s| {
-            if let Step::Solve(s) = s {
-                most = most.max(s.scratch_bytes(rows, cols));
-            }
+        visit(&self.steps, &mut |s| match s {
+            Step::Solve(s) => most = most.max(s.scratch_bytes(rows, cols)),
+            Step::Residual(r) => most = most.max(r.scratch_bytes(rows, cols)),
+            Step::Alternate(..) => {}
         });
         // What is missing, and what is to be rounded in its place.
         most + if self.has_sides() { 12 * (rows * cols) as u64 } else { 0 }

@@ -1,7 +1,7 @@
 use std::ops::Range;
 
 use crate::group::pick;
-use crate::{Error, Group, Result, ScaleType, pack_bits, packed_len, unpack_bits};
+use crate::{Error, Group, Numbers, Result, ScaleType, pack_bits, packed_len, unpack_bits};
 
 /// An integer grid: which numbers can stand for a group of weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,8 +23,10 @@ pub enum Zeros {
     Middle,
     /// One integer code per group, `[rows, groups]`, stored in `bits` bits each.
     Codes(Vec<u8>),
-    /// One offset per group in the scale's type, `[rows, groups]`: the value is `scale · code + offset` (Q4_1).
-    Offsets(Vec<f32>),
+    /// One offset per group, `[rows, groups]`: the value is `scale · code + offset` (Q4_1).
+    Offsets(Numbers),
+    /// One real zero point per group, `[rows, groups]`: the value is `scale · code + offset`, `offset = −(scale · zero)`.
+    Points(Numbers),
 }
 
 /// Integer codes `[rows, cols]` with their scales: `W[r, c] = s[r, k] · (q[r, c] − z[r, k])`, `k` the group of column `c`.
@@ -36,7 +38,7 @@ pub struct IntCodes {
     cols: usize,
     grid: IntGrid,
     packed: Vec<u8>,
-    scales: Vec<f32>,
+    scales: Numbers,
     zeros: Zeros,
     group_index: Option<Vec<u32>>,
 }
@@ -47,16 +49,25 @@ impl IntCodes {
     ///
     /// # Errors
     /// If a size is wrong, the group does not divide, or a code or zero point is beyond the bits.
-    pub fn new(rows: usize, cols: usize, grid: IntGrid, codes: &[u8], scales: Vec<f32>, zeros: Zeros) -> Result<Self> {
+    pub fn new(
+        rows: usize,
+        cols: usize,
+        grid: IntGrid,
+        codes: &[u8],
+        scales: impl Into<Numbers>,
+        zeros: Zeros,
+    ) -> Result<Self> {
+        let scales = scales.into();
         if !(1..=8).contains(&grid.bits) {
             return Err(Error::input(format!("{} bits, where 1 to 8 are possible", grid.bits)));
         }
         grid.group.check(cols)?;
         let groups = grid.group.count(rows, cols);
+        let per_row = cols / grid.group.width(cols);
         let zero_count = match &zeros {
             Zeros::Middle => groups,
             Zeros::Codes(z) => z.len(),
-            Zeros::Offsets(z) => z.len(),
+            Zeros::Offsets(z) | Zeros::Points(z) => z.len(),
         };
         if codes.len() != rows * cols || scales.len() != groups || zero_count != groups {
             return Err(Error::internal(format!(
@@ -64,6 +75,13 @@ impl IntCodes {
                 codes.len(),
                 scales.len()
             )));
+        }
+        let has_shape = match &zeros {
+            Zeros::Middle | Zeros::Codes(_) => true,
+            Zeros::Offsets(z) | Zeros::Points(z) => z.has_shape(rows, per_row),
+        };
+        if !(has_shape && scales.has_shape(rows, per_row)) {
+            return Err(Error::input("scales of scales are for rows and groups, and those of another matrix"));
         }
         let most = ((1u32 << grid.bits) - 1) as u8;
         let all_bits = |codes: &[u8]| codes.iter().fold(0, |all, c| all | c);
@@ -126,17 +144,28 @@ impl IntCodes {
     /// zero point, or `scale · code + offset` with a real one.
     pub fn group_params(&self, r: usize, k: usize) -> (f32, Zero) {
         let at = if self.grid.group == Group::Tensor { 0 } else { r * self.groups_per_row() + k };
+        let scale = self.scales.get(at);
         let zero = match &self.zeros {
             Zeros::Middle => Zero::Code((1u32 << (self.grid.bits - 1)) as u8),
             Zeros::Codes(z) => Zero::Code(z[at]),
-            Zeros::Offsets(z) => Zero::Offset(z[at]),
+            Zeros::Offsets(z) => Zero::Offset(z.get(at)),
+            Zeros::Points(z) => Zero::Offset(-(scale * z.get(at))),
         };
-        (self.scales[at], zero)
+        (scale, zero)
     }
 
     /// All scales, `[rows · groups]` or `[1]`.
-    pub fn scales(&self) -> &[f32] {
+    pub fn scales(&self) -> &Numbers {
         &self.scales
+    }
+
+    /// Whether scales, offsets or zero points are codes of a second level.
+    pub fn has_nested(&self) -> bool {
+        let zeros = match &self.zeros {
+            Zeros::Middle | Zeros::Codes(_) => None,
+            Zeros::Offsets(z) | Zeros::Points(z) => z.nested(),
+        };
+        self.scales.nested().or(zeros).is_some()
     }
 
     /// All zero points.
@@ -147,43 +176,56 @@ impl IntCodes {
     /// The rows of several matrices of one grid in one; `None` where grids or widths differ, or one scale serves all rows.
     pub fn stack(parts: &[&Self]) -> Option<Self> {
         let (first, rest) = parts.split_first()?;
-        let mut all = (*first).clone();
-        for part in rest {
-            let is_alike = part.grid == all.grid && part.cols == all.cols && part.group_index == all.group_index;
-            if !is_alike || all.grid.group == Group::Tensor {
-                return None;
-            }
-            all.rows += part.rows;
-            all.packed.extend_from_slice(&part.packed);
-            all.scales.extend_from_slice(&part.scales);
-            match (&mut all.zeros, &part.zeros) {
-                (Zeros::Middle, Zeros::Middle) => {}
-                (Zeros::Codes(a), Zeros::Codes(b)) => a.extend_from_slice(b),
-                (Zeros::Offsets(a), Zeros::Offsets(b)) => a.extend_from_slice(b),
-                _ => return None,
-            }
+        if rest.is_empty() {
+            return Some((*first).clone());
         }
-        Some(all)
+        let is_alike = |p: &&Self| {
+            let is_grid = p.grid == first.grid && p.cols == first.cols && p.grid.group != Group::Tensor;
+            is_grid && p.group_index == first.group_index
+        };
+        if !parts.iter().all(is_alike) {
+            return None;
+        }
+        let numbers = |of: fn(&Zeros) -> Option<&Numbers>| {
+            Numbers::stack(&parts.iter().map(|p| of(&p.zeros)).collect::<Option<Vec<_>>>()?)
+        };
+        let zeros = match &first.zeros {
+            Zeros::Middle => parts.iter().all(|p| p.zeros == Zeros::Middle).then_some(Zeros::Middle)?,
+            Zeros::Codes(_) => {
+                let codes = |p: &&Self| if let Zeros::Codes(z) = &p.zeros { Some(z.clone()) } else { None };
+                Zeros::Codes(parts.iter().map(codes).collect::<Option<Vec<_>>>()?.concat())
+            }
+            Zeros::Offsets(_) => Zeros::Offsets(numbers(|z| if let Zeros::Offsets(n) = z { Some(n) } else { None })?),
+            Zeros::Points(_) => Zeros::Points(numbers(|z| if let Zeros::Points(n) = z { Some(n) } else { None })?),
+        };
+        Some(Self {
+            rows: parts.iter().map(|p| p.rows).sum(),
+            packed: parts.iter().flat_map(|p| p.packed.iter().copied()).collect(),
+            scales: Numbers::stack(&parts.iter().map(|p| &p.scales).collect::<Vec<_>>())?,
+            zeros,
+            ..(*first).clone()
+        })
     }
 
-    /// The same codes with these rows, in this order.
-    pub fn select_rows(&self, rows: &[usize]) -> Self {
+    /// The same codes with these rows, in this order; `None` if scales of scales would be parted.
+    pub fn select_rows(&self, rows: &[usize]) -> Option<Self> {
         let row_bytes = packed_len(self.cols, self.grid.bits);
         let per_row = self.groups_per_row();
         let is_shared = self.grid.group == Group::Tensor;
         let packed = rows.iter().flat_map(|r| &self.packed[r * row_bytes..(r + 1) * row_bytes]).copied().collect();
-        Self {
+        Some(Self {
             rows: rows.len(),
             packed,
-            scales: pick(&self.scales, rows, per_row, is_shared),
+            scales: self.scales.select_rows(rows, per_row, is_shared)?,
             zeros: match &self.zeros {
                 Zeros::Middle => Zeros::Middle,
                 Zeros::Codes(z) => Zeros::Codes(pick(z, rows, per_row, is_shared)),
-                Zeros::Offsets(z) => Zeros::Offsets(pick(z, rows, per_row, is_shared)),
+                Zeros::Offsets(z) => Zeros::Offsets(z.select_rows(rows, per_row, is_shared)?),
+                Zeros::Points(z) => Zeros::Points(z.select_rows(rows, per_row, is_shared)?),
             },
             group_index: self.group_index.clone(),
             ..*self
-        }
+        })
     }
 
     /// Decodes rows `rows` into `out[rows.len() · cols]`.
@@ -213,10 +255,10 @@ impl IntCodes {
         let zeros = match &self.zeros {
             Zeros::Middle => 0,
             Zeros::Codes(z) => z.len() as u64 * u64::from(self.grid.bits),
-            Zeros::Offsets(z) => z.len() as u64 * self.grid.scale.bits(),
+            Zeros::Offsets(z) | Zeros::Points(z) => z.stored_bits(self.grid.scale),
         };
         let index = self.group_index.as_ref().map_or(0, |i| 32 * i.len() as u64);
-        8 * self.packed.len() as u64 + self.scales.len() as u64 * self.grid.scale.bits() + zeros + index
+        8 * self.packed.len() as u64 + self.scales.stored_bits(self.grid.scale) + zeros + index
     }
 }
 

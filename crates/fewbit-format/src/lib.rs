@@ -14,6 +14,7 @@ mod lattice;
 mod linear;
 mod mat;
 mod minifloat;
+mod nested;
 mod online;
 mod scale;
 mod sides;
@@ -35,6 +36,7 @@ pub use lattice::{
 pub use linear::{Band, QuantizedLinear, Storage};
 pub use mat::Mat;
 pub use minifloat::Minifloat;
+pub use nested::{Blocks, Nested, NestedGrid, Numbers};
 pub use online::Online;
 pub use scale::ScaleType;
 pub use sides::{LowRank, Sides, Sparse};

@@ -73,8 +73,8 @@ impl Storage {
                 let bytes = gather(&t.bytes, t.shape[1] * t.dtype.size_bytes(), rows);
                 Self::Dense(Tensor { dtype: t.dtype, shape: vec![rows.len(), t.shape[1]], bytes })
             }
-            Self::Int(c) => Self::Int(c.select_rows(rows)),
-            Self::Table(c) => Self::Table(c.select_rows(rows)),
+            Self::Int(c) => Self::Int(c.select_rows(rows).ok_or_else(|| parted("scales of several rows"))?),
+            Self::Table(c) => Self::Table(c.select_rows(rows).ok_or_else(|| parted("scales of several rows"))?),
             Self::Lattice(c) => Self::Lattice(c.select_rows(rows)),
             Self::Vector(c) => {
                 let rows_of = format!("{} rows", c.grid().len);

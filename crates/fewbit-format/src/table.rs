@@ -1,7 +1,7 @@
 use std::ops::Range;
 
 use crate::group::pick;
-use crate::{Error, Group, Result, ScaleType, pack_bits, packed_len, unpack_bits};
+use crate::{Error, Group, Numbers, Result, ScaleType, pack_bits, packed_len, unpack_bits};
 
 /// What codes into tables look like, without their content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,7 +23,7 @@ impl TableGrid {
 
 /// Codes `[rows, cols]` into tables of numbers: `W[r, c] = s[r, k] · T[q[r, c]]`, `k` the group of column `c`.
 ///
-/// One table `[2^bits]` serves the matrix, or each row has its own. Rows are packed one by one
+/// One table `[2^bits]` in f32 serves the matrix, or each row has its own in f16. Rows are packed one by one
 /// ([`packed_len`]`(cols, bits)` bytes each).
 #[derive(Clone, Debug, PartialEq)]
 pub struct TableCodes {
@@ -31,7 +31,7 @@ pub struct TableCodes {
     cols: usize,
     grid: TableGrid,
     packed: Vec<u8>,
-    scales: Vec<f32>,
+    scales: Numbers,
     tables: Vec<f32>,
 }
 
@@ -46,14 +46,16 @@ impl TableCodes {
         cols: usize,
         grid: TableGrid,
         codes: &[u8],
-        scales: Vec<f32>,
+        scales: impl Into<Numbers>,
         tables: Vec<f32>,
     ) -> Result<Self> {
+        let scales = scales.into();
         if !(1..=8).contains(&grid.bits) {
             return Err(Error::input(format!("{} bits, where 1 to 8 are possible", grid.bits)));
         }
         grid.group.check(cols)?;
         let groups = grid.group.count(rows, cols);
+        let per_row = cols / grid.group.width(cols);
         let has_tables = tables.len() == grid.levels() || tables.len() == rows * grid.levels();
         if codes.len() != rows * cols || scales.len() != groups || !has_tables {
             return Err(Error::internal(format!(
@@ -64,11 +66,17 @@ impl TableCodes {
                 grid.bits
             )));
         }
+        if !scales.has_shape(rows, per_row) {
+            return Err(Error::input("scales of scales are for rows and groups, and those of another matrix"));
+        }
         if codes.iter().fold(0, |all, c| all | c) > (grid.levels() - 1) as u8 {
             return Err(Error::input(format!("holds a code beyond {} bits", grid.bits)));
         }
         if !tables.iter().all(|t| t.is_finite()) {
             return Err(Error::input("a table of levels holds what is no number"));
+        }
+        if tables.len() != grid.levels() && !tables.iter().all(|t| is_f16(*t)) {
+            return Err(Error::input("a table of one row holds what f16 does not"));
         }
         let row_bytes = packed_len(cols, grid.bits);
         let mut packed = vec![0; rows * row_bytes];
@@ -94,7 +102,7 @@ impl TableCodes {
     }
 
     /// All scales, `[rows · groups]` or `[1]`.
-    pub fn scales(&self) -> &[f32] {
+    pub fn scales(&self) -> &Numbers {
         &self.scales
     }
 
@@ -116,22 +124,22 @@ impl TableCodes {
             unpack_bits(&self.packed[r * row_bytes..(r + 1) * row_bytes], self.grid.bits, &mut codes);
             let table = if self.is_shared() { &self.tables } else { &self.tables[r * levels..(r + 1) * levels] };
             for (k, (values, codes)) in row.chunks_exact_mut(width).zip(codes.chunks_exact(width)).enumerate() {
-                let scale = self.scales[if self.grid.group == Group::Tensor { 0 } else { r * per_row + k }];
+                let scale = self.scales.get(if self.grid.group == Group::Tensor { 0 } else { r * per_row + k });
                 values.iter_mut().zip(codes).for_each(|(v, q)| *v = scale * table[usize::from(*q)]);
             }
         }
     }
 
-    /// The same codes with these rows, in this order.
-    pub fn select_rows(&self, rows: &[usize]) -> Self {
+    /// The same codes with these rows, in this order; `None` if scales of scales would be parted.
+    pub fn select_rows(&self, rows: &[usize]) -> Option<Self> {
         let per_row = self.cols / self.grid.group.width(self.cols);
-        Self {
+        Some(Self {
             rows: rows.len(),
             packed: pick(&self.packed, rows, packed_len(self.cols, self.grid.bits), false),
-            scales: pick(&self.scales, rows, per_row, self.grid.group == Group::Tensor),
+            scales: self.scales.select_rows(rows, per_row, self.grid.group == Group::Tensor)?,
             tables: pick(&self.tables, rows, self.grid.levels(), self.is_shared()),
             ..*self
-        }
+        })
     }
 
     /// The rows of several matrices in one; `None` where grids or widths differ, or one scale serves a matrix. Rows keep
@@ -143,20 +151,28 @@ impl TableCodes {
             return None;
         }
         let is_shared = parts.iter().all(|p| p.is_shared() && p.tables == first.tables);
+        if !is_shared && !parts.iter().all(|p| p.tables.iter().all(|t| is_f16(*t))) {
+            return None;
+        }
         let by_row = |p: &&Self| if p.is_shared() { p.tables.repeat(p.rows) } else { p.tables.clone() };
         Some(Self {
             rows: parts.iter().map(|p| p.rows).sum(),
             packed: parts.iter().flat_map(|p| p.packed.iter().copied()).collect(),
-            scales: parts.iter().flat_map(|p| p.scales.iter().copied()).collect(),
+            scales: Numbers::stack(&parts.iter().map(|p| &p.scales).collect::<Vec<_>>())?,
             tables: if is_shared { first.tables.clone() } else { parts.iter().flat_map(by_row).collect() },
             ..**first
         })
     }
 
-    /// Everything stored, in bits: codes, scales, tables (32 bits for a level).
+    /// Everything stored, in bits: codes, scales, tables (32 bits for a level that all rows share, 16 for one of a row).
     pub fn stored_bits(&self) -> u64 {
-        8 * self.packed.len() as u64 + self.scales.len() as u64 * self.grid.scale.bits() + 32 * self.tables.len() as u64
+        let level = if self.is_shared() { 32 } else { 16 };
+        8 * self.packed.len() as u64 + self.scales.stored_bits(self.grid.scale) + level * self.tables.len() as u64
     }
+}
+
+fn is_f16(t: f32) -> bool {
+    half::f16::from_f32(t).to_f32() == t
 }
 
 #[cfg(test)]
@@ -177,14 +193,14 @@ mod tests {
         let own = codes(vec![-1.0, 0.0, 0.5, 1.0, 1.0, 2.0, 3.0, 4.0]);
         own.decode_rows(0..2, &mut out);
         assert_eq!(out, [-1.0, 0.0, 1.0, 2.0, 2.0, 2.0, 4.0, 8.0]);
-        assert_eq!(own.stored_bits(), 16 + 4 * 16 + 8 * 32);
+        assert_eq!(own.stored_bits(), 16 + 4 * 16 + 8 * 16);
     }
 
     #[test]
     fn rows_are_picked_and_put_together() {
         for tables in [vec![-1.0, 0.0, 0.5, 1.0], vec![-1.0, 0.0, 0.5, 1.0, 1.0, 2.0, 3.0, 4.0]] {
             let all = codes(tables);
-            let [upper, lower] = [0, 1].map(|r| all.select_rows(&[r]));
+            let [upper, lower] = [0, 1].map(|r| all.select_rows(&[r]).unwrap());
             assert_eq!(TableCodes::stack(&[&upper, &lower]).unwrap(), all);
         }
         // Of two tables each row keeps its own.

@@ -3,11 +3,15 @@
 //! Every blocking is a constant, so that a result has the same bits for any number of threads.
 
 mod cholesky;
+mod eigen;
 mod inverse;
 mod orthogonal;
 mod rotation;
+mod svd;
 
 pub use cholesky::{NotPositive, cholesky_in_place};
+pub use eigen::symmetric_eigen;
 pub use inverse::{scratch_bytes, upper_inverse_factor};
 pub use orthogonal::Orthogonal;
 pub use rotation::{random_orthogonal, random_signs};
+pub use svd::{Svd, truncated_svd};

@@ -19,11 +19,7 @@ pub fn random_signs(seed: u64, n: usize) -> Vec<f32> {
 /// random signs (Stewart 1980, The efficient generation of random orthogonal matrices). Takes `2 n³` operations in f64.
 pub fn random_orthogonal(team: &Team, seed: u64, n: usize) -> Mat {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let mut normal = || {
-        // Box and Muller; one minus a value below one is not zero.
-        let (u, v) = (1.0 - random.random::<f64>(), random.random::<f64>());
-        (-2.0 * u.ln()).sqrt() * (TAU * v).cos()
-    };
+    let mut normal = || normal(&mut || random.random::<f64>());
     let mut mirrors = Vec::new();
     for k in 0..n.saturating_sub(1) {
         let mut mirror: Vec<f64> = (k..n).map(|_| normal()).collect();
@@ -48,7 +44,14 @@ pub fn random_orthogonal(team: &Team, seed: u64, n: usize) -> Mat {
     out
 }
 
-fn dot(a: &[f64], b: &[f64]) -> f64 {
+/// A normal number from two uniform ones below 1 (Box and Muller).
+pub(crate) fn normal(uniform: &mut dyn FnMut() -> f64) -> f64 {
+    // One minus a value below one is not zero.
+    let (u, v) = (1.0 - uniform(), uniform());
+    (-2.0 * u.ln()).sqrt() * (TAU * v).cos()
+}
+
+pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     // Eight sums in a fixed order, which the compiler keeps in vectors.
     let mut sums = [0.0; 8];
     let (a_chunks, b_chunks) = (a.chunks_exact(8), b.chunks_exact(8));

@@ -9,6 +9,8 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("mxfp4", include_str!("../../../recipes/mxfp4.toml")),
     ("nvfp4", include_str!("../../../recipes/nvfp4.toml")),
     ("rsq", include_str!("../../../recipes/rsq.toml")),
+    ("lorc", include_str!("../../../recipes/lorc.toml")),
+    ("lqer", include_str!("../../../recipes/lqer.toml")),
     ("quantease", include_str!("../../../recipes/quantease.toml")),
     ("autoround", include_str!("../../../recipes/autoround.toml")),
     ("adaround", include_str!("../../../recipes/adaround.toml")),

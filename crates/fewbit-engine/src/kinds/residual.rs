@@ -38,6 +38,9 @@ pub trait Residual: Send + Sync + std::fmt::Debug {
     /// Bits that it stores for a matrix `[rows, cols]`; what depends on the weights is estimated.
     fn stored_bits(&self, rows: usize, cols: usize) -> u64;
 
+    /// Bytes that one fit allocates for a matrix `[rows, cols]`, beside the matrix and what it lacks.
+    fn scratch_bytes(&self, rows: usize, cols: usize) -> u64;
+
     /// Floating-point operations for a matrix `[rows, cols]`.
     fn flops(&self, rows: usize, cols: usize) -> f64;
 

@@ -1,5 +1,7 @@
 //! A weight as the types of a GGUF file hold it: only where they hold it exactly.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use fewbit_format::{Band, Dtype, Error, GgmlBlocks, GgmlType, Group, IntCodes, Result, Storage, Tensor, Zero, Zeros};
 use fewbit_store::Elements;
@@ -120,7 +122,7 @@ fn int_kind(codes: &IntCodes) -> Result<GgmlType, String> {
         (4, Zeros::Offsets(_)) => GgmlType::Q4_1,
         (bits, Zeros::Middle) => return Err(format!("GGUF has no blocks of {bits}-bit codes that are written")),
         (bits, Zeros::Codes(_)) => return Err(format!("GGUF has no blocks of {bits}-bit codes with zero points")),
-        (bits, Zeros::Offsets(_)) => {
+        (bits, Zeros::Offsets(_) | Zeros::Points(_)) => {
             return Err(format!("GGUF has no blocks of {bits}-bit codes with offsets that are written"));
         }
     };
@@ -132,8 +134,11 @@ fn int_kind(codes: &IntCodes) -> Result<GgmlType, String> {
         let group = if grid.group == Group::Row { format!("rows of {cols}") } else { format!("groups of {width}") };
         return Err(format!("{group} are no multiple of a block of 32"));
     }
-    let offsets: &[f32] = if let Zeros::Offsets(m) = codes.zeros() { m } else { &[] };
-    match codes.scales().iter().chain(offsets).find(|s| f16::from_f32(**s).to_f32() != **s) {
+    if codes.has_nested() {
+        return Err("the scales are codes of a second level".to_owned());
+    }
+    let offsets = if let Zeros::Offsets(m) = codes.zeros() { m.values() } else { Cow::default() };
+    match codes.scales().values().iter().chain(&*offsets).find(|s| f16::from_f32(**s).to_f32() != **s) {
         Some(s) => Err(format!("the scale {s:e} is no f16, which the scales of blocks are")),
         None => Ok(kind),
     }
@@ -175,7 +180,7 @@ mod tests {
         let codes: Vec<u8> = (0..rows * cols).map(|i| (i * i * 31 + i * 7) as u8 >> (8 - bits)).collect();
         let scales =
             (0..groups).map(|k| ScaleType::F16.round(0.01 * (1.0 + k as f32) * if k % 3 == 2 { -1.0 } else { 1.0 }));
-        IntCodes::new(rows, cols, grid, &codes, scales.collect(), zeros(groups)).unwrap()
+        IntCodes::new(rows, cols, grid, &codes, scales.collect::<Vec<f32>>(), zeros(groups)).unwrap()
     }
 
     fn decoded(storage: &Storage) -> Vec<f32> {
@@ -203,7 +208,7 @@ mod tests {
         for group in [Group::Columns(32), Group::Columns(64), Group::Row, Group::Tensor] {
             assert_exact(Storage::Int(int(4, 128, group, |_| Zeros::Middle)), GgmlType::Q4_0);
             assert_exact(Storage::Int(int(8, 128, group, |_| Zeros::Middle)), GgmlType::Q8_0);
-            let offsets = |n| Zeros::Offsets((0..n).map(|k| -0.125 * k as f32).collect());
+            let offsets = |n| Zeros::Offsets((0..n).map(|k| -0.125 * k as f32).collect::<Vec<f32>>().into());
             assert_exact(Storage::Int(int(4, 128, group, offsets)), GgmlType::Q4_1);
         }
     }

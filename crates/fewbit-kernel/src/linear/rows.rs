@@ -57,12 +57,14 @@ pub(super) fn layout(storage: &Storage) -> Option<Layout> {
         | Storage::Lattice(_)
         | Storage::Vector(_)
         | Storage::Trellis(_) => None,
+        // Decoded once, scales of scales would take more than the codes.
+        Storage::Int(int) if int.has_nested() => None,
         Storage::Int(int) => {
             let ([rows, cols], grid) = (int.shape(), int.grid());
             let origin = match int.zeros() {
                 Zeros::Middle => Origin::Middle(1 << (grid.bits - 1)),
                 Zeros::Codes(_) => Origin::Codes,
-                Zeros::Offsets(_) => Origin::Offsets,
+                Zeros::Offsets(_) | Zeros::Points(_) => Origin::Offsets,
             };
             let group = match grid.group {
                 Group::Columns(g) => g,

@@ -38,7 +38,7 @@ fn int(n: &mut Numbers, rows: usize, cols: usize, bits: u8, group: Group, zeros:
     let zeros = match zeros {
         0 => Zeros::Middle,
         1 => Zeros::Codes((0..groups).map(|_| code(n)).collect()),
-        _ => Zeros::Offsets(n.take(groups).into_iter().map(round).collect()),
+        _ => Zeros::Offsets(n.take(groups).into_iter().map(round).collect::<Vec<f32>>().into()),
     };
     Storage::Int(IntCodes::new(rows, cols, grid, &codes, scales, zeros).unwrap())
 }

@@ -146,11 +146,11 @@ mod tests {
             let codes: Vec<u8> = (0..rows * cols).map(|_| code()).collect();
             let zero_codes = (0..groups).map(|_| code()).collect();
             let mut number = || ScaleType::F16.round(next() as f32 / 30000.0 - 1.0);
-            let scales = (0..groups).map(|_| number()).collect();
+            let scales: Vec<f32> = (0..groups).map(|_| number()).collect();
             let zeros = match zeros {
                 0 => Zeros::Middle,
                 1 => Zeros::Codes(zero_codes),
-                _ => Zeros::Offsets((0..groups).map(|_| number()).collect()),
+                _ => Zeros::Offsets((0..groups).map(|_| number()).collect::<Vec<f32>>().into()),
             };
             let storage = Storage::Int(IntCodes::new(rows, cols, grid, &codes, scales, zeros).unwrap());
             let bias = bias.then(|| (0..rows).map(|_| number()).collect());

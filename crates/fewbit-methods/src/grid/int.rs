@@ -334,7 +334,7 @@ impl BoundGrid for Bound {
         let [scales, zeros] = [0, 1].map(|i| flat_params(self.grid.group, rows, cols, &params, i));
         let zeros = match (self.grid.symmetric, self.has_offsets) {
             (true, _) => Zeros::Middle,
-            (_, true) => Zeros::Offsets(zeros),
+            (_, true) => Zeros::Offsets(zeros.into()),
             _ => Zeros::Codes(zeros.iter().map(|z| *z as u8).collect()),
         };
         IntCodes::new(rows, cols, self.grid, &flat, scales, zeros).map(Storage::Int)

@@ -2,7 +2,8 @@
 
 use fewbit_engine::kinds::{Entry, Residual};
 
+mod lowrank;
 mod sparse;
 
 /// `residual.*`
-pub(crate) const RESIDUALS: &[Entry<dyn Residual>] = &[sparse::ENTRY];
+pub(crate) const RESIDUALS: &[Entry<dyn Residual>] = &[sparse::ENTRY, lowrank::ENTRY];

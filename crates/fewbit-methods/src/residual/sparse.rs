@@ -56,6 +56,11 @@ impl Residual for Sparse {
         32 * (self.count(rows, cols) + rows + 1) as u64
     }
 
+    fn scratch_bytes(&self, rows: usize, cols: usize) -> u64 {
+        // An importance and a place for each weight.
+        12 * (rows * cols) as u64
+    }
+
     fn flops(&self, rows: usize, cols: usize) -> f64 {
         10.0 * (rows * cols) as f64
     }

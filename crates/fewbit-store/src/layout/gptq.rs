@@ -55,7 +55,7 @@ impl GptqConfig {
         let symmetric = v["sym"].as_bool().unwrap_or(true);
         let has_overrides = v["dynamic"].as_object().is_some_and(|d| !d.is_empty());
         Ok(Self {
-            scheme: Scheme::Int(IntScheme { bits, group, symmetric }),
+            scheme: Scheme::Int(IntScheme { bits, group, symmetric, second: None }),
             bits,
             group,
             zeros_are_one_less,

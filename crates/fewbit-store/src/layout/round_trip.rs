@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use fewbit_format::{
-    Band, Dtype, FloatCodes, FloatGrid, GgmlBlocks, GgmlType, Group, IntCodes, IntGrid, LatticeCodes, LatticeGrid,
-    Minifloat, ScaleType, SecondStage, Storage, TableCodes, TableGrid, Tensor, TrellisCode, TrellisCodes, TrellisGrid,
-    VectorCodes, VectorGrid, Zeros, pack_bits, packed_len,
+    Band, Blocks, Dtype, FloatCodes, FloatGrid, GgmlBlocks, GgmlType, Group, IntCodes, IntGrid, LatticeCodes,
+    LatticeGrid, Minifloat, Nested, NestedGrid, Numbers, ScaleType, SecondStage, Storage, TableCodes, TableGrid,
+    Tensor, TrellisCode, TrellisCodes, TrellisGrid, VectorCodes, VectorGrid, Zeros, pack_bits, packed_len,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -20,10 +20,10 @@ fn codes(rows: usize, cols: usize, grid: IntGrid, offsets: bool, seed: u64) -> I
     let zeros = match (grid.symmetric, offsets) {
         (true, _) => Zeros::Middle,
         (false, false) => Zeros::Codes((0..groups).map(|i| code(i + 5_000)).collect()),
-        (false, true) => Zeros::Offsets((0..groups).map(|i| -real(i + 6_000)).collect()),
+        (false, true) => Zeros::Offsets((0..groups).map(|i| -real(i + 6_000)).collect::<Vec<f32>>().into()),
     };
     let all: Vec<u8> = (0..rows * cols).map(code).collect();
-    IntCodes::new(rows, cols, grid, &all, (0..groups).map(real).collect(), zeros).unwrap()
+    IntCodes::new(rows, cols, grid, &all, (0..groups).map(real).collect::<Vec<f32>>(), zeros).unwrap()
 }
 
 fn grids() -> impl Strategy<Value = (usize, usize, IntGrid)> {
@@ -35,6 +35,20 @@ fn grids() -> impl Strategy<Value = (usize, usize, IntGrid)> {
             (rows, cols, IntGrid { bits, group, symmetric, scale })
         },
     )
+}
+
+/// Numbers of a second level for the groups of these rows.
+fn nested(shape: [usize; 2], blocks: Blocks, bits: u8, has_table: bool, offsets: usize, seed: u64) -> Numbers {
+    let noise = |i: usize| ((seed ^ i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) as u32;
+    let grid = NestedGrid { bits, blocks, scale: ScaleType::F16 };
+    let count = grid.count(shape[0], shape[1]);
+    let number = |i: usize| ScaleType::F16.round(noise(i) as f32 * 1e-9 + 0.5);
+    let codes: Vec<u8> = (0..shape[0] * shape[1]).map(|i| (noise(i) & ((1 << bits) - 1)) as u8).collect();
+    let offsets = [0, 1, count][offsets];
+    let table = if has_table { 1 << bits } else { 0 };
+    let numbers = |count: usize, from: usize| (0..count).map(|i| number(from + i)).collect::<Vec<f32>>();
+    let nested = Nested::new(shape, grid, &codes, numbers(count, 1000), numbers(offsets, 2000), numbers(table, 3000));
+    Numbers::Nested(nested.unwrap())
 }
 
 fn quantization(layout: &dyn Layout, scheme: Option<Scheme>) -> Quantization {
@@ -106,6 +120,58 @@ proptest! {
 
 proptest! {
     #[test]
+    fn scales_of_scales_come_back_or_give_a_sentence(
+        (rows, groups, bits) in (1usize..40, 1usize..5, 1u8..=8),
+        blocks in prop::sample::select(vec![Blocks::Rows(16), Blocks::Rows(3), Blocks::Flat(7), Blocks::Flat(256)]),
+        (kind, has_table, offsets, how) in (0usize..4, any::<bool>(), 0usize..3, 0..5),
+        which: prop::sample::Index,
+        seed: u64,
+    ) {
+        let (cols, group) = (4 * groups, Group::Columns(4));
+        let numbers = |seed| nested([rows, groups], blocks, bits, has_table, offsets, seed);
+        let codes: Vec<u8> = (0..rows * cols).map(|i| (i * 7 % 8) as u8).collect();
+        let grid = IntGrid { bits: 3, group, symmetric: kind == 0, scale: ScaleType::F16 };
+        let int = |zeros| IntCodes::new(rows, cols, grid, &codes, numbers(seed), zeros).map(Storage::Int).unwrap();
+        let storage = match kind {
+            0 => int(Zeros::Middle),
+            1 => int(Zeros::Offsets(numbers(seed + 1))),
+            2 => int(Zeros::Points(numbers(seed + 1))),
+            _ => {
+                let grid = TableGrid { bits: 3, group, scale: ScaleType::F16 };
+                let levels = (0..8).map(|i| i as f32).collect();
+                TableCodes::new(rows, cols, grid, &codes, numbers(seed), levels).map(Storage::Table).unwrap()
+            }
+        };
+        prop_assert!(CompressedTensors.can_hold(&storage).is_err());
+        let mut tensors: BTreeMap<String, Tensor> = Fewbit.tensors("m", &storage).unwrap().into_iter().collect();
+        let q = quantization(&Fewbit, Scheme::of(&storage));
+        let names = tensor_names(&q, "m");
+        prop_assert!(is_quantized(&q, &tensors, "m") && tensors.keys().all(|t| names.contains(t)));
+        let stored: u64 = tensors.values().map(|t| 8 * t.bytes.len() as u64).sum();
+        prop_assert_eq!(stored.div_ceil(8), storage.stored_bits().div_ceil(8));
+        let name = which.get(&tensors.keys().cloned().collect::<Vec<_>>()).clone();
+        // Offsets and tables of a second level may be absent.
+        let may_lack = name.ends_with(".offsets") || name.ends_with(".table");
+        match how {
+            0 if !may_lack => { tensors.remove(&name); }
+            1 => { tensors.insert(name, Tensor::from_i32(&[3, 5], &[-1; 15])); }
+            2 => tensors.get_mut(&name).unwrap().shape.push(2),
+            _ => {
+                let back = read_linear(&q, &tensors, "m", [rows, cols]).unwrap();
+                prop_assert_eq!(format!("{back:?}"), format!("{storage:?}"));
+                return Ok(());
+            }
+        }
+        let e = read_linear(&q, &tensors, "m", [rows, cols]).unwrap_err();
+        prop_assert!(e.to_string().starts_with("tensor `m.weight"), "{}", e);
+        for size in [usize::MAX, usize::MAX / 16, 1 << 60] {
+            prop_assert!(read_linear(&q, &tensors, "m", [size, 16]).is_err());
+        }
+    }
+}
+
+proptest! {
+    #[test]
     fn codes_into_tables_come_back_or_give_a_sentence(
         (rows, cols, grid) in grids(),
         own_tables: bool,
@@ -117,9 +183,9 @@ proptest! {
         let number = |i: usize| (seed.wrapping_mul(2 * i as u64 + 1) >> 41) as u32;
         let codes: Vec<u8> = (0..rows * cols).map(|i| (number(i) % grid.levels() as u32) as u8).collect();
         let groups = if grid.group == Group::Tensor { 1 } else { rows * (cols / grid.group.width(cols)) };
-        let scales = (0..groups).map(|k| grid.scale.round(1.0 + number(k) as f32 / 1e7)).collect();
+        let scales = (0..groups).map(|k| grid.scale.round(1.0 + number(k) as f32 / 1e7)).collect::<Vec<f32>>();
         let tables = grid.levels() * if own_tables { rows } else { 1 };
-        let tables = (0..tables).map(|i| number(i) as f32 / 1e6 - 4.0).collect();
+        let tables = (0..tables).map(|i| ScaleType::F16.round(number(i) as f32 / 1e6 - 4.0)).collect();
         let codes = TableCodes::new(rows, cols, grid, &codes, scales, tables).unwrap();
         let storage = Storage::Table(codes.clone());
         prop_assert!(CompressedTensors.can_hold(&storage).unwrap_err().contains("tables"));

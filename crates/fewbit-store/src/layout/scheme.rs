@@ -1,8 +1,8 @@
 use std::fmt;
 
 use fewbit_format::{
-    Band, Error, FloatCodes, Group, IntCodes, Minifloat, Result, ScaleType, SecondStage, Storage, TrellisCode,
-    VectorGrid, Zeros,
+    Band, Blocks, Error, FloatCodes, Group, IntCodes, Minifloat, Numbers, Result, ScaleType, SecondStage, Storage,
+    TrellisCode, VectorGrid, Zeros,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -36,6 +36,47 @@ pub struct IntScheme {
     pub group: Group,
     /// Whether the zero point is `2^(bits−1)` and not stored.
     pub symmetric: bool,
+    /// How scales, and offsets or real zero points, are stored as codes of a second level, if they are.
+    pub second: Option<SecondLevel>,
+}
+
+/// Codes of a second level in the place of scales.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SecondLevel {
+    /// Bits of a code.
+    pub bits: u8,
+    /// Which of them share parameters.
+    pub blocks: Blocks,
+}
+
+impl SecondLevel {
+    fn of(numbers: &Numbers) -> Option<Self> {
+        numbers.nested().map(|n| Self { bits: n.grid().bits, blocks: n.grid().blocks })
+    }
+
+    fn to_json(self) -> Value {
+        let (key, size) = match self.blocks {
+            Blocks::Rows(height) => ("rows", height),
+            Blocks::Flat(len) => ("flat", len),
+        };
+        json!({ "bits": self.bits, key: size })
+    }
+
+    /// The second level of a scheme `v`, if it has one.
+    fn from_json(v: &Value) -> Result<Option<Self>> {
+        let v = &v["second"];
+        if v.is_null() {
+            return Ok(None);
+        }
+        let size = |key: &str| v[key].as_u64().filter(|n| *n > 0).and_then(|n| usize::try_from(n).ok());
+        let blocks = size("rows").map(Blocks::Rows).or(size("flat").map(Blocks::Flat));
+        match (bits_of(v), blocks) {
+            (Some(bits), Some(blocks)) => Ok(Some(Self { bits, blocks })),
+            _ => {
+                Err(Error::input(format!("the second level {v} does not have `bits` from 1 to 8 and `rows` or `flat`")))
+            }
+        }
+    }
 }
 
 /// Codes into tables, with scales per group.
@@ -45,6 +86,8 @@ pub struct TableScheme {
     pub bits: u8,
     /// Which weights share a scale.
     pub group: Group,
+    /// How scales are stored as codes of a second level, if they are.
+    pub second: Option<SecondLevel>,
 }
 
 /// Small floats with scales per group.
@@ -111,7 +154,8 @@ impl Scheme {
         match storage {
             Storage::Int(codes) => Some(Self::Int(IntScheme::of(codes))),
             Storage::Table(codes) => {
-                Some(Self::Table(TableScheme { bits: codes.grid().bits, group: codes.grid().group }))
+                let second = SecondLevel::of(codes.scales());
+                Some(Self::Table(TableScheme { bits: codes.grid().bits, group: codes.grid().group, second }))
             }
             Storage::Lattice(codes) => {
                 let grid = codes.grid();
@@ -133,7 +177,8 @@ impl Scheme {
         match self {
             Self::Int(scheme) => scheme.to_json(),
             Self::Table(scheme) => {
-                json!({ "bits": scheme.bits, "group": group_json(scheme.group), "table": true })
+                let json = json!({ "bits": scheme.bits, "group": group_json(scheme.group), "table": true });
+                with_second(json, scheme.second)
             }
             Self::Lattice(scheme) => json!({
                 "lattice": "e8p",
@@ -179,7 +224,9 @@ impl Scheme {
             }
             _ if !v["element"].is_null() => FloatScheme::from_json(v).map(Self::Float),
             _ if v["table"] == true => match bits_and_group(v) {
-                (Some(bits), Some(group)) => Ok(Self::Table(TableScheme { bits, group })),
+                (Some(bits), Some(group)) => {
+                    Ok(Self::Table(TableScheme { bits, group, second: SecondLevel::from_json(v)? }))
+                }
                 _ => Err(Error::input(format!(
                     "the scheme {v} does not have `bits` from 1 to 8 and `group` (`row`, `tensor` or a number)"
                 ))),
@@ -254,18 +301,30 @@ impl IntScheme {
     /// The scheme of these codes.
     pub fn of(codes: &IntCodes) -> Self {
         let grid = codes.grid();
-        Self { bits: grid.bits, group: grid.group, symmetric: *codes.zeros() == Zeros::Middle }
+        let second = match codes.zeros() {
+            Zeros::Offsets(z) | Zeros::Points(z) => SecondLevel::of(z),
+            Zeros::Middle | Zeros::Codes(_) => None,
+        };
+        Self {
+            bits: grid.bits,
+            group: grid.group,
+            symmetric: *codes.zeros() == Zeros::Middle,
+            second: SecondLevel::of(codes.scales()).or(second),
+        }
     }
 
     /// As it stands in the settings of the `fewbit` layout.
     fn to_json(self) -> Value {
-        json!({ "bits": self.bits, "group": group_json(self.group), "symmetric": self.symmetric })
+        let json = json!({ "bits": self.bits, "group": group_json(self.group), "symmetric": self.symmetric });
+        with_second(json, self.second)
     }
 
     /// Reads what [`IntScheme::to_json`] wrote.
     fn from_json(v: &Value) -> Result<Self> {
         match (bits_and_group(v), v["symmetric"].as_bool()) {
-            ((Some(bits), Some(group)), Some(symmetric)) => Ok(Self { bits, group, symmetric }),
+            ((Some(bits), Some(group)), Some(symmetric)) => {
+                Ok(Self { bits, group, symmetric, second: SecondLevel::from_json(v)? })
+            }
             _ => Err(Error::input(format!(
                 "the scheme {v} does not have `bits` from 1 to 8, `group` (`row`, `tensor` or a number) and `symmetric`"
             ))),
@@ -335,9 +394,19 @@ fn group_from(v: &Value) -> Option<Group> {
     }
 }
 
+fn bits_of(v: &Value) -> Option<u8> {
+    v["bits"].as_u64().and_then(|b| u8::try_from(b).ok()).filter(|b| (1..=8).contains(b))
+}
+
 fn bits_and_group(v: &Value) -> (Option<u8>, Option<Group>) {
-    let bits = v["bits"].as_u64().and_then(|b| u8::try_from(b).ok()).filter(|b| (1..=8).contains(b));
-    (bits, group_from(&v["group"]))
+    (bits_of(v), group_from(&v["group"]))
+}
+
+fn with_second(mut scheme: Value, second: Option<SecondLevel>) -> Value {
+    if let Some(second) = second {
+        scheme["second"] = second.to_json();
+    }
+    scheme
 }
 
 /// A group in words: `per row`, `group 32`.
@@ -352,7 +421,8 @@ fn words(group: Group) -> String {
 impl fmt::Display for IntScheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let symmetry = if self.symmetric { "symmetric" } else { "asymmetric" };
-        write!(f, "{} bit {} {symmetry}", self.bits, words(self.group))
+        let second = self.second.map_or_else(String::new, |s| format!(", scales of {} bits", s.bits));
+        write!(f, "{} bit {} {symmetry}{second}", self.bits, words(self.group))
     }
 }
 
@@ -371,7 +441,10 @@ impl fmt::Display for Scheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Int(scheme) => scheme.fmt(f),
-            Self::Table(scheme) => write!(f, "{} bit table {}", scheme.bits, words(scheme.group)),
+            Self::Table(scheme) => {
+                let second = scheme.second.map_or_else(String::new, |s| format!(", scales of {} bits", s.bits));
+                write!(f, "{} bit table {}{second}", scheme.bits, words(scheme.group))
+            }
             Self::Lattice(scheme) => {
                 let bits = 2 + scheme.second.bits() / 8;
                 write!(f, "{bits} bit lattice {}", words(scheme.group))

@@ -36,7 +36,7 @@ fn int(n: &mut Numbers, rows: usize, bits: u8, cols: usize, group: Group, zeros:
     let zeros = match zeros {
         0 => Zeros::Middle,
         1 => Zeros::Codes((0..groups).map(|_| code(n)).collect()),
-        _ => Zeros::Offsets((0..groups).map(|_| number(n)).collect()),
+        _ => Zeros::Offsets((0..groups).map(|_| number(n)).collect::<Vec<f32>>().into()),
     };
     Storage::Int(IntCodes::new(rows, cols, grid, &codes, scales, zeros).unwrap())
 }

@@ -143,7 +143,7 @@ mod tests {
     use crate::layout::{IntScheme, Quantization};
 
     fn int(bits: u8, group: Group) -> Scheme {
-        Scheme::Int(IntScheme { bits, group, symmetric: true })
+        Scheme::Int(IntScheme { bits, group, symmetric: true, second: None })
     }
 
     /// What a reader of the settings makes of each module is what was written, and no entry is idle.

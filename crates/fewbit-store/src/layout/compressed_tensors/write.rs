@@ -25,7 +25,10 @@ impl CompressedTensors {
         if !matches!(grid.scale, ScaleType::F16 | ScaleType::BF16) {
             return Some(format!("pack-quantized holds scales in F16 or BF16, not {:?}", grid.scale));
         }
-        if matches!(codes.zeros(), Zeros::Offsets(_)) {
+        if codes.has_nested() {
+            return Some("pack-quantized holds scales, not codes of a second level in their place".to_owned());
+        }
+        if matches!(codes.zeros(), Zeros::Offsets(_) | Zeros::Points(_)) {
             return Some("pack-quantized holds integer zero points, not real offsets".to_owned());
         }
         codes.group_index().map(|_| "compressed-tensors has given up reordered groups (g_idx)".to_owned())
@@ -77,7 +80,7 @@ impl Layout for CompressedTensors {
         let shape = [rows, cols].iter().flat_map(|n| (*n as i64).to_le_bytes()).collect::<Vec<u8>>();
         let mut tensors = vec![
             named("weight_packed", packed),
-            named("weight_scale", Tensor::from_f32(scale_dtype(scale), scale_shape, codes.scales())?),
+            named("weight_scale", Tensor::from_f32(scale_dtype(scale), scale_shape, &codes.scales().values())?),
             named("weight_shape", Tensor { dtype: Dtype::I64, shape: vec![2], bytes: shape.into() }),
         ];
         if let Zeros::Codes(zeros) = codes.zeros() {

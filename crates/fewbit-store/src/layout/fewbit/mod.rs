@@ -1,6 +1,7 @@
 //! Our own layout, for what no established one holds; `docs/format.md` has every byte.
 
 mod config;
+mod numbers;
 mod read;
 mod sides;
 mod write;
@@ -15,8 +16,19 @@ pub use write::Fewbit;
 use super::Scheme;
 
 /// The tensors of one band, of which some may be absent.
-const PARTS: &[&str] =
-    &["codes", "scales", "zeros", "offsets", "group_index", "table", "global_scale", "residual", "codebook", "columns"];
+const PARTS: &[&str] = &[
+    "codes",
+    "scales",
+    "zeros",
+    "offsets",
+    "points",
+    "group_index",
+    "table",
+    "global_scale",
+    "residual",
+    "codebook",
+    "columns",
+];
 
 /// All tensor names that a module's weight may have.
 pub(super) fn names(config: &FewbitConfig, module: &str) -> Vec<String> {
@@ -27,6 +39,7 @@ pub(super) fn names(config: &FewbitConfig, module: &str) -> Vec<String> {
     };
     for band in bands {
         names.extend(PARTS.iter().map(|part| format!("{module}.weight.{part}{band}")));
+        names.extend(numbers::names().map(|part| format!("{module}.weight.{part}{band}")));
     }
     names.extend(sides::SPARSE.iter().map(|part| format!("{module}.{part}")));
     for factor in sides::FACTORS.map(|f| format!("{module}.{f}.weight")) {

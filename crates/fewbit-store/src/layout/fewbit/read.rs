@@ -6,7 +6,7 @@ use fewbit_format::{
     packed_len, unpack_bits,
 };
 
-use super::{FewbitConfig, scale_shape};
+use super::{FewbitConfig, numbers, scale_shape};
 use crate::layout::module::Module;
 use crate::layout::scheme::{FloatScheme, IntScheme, LatticeScheme, Scheme, TableScheme, TrellisScheme};
 
@@ -51,14 +51,17 @@ fn read_band(scheme: IntScheme, m: Module<'_>, rows: Range<usize>, band: &str) -
     group.check(cols).map_err(|e| e.tensor(&m.full_name(&part("codes"))))?;
     let codes = read_codes(m, &part("codes"), rows, bits)?;
     let shape = scale_shape(group, rows, cols);
-    let (scale, scales) = m.scales(&part("scales"), &[&shape])?;
+    let numbers = |name: &str| numbers::read(m, name, band, scheme.second, &shape);
+    let (scale, scales) = numbers("scales")?;
     let zeros = if m.has(&part("zeros")) {
         let packed = m.part_as(&part("zeros"), Dtype::U8, &[packed_len(scales.len(), bits)])?;
         let mut zeros = vec![0; scales.len()];
         unpack_bits(&packed.bytes, bits, &mut zeros);
         Zeros::Codes(zeros)
-    } else if m.has(&part("offsets")) {
-        Zeros::Offsets(m.scales(&part("offsets"), &[&shape])?.1)
+    } else if has_numbers(m, "offsets", band) {
+        Zeros::Offsets(numbers("offsets")?.1)
+    } else if has_numbers(m, "points", band) {
+        Zeros::Points(numbers("points")?.1)
     } else if scheme.symmetric {
         Zeros::Middle
     } else {
@@ -69,6 +72,10 @@ fn read_band(scheme: IntScheme, m: Module<'_>, rows: Range<usize>, band: &str) -
     let codes =
         IntCodes::new(rows, cols, grid, &codes, scales, zeros).map_err(|e| e.tensor(&m.full_name(&part("codes"))))?;
     m.grouped_by(&part("group_index"), codes)
+}
+
+fn has_numbers(m: Module<'_>, name: &str, band: &str) -> bool {
+    m.has(&format!("weight.{name}{band}")) || m.has(&format!("weight.{name}.codes{band}"))
 }
 
 fn read_codes(m: Module<'_>, part: &str, rows: usize, bits: u8) -> Result<Vec<u8>> {
@@ -82,11 +89,11 @@ fn read_codes(m: Module<'_>, part: &str, rows: usize, bits: u8) -> Result<Vec<u8
 }
 
 fn read_table(scheme: TableScheme, m: Module<'_>) -> Result<TableCodes> {
-    let (TableScheme { bits, group }, [rows, cols]) = (scheme, m.shape);
+    let (TableScheme { bits, group, second }, [rows, cols]) = (scheme, m.shape);
     let place = |e: Error| e.tensor(&m.full_name("weight.codes"));
     group.check(cols).map_err(place)?;
     let codes = read_codes(m, "weight.codes", rows, bits)?;
-    let (scale, scales) = m.scales("weight.scales", &[&scale_shape(group, rows, cols)])?;
+    let (scale, scales) = numbers::read(m, "scales", "", second, &scale_shape(group, rows, cols))?;
     let grid = TableGrid { bits, group, scale };
     let tables = m.scales("weight.table", &[&[grid.levels()][..], &[rows, grid.levels()]])?.1;
     TableCodes::new(rows, cols, grid, &codes, scales, tables).map_err(place)

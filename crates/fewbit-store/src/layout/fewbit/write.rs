@@ -1,10 +1,11 @@
 use fewbit_format::{
-    Band, Dtype, Error, FloatCodes, FloatGrid, IntCodes, IntGrid, LATTICE_DIM, LatticeCodes, Result, SecondStage,
-    Sides, Storage, TILE, TableCodes, TableGrid, Tensor, TrellisCodes, VectorCodes, Zeros, pack_bits, packed_len,
+    Band, Dtype, Error, FloatCodes, FloatGrid, IntCodes, IntGrid, LATTICE_DIM, LatticeCodes, Numbers, Result,
+    SecondStage, Sides, Storage, TILE, TableCodes, TableGrid, Tensor, TrellisCodes, VectorCodes, Zeros, pack_bits,
+    packed_len,
 };
 use serde_json::Value;
 
-use super::{config, scale_shape, sides};
+use super::{config, numbers, scale_shape, sides};
 use crate::layout::module::scale_dtype;
 use crate::layout::{Layout, Scheme, SideTensors};
 
@@ -27,10 +28,10 @@ impl Fewbit {
             pack_bits(&row, bits, out);
         }
         let shape = scale_shape(group, rows, cols);
-        let mut tensors = vec![
-            named("codes", bytes(vec![rows, row_bytes], packed)),
-            named("scales", Tensor::from_f32(scale_dtype(scale), &shape, codes.scales())?),
-        ];
+        let mut tensors = vec![named("codes", bytes(vec![rows, row_bytes], packed))];
+        let numbers =
+            |part: &str, n: &Numbers| numbers::tensors(&format!("{module}.weight.{part}"), suffix, n, scale, &shape);
+        tensors.extend(numbers("scales", codes.scales())?);
         match codes.zeros() {
             Zeros::Middle => {}
             Zeros::Codes(zeros) => {
@@ -38,9 +39,8 @@ impl Fewbit {
                 pack_bits(zeros, bits, &mut packed);
                 tensors.push(named("zeros", bytes(vec![packed.len()], packed)));
             }
-            Zeros::Offsets(offsets) => {
-                tensors.push(named("offsets", Tensor::from_f32(scale_dtype(scale), &shape, offsets)?));
-            }
+            Zeros::Offsets(offsets) => tensors.extend(numbers("offsets", offsets)?),
+            Zeros::Points(points) => tensors.extend(numbers("points", points)?),
         }
         if let Some(index) = codes.group_index() {
             let index: Vec<i32> = index.iter().map(|k| *k as i32).collect();
@@ -55,12 +55,16 @@ impl Fewbit {
         let (shape, levels) = (vec![rows, packed_len(cols, bits)], codes.grid().levels());
         let packed = Tensor { dtype: Dtype::U8, shape, bytes: codes.packed().to_vec().into() };
         let tables = codes.tables();
-        let table_shape = if tables.len() == levels { vec![levels] } else { vec![rows, levels] };
-        Ok(vec![
-            named("codes", packed),
-            named("scales", Tensor::from_f32(scale_dtype(scale), &scale_shape(group, rows, cols), codes.scales())?),
-            named("table", Tensor::from_f32(Dtype::F32, &table_shape, tables)?),
-        ])
+        let table = if tables.len() == levels {
+            Tensor::from_f32(Dtype::F32, &[levels], tables)?
+        } else {
+            Tensor::from_f32(Dtype::F16, &[rows, levels], tables)?
+        };
+        let (name, shape) = (format!("{module}.weight.scales"), scale_shape(group, rows, cols));
+        let mut tensors = vec![named("codes", packed)];
+        tensors.extend(numbers::tensors(&name, "", codes.scales(), scale, &shape)?);
+        tensors.push(named("table", table));
+        Ok(tensors)
     }
 
     fn float(module: &str, codes: &FloatCodes) -> Result<Vec<(String, Tensor)>> {
