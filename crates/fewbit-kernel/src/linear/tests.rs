@@ -34,7 +34,7 @@ fn int(n: &mut Numbers, rows: usize, cols: usize, bits: u8, group: Group, zeros:
     let code = |n: &mut Numbers| (n.bits() & ((1 << bits) - 1)) as u8;
     let codes: Vec<u8> = (0..rows * cols).map(|_| code(n)).collect();
     let round = |v: f32| grid.scale.round(v);
-    let scales = n.take(groups).into_iter().map(|v| round(v / 16.0)).collect();
+    let scales: Vec<f32> = n.take(groups).into_iter().map(|v| round(v / 16.0)).collect();
     let zeros = match zeros {
         0 => Zeros::Middle,
         1 => Zeros::Codes((0..groups).map(|_| code(n)).collect()),

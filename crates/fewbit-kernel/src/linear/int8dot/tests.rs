@@ -32,7 +32,7 @@ fn int(n: &mut Numbers, rows: usize, bits: u8, cols: usize, group: Group, zeros:
     let codes: Vec<u8> =
         (0..rows * cols).map(|i| if i / cols % 5 == 4 { ((1u32 << bits) - 1) as u8 } else { code(n) }).collect();
     let number = |n: &mut Numbers| if whole { 1.0 } else { scale.round(n.next() / 16.0) };
-    let scales = (0..groups).map(|_| number(n)).collect();
+    let scales: Vec<f32> = (0..groups).map(|_| number(n)).collect();
     let zeros = match zeros {
         0 => Zeros::Middle,
         1 => Zeros::Codes((0..groups).map(|_| code(n)).collect()),
