@@ -3,7 +3,7 @@
 use fewbit_format::{Error, LowRank, Mat, QuantizedLinear, Result, Sides, Sparse, Storage};
 use fewbit_kernel::product::{Weights, product_nt};
 
-use crate::kinds::{Grid, InputJob, InputSolver, Keep, LinearJob, Needs, Residual, ResidualJob, Side, Solved, Solver};
+use crate::kinds::{Beside, Grid, InputJob, InputSolver, Keep, LinearJob, Needs, Residual, ResidualJob, Side, Solved, Solver};
 
 /// One step.
 #[derive(Debug)]
@@ -42,7 +42,30 @@ impl Program {
             return Err(Error::input("the recipe keeps something beside codes, and makes no codes")
                 .hint("put a `solve` pass into it"));
         }
+        program.check_order()?;
         Ok(program)
+    }
+
+    /// What solvers leave out has to be known before them, and only some find it out themselves.
+    fn check_order(&self) -> Result<()> {
+        let (mut is_late, mut solves, mut chooses, mut is_asked) = (false, false, false, false);
+        visit(&self.steps, &mut |s| match s {
+            Step::Solve(s) => (solves, chooses) = (true, s.chooses_kept()),
+            Step::Residual(r) => {
+                is_late |= solves && r.beside() != Beside::Correction;
+                is_asked |= r.beside() == Beside::ChosenWhileRounding;
+            }
+            Step::Alternate(..) => {}
+        });
+        if is_late {
+            return Err(Error::input("the recipe keeps weights beside codes that are there already")
+                .hint("put that `residual` pass before `solve`"));
+        }
+        if is_asked && !chooses {
+            return Err(Error::input("the recipe's solver does not choose which weights stay beside the codes")
+                .hint("take `solve.gptq`, or keep weights by `residual.sparse`"));
+        }
+        Ok(())
     }
 
     /// Whether linears are rounded.

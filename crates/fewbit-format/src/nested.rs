@@ -18,6 +18,12 @@ impl From<Vec<f32>> for Numbers {
     }
 }
 
+impl FromIterator<f32> for Numbers {
+    fn from_iter<I: IntoIterator<Item = f32>>(values: I) -> Self {
+        Self::Plain(values.into_iter().collect())
+    }
+}
+
 impl Numbers {
     /// How many there are.
     pub fn len(&self) -> usize {

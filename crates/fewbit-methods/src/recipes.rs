@@ -10,6 +10,7 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("nvfp4", include_str!("../../../recipes/nvfp4.toml")),
     ("rsq", include_str!("../../../recipes/rsq.toml")),
     ("lorc", include_str!("../../../recipes/lorc.toml")),
+    ("spqr", include_str!("../../../recipes/spqr.toml")),
     ("lqer", include_str!("../../../recipes/lqer.toml")),
     ("quantease", include_str!("../../../recipes/quantease.toml")),
     ("autoround", include_str!("../../../recipes/autoround.toml")),

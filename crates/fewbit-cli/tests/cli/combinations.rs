@@ -56,7 +56,17 @@ fn recipe(r: &mut ChaCha8Rng) -> String {
     }
     let (grid, solver) = (REGISTRY.grids.choose(r).unwrap(), REGISTRY.solvers.choose(r).unwrap());
     text += &pass(&format!("grid.{}", grid.name), grid.settings, r);
+    // Beside the codes: before the solver, after it, or nothing.
+    let beside = r.random::<f32>();
+    let residual = REGISTRY.residuals.choose(r).unwrap();
+    let residual = pass(&format!("residual.{}", residual.name), residual.settings, r);
+    if beside < 0.35 {
+        text += &residual;
+    }
     text += &pass(&format!("solve.{}", solver.name), solver.settings, r);
+    if beside > 0.8 {
+        text += &residual;
+    }
     text
 }
 

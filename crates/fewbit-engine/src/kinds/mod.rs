@@ -13,7 +13,7 @@ pub use grid::{BoundGrid, Grid, GridJob, LANES, Params, Place, Strip, Weighting}
 pub use learner::{Fake, Leaf, LeafJob, Learner};
 pub(crate) use registry::near;
 pub use registry::{Description, Entry, Registry, parse};
-pub use residual::{Residual, ResidualJob, Side};
+pub use residual::{Beside, Residual, ResidualJob, Side};
 pub use rotation::{Rotation, RotationJob, Space};
 pub use rounder::{Entries, Keep, Rounded, Rounder};
 pub use solver::{InputJob, InputSolver, LinearJob, Solved, Solver};

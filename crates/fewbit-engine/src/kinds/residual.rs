@@ -30,8 +30,22 @@ pub enum Side {
     LowRank(Box<LowRank>),
 }
 
+/// What a residual puts beside the codes, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beside {
+    /// Weights, before the solver.
+    Weights,
+    /// Weights that the solver is to choose while it rounds.
+    ChosenWhileRounding,
+    /// A correction, at any time.
+    Correction,
+}
+
 /// Chooses what is kept beside the codes: before the solver what it is to leave out, after it what it left.
 pub trait Residual: Send + Sync + std::fmt::Debug {
+    /// What it puts beside the codes; a recipe in whose order that makes no sense is refused.
+    fn beside(&self) -> Beside;
+
     /// What has to be known about the input.
     fn needs(&self) -> Needs;
 

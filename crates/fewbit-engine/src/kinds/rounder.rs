@@ -47,6 +47,12 @@ pub enum Keep {
     Nothing,
     /// These, whatever the solver.
     Entries(Entries),
+    /// Those that a solver finds too costly while it rounds: `e² > threshold · mean_j (Var_r W[r, j] / U[j, j]²)`, with the
+    /// `e` and `U` of GPTQ (SpQR, Algorithm 1).
+    Sensitive {
+        /// The threshold, relative to the mean over the matrix.
+        threshold: f32,
+    },
 }
 
 /// A grid bound to one linear, as solvers use it: it knows how errors count, and which weights stay beside the codes.
@@ -77,7 +83,7 @@ impl<'a> Rounder<'a> {
         let gram = input.stats.gram.as_ref().filter(|_| job.grid.needs().gram);
         let blocks = gram.map_or_else(Vec::new, |h| diagonal_blocks(h, grid.group()));
         let entries = if let Keep::Entries(e) = job.keep { Some(e) } else { None };
-        let kept = if entries.is_some() { Strip::count(weight.rows()) } else { 0 };
+        let kept = if *job.keep == Keep::Nothing { 0 } else { Strip::count(weight.rows()) };
         let kept = (0..kept).map(|_| Mutex::default()).collect();
         Ok(Self { grid, blocks, entries, kept, rows: weight.rows(), cols: weight.cols() })
     }
@@ -102,11 +108,17 @@ impl<'a> Rounder<'a> {
                 })
                 .collect();
             if seen.iter().any(|lanes| lanes.contains(&0.0)) {
-                return self.grid.fit(at, values, Weighting::Element(&seen));
+                return self.fit_seen(at, values, &seen);
             }
         }
         let by = self.blocks.get(at.column / self.group()).map_or(Weighting::None, Weighting::Gram);
         self.grid.fit(at, values, by)
+    }
+
+    /// Parameters of the group that begins at `at`, from the values `[group][lane]` that are `seen`, with how much each
+    /// counts; 0 is out of sight.
+    pub fn fit_seen(&self, at: Place, values: &[[f32; LANES]], seen: &[[f32; LANES]]) -> Params {
+        self.grid.fit(at, values, Weighting::Element(seen))
     }
 
     /// The parameters of all groups of one strip.
@@ -130,8 +142,55 @@ impl<'a> Rounder<'a> {
         codes: &mut [[u16; LANES]],
         decoded: &mut [[f32; LANES]],
     ) {
-        let Some(entries) = self.entries else { return self.grid.round(at, params, tile, codes, decoded) };
-        let kept = |c: usize| entries.at(Place { column: at.column + c, ..at });
+        match self.entries {
+            None => self.grid.round(at, params, tile, codes, decoded),
+            Some(entries) => {
+                let kept = |c: usize| entries.at(Place { column: at.column + c, ..at });
+                self.round_beside(at, params, tile, kept, codes, decoded);
+            }
+        }
+    }
+
+    /// What tiles would become if none of their weights were kept; nothing is recorded.
+    pub fn round_plain(
+        &self,
+        at: Place,
+        params: &Params,
+        tile: &[[f32; LANES]],
+        codes: &mut [[u16; LANES]],
+        decoded: &mut [[f32; LANES]],
+    ) {
+        self.grid.round(at, params, tile, codes, decoded);
+    }
+
+    /// Takes the weights of some lanes (a bit each) out of the codes of the column `at`, after all.
+    ///
+    /// # Panics
+    /// If the job keeps nothing, or the grid rounds several columns together.
+    pub fn keep(
+        &self,
+        at: Place,
+        params: &Params,
+        column: &[f32; LANES],
+        lanes: u16,
+        code: &mut [u16; LANES],
+        decoded: &mut [f32; LANES],
+    ) {
+        let (codes, values) = (std::slice::from_mut(code), std::slice::from_mut(decoded));
+        self.round_beside(at, params, &[*column], |_| lanes, codes, values);
+    }
+
+    /// Rounds zeros in the place of the weights that are `kept` (a bit for each lane of a column), and records what makes
+    /// up the difference.
+    fn round_beside(
+        &self,
+        at: Place,
+        params: &Params,
+        tile: &[[f32; LANES]],
+        kept: impl Fn(usize) -> u16,
+        codes: &mut [[u16; LANES]],
+        decoded: &mut [[f32; LANES]],
+    ) {
         let mut rest = tile.to_vec();
         for (c, lanes) in rest.iter_mut().enumerate() {
             let kept = kept(c);
@@ -158,7 +217,7 @@ impl<'a> Rounder<'a> {
     pub fn finish(self, strips: Vec<Rounded>) -> Result<(Storage, Option<Sparse>)> {
         let (codes, params) = strips.into_iter().unzip();
         let storage = self.grid.store(codes, params)?;
-        if self.entries.is_none() {
+        if self.kept.is_empty() {
             return Ok((storage, None));
         }
         let (mut starts, mut columns, mut values) = (vec![0], Vec::new(), Vec::new());

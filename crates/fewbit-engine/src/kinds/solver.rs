@@ -50,6 +50,11 @@ pub trait Solver: Send + Sync + std::fmt::Debug {
     /// What has to be known about the inputs.
     fn needs(&self) -> Needs;
 
+    /// Whether it can choose, while it rounds, which weights stay beside the codes ([`Keep::Sensitive`]).
+    fn chooses_kept(&self) -> bool {
+        false
+    }
+
     /// Bytes that one solve allocates for a matrix `[rows, cols]`, beside the matrix and its statistics.
     fn scratch_bytes(&self, rows: usize, cols: usize) -> u64;
 

@@ -3,6 +3,7 @@ use fewbit_format::{Error, Group, IntCodes, IntGrid, Result, Storage, Zeros};
 use fewbit_kernel::strip::{Affine, round_affine};
 use serde::Deserialize;
 
+use super::second::{self, Second};
 use super::{GroupSetting, ScaleSetting, errors, flat_codes, flat_params, group_label};
 
 pub(crate) const ENTRY: Entry<dyn Grid> = Entry {
@@ -18,11 +19,15 @@ pub(crate) const ENTRY: Entry<dyn Grid> = Entry {
         ),
         (
             "zero = \"code\"",
-            "asymmetric zero points: `code` (an integer) or `offset` (a real number in the scale's type)",
+            "asymmetric zero points: `code` (an integer), or in the scale's type `offset` (a number) or `point` (a real zero point)",
         ),
         (
             "clip = \"minmax\"",
             "how a group's range is chosen: `minmax`, `mse` (least `Σ|w − ŵ|^2.4`), `output` (least error of the group's output; `minmax` while scales are searched), `proximal` (HQQ's offsets; with `zero = \"offset\"`)",
+        ),
+        (
+            "second = 0",
+            "bits of scales, and of offsets or real zero points, as codes of a second level over 16 rows; 0: they are stored themselves",
         ),
         ("steps = 0", "shrunken ranges that a search tries; 0 is the method's own number (mse 100, output 20)"),
     ],
@@ -45,6 +50,7 @@ pub(crate) struct IntSettings {
     scale: ScaleSetting,
     zero: ZeroSetting,
     clip: Clip,
+    second: u8,
     steps: u32,
 }
 
@@ -57,6 +63,7 @@ impl Default for IntSettings {
             scale: ScaleSetting::F16,
             zero: ZeroSetting::Code,
             clip: Clip::Minmax,
+            second: 0,
             steps: 0,
         }
     }
@@ -67,6 +74,7 @@ impl Default for IntSettings {
 enum ZeroSetting {
     Code,
     Offset,
+    Point,
 }
 
 /// How the range of a group is chosen.
@@ -93,14 +101,27 @@ impl IntSettings {
         if !(1..=8).contains(&self.bits) {
             return Err(Error::input(format!("`grid.bits` is {}, where 1 to 8 are possible", self.bits)));
         }
-        if self.symmetric && self.zero == ZeroSetting::Offset {
-            return Err(Error::input("`grid.zero = \"offset\"` contradicts `grid.symmetric = true`"));
+        if self.symmetric && self.zero != ZeroSetting::Code {
+            return Err(Error::input("`grid.zero` contradicts `grid.symmetric = true`"));
+        }
+        if self.second > 8 {
+            return Err(Error::input(format!("`grid.second` is {}, where 0 to 8 are possible", self.second)));
+        }
+        if self.second > 0 && matches!(self.group.into(), Group::Tensor) {
+            return Err(Error::input("`grid.second` needs scales of rows or groups, and there is one for the matrix"));
         }
         if self.clip == Clip::Proximal && self.zero != ZeroSetting::Offset {
             return Err(Error::input("`grid.clip = \"proximal\"` moves offsets, and the zero points are codes")
                 .hint("set `grid.zero=offset` and an asymmetric grid"));
         }
+        if self.clip == Clip::Proximal && self.second > 0 {
+            return Err(Error::input("`grid.clip = \"proximal\"` moves offsets, which `grid.second` would round again"));
+        }
         Ok(())
+    }
+
+    fn second(&self) -> Option<Second> {
+        (self.second > 0).then(|| Second { bits: self.second, scale: self.scale.into() })
     }
 
     /// Shrink factors of the range, the whole range first.
@@ -126,12 +147,14 @@ impl Grid for IntSettings {
     fn stored_bits(&self, rows: usize, cols: usize) -> u64 {
         let grid = self.grid();
         let groups = grid.group.count(rows, cols) as u64;
-        let zero = match (self.symmetric, self.zero) {
+        let per_row = cols / grid.group.width(cols);
+        let numbers = self.second().map_or(groups * grid.scale.bits(), |s| s.stored_bits(rows, per_row));
+        let zeros = match (self.symmetric, self.zero) {
             (true, _) => 0,
-            (_, ZeroSetting::Code) => u64::from(self.bits),
-            (_, ZeroSetting::Offset) => grid.scale.bits(),
+            (_, ZeroSetting::Code) => groups * u64::from(self.bits),
+            (_, ZeroSetting::Offset | ZeroSetting::Point) => numbers,
         };
-        8 * (rows * fewbit_format::packed_len(cols, self.bits)) as u64 + groups * (grid.scale.bits() + zero)
+        8 * (rows * fewbit_format::packed_len(cols, self.bits)) as u64 + numbers + zeros
     }
 
     fn begin(&self, job: &GridJob<'_>) -> Result<Box<dyn BoundGrid>> {
@@ -140,7 +163,8 @@ impl Grid for IntSettings {
         grid.group.check(w.cols())?;
         let mut bound = Bound {
             grid,
-            has_offsets: self.zero == ZeroSetting::Offset,
+            zero: self.zero,
+            second: self.second(),
             clip: self.clip,
             shrinks: self.shrinks(),
             rows: w.rows(),
@@ -158,13 +182,16 @@ impl Grid for IntSettings {
     }
 
     fn label(&self) -> String {
-        format!("w{} {}{}", self.bits, group_label(self.group.into()), if self.symmetric { " sym" } else { "" })
+        let symmetric = if self.symmetric { " sym" } else { "" };
+        let second = if self.second > 0 { format!(" s{}", self.second) } else { String::new() };
+        format!("w{} {}{symmetric}{second}", self.bits, group_label(self.group.into()))
     }
 }
 
 struct Bound {
     grid: IntGrid,
-    has_offsets: bool,
+    zero: ZeroSetting,
+    second: Option<Second>,
     clip: Clip,
     shrinks: Vec<f32>,
     rows: usize,
@@ -188,11 +215,50 @@ impl Bound {
             return (self.stored_scale(scale), ((1u32 << (self.grid.bits - 1)) as f32).min(most));
         }
         let scale = self.stored_scale((hi - lo) / most);
-        if self.has_offsets {
-            (scale, self.grid.scale.round(lo))
-        } else {
-            (scale, (-lo / scale).round_ties_even().clamp(0.0, most))
+        match self.zero {
+            ZeroSetting::Offset => (scale, self.grid.scale.round(lo)),
+            ZeroSetting::Code => (scale, (-lo / scale).round_ties_even().clamp(0.0, most)),
+            // What stands for zero is kept as the offset that it makes.
+            ZeroSetting::Point => (scale, -(scale * self.grid.scale.round(-lo / scale))),
         }
+    }
+
+    /// The parameters of a group as codes of a second level: zero points are found anew under the scales that will be
+    /// read, in the middle of the range that each row had.
+    fn nested(&self, second: Second, strip: usize, found: &Params) -> Params {
+        let rows = self.rows - strip * LANES;
+        let is_there = std::array::from_fn(|l| l < rows);
+        let (old, zero) = (&found.0[0], &found.0[1]);
+        let middle = self.most() / 2.0;
+        let (mut scale, block) = second.round(old, is_there);
+        scale.iter_mut().for_each(|s| *s = if *s > 0.0 { *s } else { f32::MIN_POSITIVE });
+        let centre: [f32; LANES] = std::array::from_fn(|l| match self.zero {
+            ZeroSetting::Code => old[l] * (middle - zero[l]),
+            ZeroSetting::Offset | ZeroSetting::Point => old[l] * middle + zero[l],
+        });
+        let mut params = vec![scale, [0.0; LANES]];
+        block.write(&mut params);
+        match self.zero {
+            _ if self.grid.symmetric => params[1] = *zero,
+            ZeroSetting::Code => {
+                params[1] = std::array::from_fn(|l| {
+                    (middle - centre[l] / scale[l]).round_ties_even().clamp(0.0, self.most())
+                });
+            }
+            ZeroSetting::Offset => {
+                let offsets = std::array::from_fn(|l| centre[l] - scale[l] * middle);
+                let (offsets, block) = second.round(&offsets, is_there);
+                params[1] = offsets;
+                block.write(&mut params);
+            }
+            ZeroSetting::Point => {
+                let points = std::array::from_fn(|l| middle - centre[l] / scale[l]);
+                let (points, block) = second.round(&points, is_there);
+                params[1] = std::array::from_fn(|l| -(scale[l] * points[l]));
+                block.write(&mut params);
+            }
+        }
+        Params(params)
     }
 
     /// [`params`](Self::params) of each lane.
@@ -212,7 +278,7 @@ impl Bound {
 
     /// The meaning of codes; [`fewbit_format::Zero::value`] says the same, and a test holds the two together.
     fn affine<'a>(&self, scale: &'a [f32; LANES], zero: &'a [f32; LANES]) -> Affine<'a> {
-        Affine { scale, zero, most: self.most(), has_offsets: self.has_offsets }
+        Affine { scale, zero, most: self.most(), has_offsets: self.zero != ZeroSetting::Code }
     }
 
     /// Moves offsets so that `Σ |w − ŵ|^0.7` falls, by half-quadratic steps: `e = shrink(w − ŵ)`, then
@@ -262,24 +328,9 @@ impl Bound {
             (p * lo, p * hi)
         }
     }
-}
 
-/// Of the errors that `mse` adds up (GPTQ's reference code).
-const POWER: f32 = 2.4;
-
-impl BoundGrid for Bound {
-    fn width(&self) -> usize {
-        1
-    }
-
-    fn group(&self) -> usize {
-        self.grid.group.width(self.cols)
-    }
-
-    fn fit(&self, _: Place, values: &[[f32; LANES]], by: Weighting<'_>) -> Params {
-        if let Some((s, z)) = self.shared {
-            return Params(vec![[s; LANES], [z; LANES]]);
-        }
+    /// Scale and zero point of each row's group, as they are stored where there is no second level.
+    fn first_level(&self, values: &[[f32; LANES]], by: Weighting<'_>) -> Params {
         let (mut lo, mut hi) = ([0f32; LANES], [0f32; LANES]);
         for (c, column) in values.iter().enumerate() {
             for lane in (0..LANES).filter(|lane| !by.hides(c, *lane)) {
@@ -316,6 +367,27 @@ impl BoundGrid for Bound {
         }
         best
     }
+}
+
+/// Of the errors that `mse` adds up (GPTQ's reference code).
+const POWER: f32 = 2.4;
+
+impl BoundGrid for Bound {
+    fn width(&self) -> usize {
+        1
+    }
+
+    fn group(&self) -> usize {
+        self.grid.group.width(self.cols)
+    }
+
+    fn fit(&self, at: Place, values: &[[f32; LANES]], by: Weighting<'_>) -> Params {
+        if let Some((s, z)) = self.shared {
+            return Params(vec![[s; LANES], [z; LANES]]);
+        }
+        let found = self.first_level(values, by);
+        self.second.map_or_else(|| found.clone(), |second| self.nested(second, at.strip, &found))
+    }
 
     fn round(
         &self,
@@ -331,11 +403,23 @@ impl BoundGrid for Bound {
     fn store(&self, codes: Vec<Vec<[u16; LANES]>>, params: Vec<Vec<Params>>) -> Result<Storage> {
         let (rows, cols) = (self.rows, self.cols);
         let flat = flat_codes(rows, cols, &codes);
-        let [scales, zeros] = [0, 1].map(|i| flat_params(self.grid.group, rows, cols, &params, i));
-        let zeros = match (self.grid.symmetric, self.has_offsets) {
-            (true, _) => Zeros::Middle,
-            (_, true) => Zeros::Offsets(zeros.into()),
-            _ => Zeros::Codes(zeros.iter().map(|z| *z as u8).collect()),
+        let plain = |i| flat_params(self.grid.group, rows, cols, &params, i);
+        // Blocks of a second level follow scale and zero, three numbers each.
+        let numbers = |i: usize| match self.second {
+            Some(second) => second::numbers(second, rows, &params, 2 + 3 * i),
+            None => Ok(plain(i).into()),
+        };
+        let scales = numbers(0)?;
+        let zeros = match self.zero {
+            _ if self.grid.symmetric => Zeros::Middle,
+            ZeroSetting::Code => Zeros::Codes(plain(1).iter().map(|z| *z as u8).collect()),
+            ZeroSetting::Offset => Zeros::Offsets(numbers(1)?),
+            ZeroSetting::Point if self.second.is_some() => Zeros::Points(numbers(1)?),
+            // The offset is −(s z), and z a number that the scale's type holds: so near that the quotient leads back.
+            ZeroSetting::Point => {
+                let (scales, offsets) = (plain(0), plain(1));
+                Zeros::Points(scales.iter().zip(offsets).map(|(s, m)| self.grid.scale.round(-m / s)).collect())
+            }
         };
         IntCodes::new(rows, cols, self.grid, &flat, scales, zeros).map(Storage::Int)
     }
@@ -395,9 +479,24 @@ mod tests {
         let w = random(21, 32, 1);
         for bits in 1..=8 {
             for extra in
-                ["", "symmetric = true", "zero = \"offset\"", "scale = \"bf16\"", "clip = \"mse\"", "scale = \"f32\""]
+                [
+                    "",
+                    "symmetric = true",
+                    "zero = \"offset\"",
+                    "zero = \"point\"",
+                    "scale = \"bf16\"",
+                    "clip = \"mse\"",
+                    "scale = \"f32\"",
+                    "second = 3",
+                    "second = 4\nsymmetric = true",
+                    "second = 3\nzero = \"offset\"",
+                    "second = 3\nzero = \"point\"\nclip = \"mse\"",
+                ]
             {
                 for group in ["8", "32", "\"row\"", "\"tensor\""] {
+                    if group == "\"tensor\"" && extra.contains("second") {
+                        continue;
+                    }
                     let grid = build(&format!("bits = {bits}\ngroup = {group}\n{extra}"));
                     let (storage, seen) = nearest(&*grid, &w);
                     let mut decoded = Mat::zeros(21, 32);

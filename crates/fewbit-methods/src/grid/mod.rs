@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 mod float;
 mod int;
+mod second;
 mod table;
 
 /// `grid.*`

@@ -121,6 +121,10 @@ impl Learner for Rounding {
         if codes.grid().group == Group::Tensor || codes.group_index().is_some() {
             return Err(Error::input("`learn.rounding` needs groups of neighbouring columns, or rows"));
         }
+        if codes.has_nested() || matches!(codes.zeros(), Zeros::Points(_)) {
+            return Err(Error::input("scales of scales and real zero points are not learned")
+                .hint("take the grid's `second` and `zero` away"));
+        }
         let keeps_zeros = matches!(self.range, RangeSetting::Fixed | RangeSetting::Scale);
         if matches!(codes.zeros(), Zeros::Offsets(_)) && !keeps_zeros {
             return Err(
@@ -429,7 +433,7 @@ impl Fake for Affine {
             self.row(r, 1.0, &moved, |c, p, value| row[c] = self.code(value.hard() + p.zero) as u8);
         }
         let params: Vec<Params> = (0..self.start.len()).map(|g| self.params(g)).collect();
-        let scales = params.iter().map(|p| p.scale).collect();
+        let scales: Vec<f32> = params.iter().map(|p| p.scale).collect();
         let zeros = match (self.is_symmetric, self.has_offsets) {
             (true, _) => Zeros::Middle,
             (_, true) => Zeros::Offsets(params.iter().map(|p| p.shift).collect()),

@@ -1,4 +1,4 @@
-use fewbit_engine::kinds::{Entry, Needs, Residual, ResidualJob, Side, parse};
+use fewbit_engine::kinds::{Beside, Entry, Needs, Residual, ResidualJob, Side, parse};
 use fewbit_format::{
     Dtype, Error, Group, IntCodes, IntGrid, LowRank as Factors, Mat, Result, ScaleType, Storage, Tensor, Zeros,
     packed_len,
@@ -93,6 +93,10 @@ impl LowRank {
 }
 
 impl Residual for LowRank {
+    fn beside(&self) -> Beside {
+        Beside::Correction
+    }
+
     fn needs(&self) -> Needs {
         Needs { gram: self.weighting == Weighting::Activations, mean_abs: self.weighting == Weighting::Diagonal }
     }

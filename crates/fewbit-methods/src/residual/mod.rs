@@ -3,7 +3,8 @@
 use fewbit_engine::kinds::{Entry, Residual};
 
 mod lowrank;
+mod sensitive;
 mod sparse;
 
 /// `residual.*`
-pub(crate) const RESIDUALS: &[Entry<dyn Residual>] = &[sparse::ENTRY, lowrank::ENTRY];
+pub(crate) const RESIDUALS: &[Entry<dyn Residual>] = &[sparse::ENTRY, lowrank::ENTRY, sensitive::ENTRY];

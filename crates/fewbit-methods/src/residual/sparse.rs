@@ -1,4 +1,4 @@
-use fewbit_engine::kinds::{Entries, Entry, Keep, Needs, Residual, ResidualJob, Side, parse};
+use fewbit_engine::kinds::{Beside, Entries, Entry, Keep, Needs, Residual, ResidualJob, Side, parse};
 use fewbit_format::{Error, Result};
 use serde::Deserialize;
 
@@ -48,6 +48,10 @@ impl Sparse {
 }
 
 impl Residual for Sparse {
+    fn beside(&self) -> Beside {
+        Beside::Weights
+    }
+
     fn needs(&self) -> Needs {
         Needs::default()
     }

@@ -2,7 +2,7 @@ use std::borrow::Cow;
 use std::sync::Mutex;
 
 use fewbit_engine::kinds::{
-    Entry, InputJob, InputSolver, LANES, LinearJob, Needs, Params, Place, Rounded, Rounder, Solved, Solver, Strip,
+    Entry, InputJob, InputSolver, Keep, LANES, LinearJob, Needs, Params, Place, Rounded, Rounder, Solved, Solver, Strip,
     parse,
 };
 use fewbit_format::{Error, Mat, Result};
@@ -13,6 +13,7 @@ use fewbit_linalg::upper_inverse_factor;
 use serde::Deserialize;
 
 use super::nearest::fit_all;
+use super::sensitive::Costs;
 
 pub(crate) const ENTRY: Entry<dyn Solver> = Entry {
     name: "gptq",
@@ -102,6 +103,10 @@ impl Gptq {
 }
 
 impl Solver for Gptq {
+    fn chooses_kept(&self) -> bool {
+        true
+    }
+
     fn needs(&self) -> Needs {
         Needs { gram: true, ..Needs::default() }
     }
@@ -148,14 +153,16 @@ impl InputSolver for Factored<'_> {
         let (n, m) = (gram.cols(), weight.rows());
         let mut w = Mat::zeros(m, n);
         team.for_pieces(w.data_mut(), n, &|r, row| gather(weight.row(r), &self.order, row));
-        let pass = Pass {
-            rounder: &rounder,
-            weight: &weight,
-            team,
-            order: &self.order,
-            u: &self.u,
-            is_static: self.gptq.static_groups,
+        let costs = match job.keep {
+            Keep::Sensitive { .. } if rounder.width() > 1 => {
+                return Err(Error::input("weights are kept beside codes of one column, not of several together")
+                    .tensor(job.name));
+            }
+            Keep::Sensitive { threshold } => Some(Costs::new(&weight, &self.order, &self.u, *threshold)),
+            _ => None,
         };
+        let (order, u, is_static) = (&self.order, &self.u, self.gptq.static_groups);
+        let pass = Pass { rounder: &rounder, weight: &weight, team, order, u, is_static, costs };
         let (strips, loss) = pass.run(&mut w, self.gptq.block);
         let (from, to) = (self.gptq.damping, self.damping);
         let warning = (to > from)
@@ -194,6 +201,8 @@ struct Pass<'a> {
     order: &'a [usize],
     u: &'a Mat,
     is_static: bool,
+    /// Where weights may stay beside the codes.
+    costs: Option<Costs>,
 }
 
 impl Pass<'_> {
@@ -204,7 +213,7 @@ impl Pass<'_> {
         let block = block.div_ceil(width) * width;
         // Static groups: all parameters from the original weights.
         let params = if self.is_static {
-            fit_all(self.rounder, self.weight, self.team)
+            self.fit_static()
         } else {
             vec![vec![Params::default(); n / self.rounder.group()]; strips]
         };
@@ -271,6 +280,12 @@ impl Pass<'_> {
             }
             let (place, tile) = (Place { strip, column: stored }, &data[at..at + width]);
             self.rounder.round(place, &params[k], tile, &mut codes[stored..stored + width], &mut decoded);
+            if let Some(costs) = &self.costs {
+                let lanes = costs.kept(column, &data[at], &decoded[0], rows);
+                if lanes != 0 {
+                    self.rounder.keep(place, &params[k], &data[at], lanes, &mut codes[stored], &mut decoded[0]);
+                }
+            }
             for t in 0..width {
                 let i = column + t;
                 let u = self.u.row(i);
@@ -300,6 +315,27 @@ impl Pass<'_> {
                 values[c][lane] = row[first + c];
             }
         }
-        self.rounder.fit(Place { strip, column: first }, &values)
+        self.fit(Place { strip, column: first }, &values)
+    }
+
+    /// Static groups: the parameters of all strips, from the original weights.
+    fn fit_static(&self) -> Vec<Vec<Params>> {
+        if self.costs.is_none() {
+            return fit_all(self.rounder, self.weight, self.team);
+        }
+        let (group, mut params) = (self.rounder.group(), vec![Vec::new(); Strip::count(self.weight.rows())]);
+        self.team.for_pieces(&mut params, 1, &|strip, params| {
+            let all = Strip::of(self.weight, strip);
+            let groups = all.data.chunks_exact(group).enumerate();
+            params[0] = groups.map(|(k, values)| self.fit(Place { strip, column: k * group }, values)).collect();
+        });
+        self.rounder.seal(&mut params);
+        params
+    }
+
+    /// Parameters of a group, without the weights that are likely to stay beside the codes.
+    fn fit(&self, at: Place, values: &[[f32; LANES]]) -> Params {
+        let likely = self.costs.as_ref().and_then(|c| c.likely(self.rounder, at, values));
+        likely.map_or_else(|| self.rounder.fit(at, values), |seen| self.rounder.fit_seen(at, values, &seen))
     }
 }

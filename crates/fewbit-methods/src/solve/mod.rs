@@ -5,6 +5,7 @@ use fewbit_engine::kinds::{Entry, Solver};
 mod gptq;
 mod nearest;
 mod quantease;
+mod sensitive;
 
 pub(crate) use nearest::round_all;
 
