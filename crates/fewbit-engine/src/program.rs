@@ -3,7 +3,9 @@
 use fewbit_format::{Error, LowRank, Mat, QuantizedLinear, Result, Sides, Sparse, Storage};
 use fewbit_kernel::product::{Weights, product_nt};
 
-use crate::kinds::{Beside, Grid, InputJob, InputSolver, Keep, LinearJob, Needs, Residual, ResidualJob, Side, Solved, Solver};
+use crate::kinds::{
+    Beside, Grid, InputJob, InputSolver, Keep, LinearJob, Needs, Residual, ResidualJob, Side, Solved, Solver,
+};
 
 /// One step.
 #[derive(Debug)]

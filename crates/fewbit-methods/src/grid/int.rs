@@ -115,7 +115,9 @@ impl IntSettings {
                 .hint("set `grid.zero=offset` and an asymmetric grid"));
         }
         if self.clip == Clip::Proximal && self.second > 0 {
-            return Err(Error::input("`grid.clip = \"proximal\"` moves offsets, which `grid.second` would round again"));
+            return Err(Error::input(
+                "`grid.clip = \"proximal\"` moves offsets, which `grid.second` would round again",
+            ));
         }
         Ok(())
     }
@@ -241,9 +243,8 @@ impl Bound {
         match self.zero {
             _ if self.grid.symmetric => params[1] = *zero,
             ZeroSetting::Code => {
-                params[1] = std::array::from_fn(|l| {
-                    (middle - centre[l] / scale[l]).round_ties_even().clamp(0.0, self.most())
-                });
+                params[1] =
+                    std::array::from_fn(|l| (middle - centre[l] / scale[l]).round_ties_even().clamp(0.0, self.most()));
             }
             ZeroSetting::Offset => {
                 let offsets = std::array::from_fn(|l| centre[l] - scale[l] * middle);
@@ -478,21 +479,19 @@ mod tests {
     fn what_the_solver_sees_is_what_is_stored() {
         let w = random(21, 32, 1);
         for bits in 1..=8 {
-            for extra in
-                [
-                    "",
-                    "symmetric = true",
-                    "zero = \"offset\"",
-                    "zero = \"point\"",
-                    "scale = \"bf16\"",
-                    "clip = \"mse\"",
-                    "scale = \"f32\"",
-                    "second = 3",
-                    "second = 4\nsymmetric = true",
-                    "second = 3\nzero = \"offset\"",
-                    "second = 3\nzero = \"point\"\nclip = \"mse\"",
-                ]
-            {
+            for extra in [
+                "",
+                "symmetric = true",
+                "zero = \"offset\"",
+                "zero = \"point\"",
+                "scale = \"bf16\"",
+                "clip = \"mse\"",
+                "scale = \"f32\"",
+                "second = 3",
+                "second = 4\nsymmetric = true",
+                "second = 3\nzero = \"offset\"",
+                "second = 3\nzero = \"point\"\nclip = \"mse\"",
+            ] {
                 for group in ["8", "32", "\"row\"", "\"tensor\""] {
                     if group == "\"tensor\"" && extra.contains("second") {
                         continue;

@@ -2,8 +2,8 @@ use std::borrow::Cow;
 use std::sync::Mutex;
 
 use fewbit_engine::kinds::{
-    Entry, InputJob, InputSolver, Keep, LANES, LinearJob, Needs, Params, Place, Rounded, Rounder, Solved, Solver, Strip,
-    parse,
+    Entry, InputJob, InputSolver, Keep, LANES, LinearJob, Needs, Params, Place, Rounded, Rounder, Solved, Solver,
+    Strip, parse,
 };
 use fewbit_format::{Error, Mat, Result};
 use fewbit_kernel::Team;

@@ -41,7 +41,12 @@ impl Costs {
 
     /// Which weights `[column][lane]` of a group are seen when its parameters are fitted: not those without which the
     /// others' errors cost less by more than the limit. `None` if all are.
-    pub(crate) fn likely(&self, rounder: &Rounder<'_>, at: Place, values: &[[f32; LANES]]) -> Option<Vec<[f32; LANES]>> {
+    pub(crate) fn likely(
+        &self,
+        rounder: &Rounder<'_>,
+        at: Place,
+        values: &[[f32; LANES]],
+    ) -> Option<Vec<[f32; LANES]>> {
         let costs = &self.stored[at.column..at.column + values.len()];
         let (mut codes, mut decoded) = (vec![[0; LANES]; values.len()], vec![[0.0; LANES]; values.len()]);
         let mut errors = |params: &Params, without: Option<usize>| {
