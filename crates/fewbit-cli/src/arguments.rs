@@ -8,7 +8,9 @@ use fewbit_format::Result;
 use fewbit_kernel::Level;
 use serde_json::json;
 
-use crate::commands::{chat, completions, demo, eval, inspect, logits, make_model, quantize, recipes, run, tokenize};
+use crate::commands::{
+    chat, completions, demo, eval, inspect, logits, make_model, make_stress, quantize, recipes, run, tokenize,
+};
 use crate::output;
 use crate::session::Session;
 
@@ -60,6 +62,8 @@ pub(crate) enum Command {
     Completions(completions::Completions),
     #[command(hide = true)]
     MakeModel(make_model::MakeModel),
+    #[command(hide = true)]
+    MakeStress(make_stress::MakeStress),
 }
 
 impl Command {
@@ -77,6 +81,7 @@ impl Command {
             Self::Recipes(c) => c.run(session),
             Self::Completions(c) => c.run(session),
             Self::MakeModel(c) => c.run(session),
+            Self::MakeStress(c) => c.run(session),
         }
     }
 }

@@ -28,7 +28,7 @@ mod walk;
 
 pub use calibration::{Calibration, CalibrationSource};
 pub use fold::{BlockTensors, fold};
-pub use outputs::Format;
+pub use outputs::{Format, write_shard};
 pub use patterns::{Override, Pattern};
 pub use plan::{Plan, Sweep};
 pub use quantize::{plan, quantize};

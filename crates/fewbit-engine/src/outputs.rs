@@ -223,7 +223,10 @@ fn exact(bands: &[Band]) -> Result<Tensor> {
 const EXACT_ROWS: usize = 1024;
 
 /// Writes a shard: aside, then renamed.
-pub(crate) fn write_shard(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+///
+/// # Errors
+/// If the disk is full or the place cannot be written.
+pub fn write_shard(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     let views =
         tensors.iter().map(|(name, t)| Ok((name.clone(), View(t, dtype(t.dtype)?)))).collect::<Result<Vec<_>>>()?;
     let metadata = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);

@@ -7,6 +7,7 @@ pub(crate) mod eval;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod make_model;
+pub(crate) mod make_stress;
 pub(crate) mod quantize;
 pub(crate) mod recipes;
 pub(crate) mod run;

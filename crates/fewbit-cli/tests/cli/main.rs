@@ -13,6 +13,7 @@ mod program;
 mod quantize;
 mod resume;
 mod rotations;
+mod stress;
 mod talk;
 mod trouble;
 mod trouble_quantizing;
