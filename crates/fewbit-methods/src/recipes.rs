@@ -19,4 +19,10 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("omniquant", include_str!("../../../recipes/omniquant.toml")),
     ("lsq", include_str!("../../../recipes/lsq.toml")),
     ("efficientqat", include_str!("../../../recipes/efficientqat.toml")),
+    ("fewbit-8", include_str!("../../../recipes/fewbit-8.toml")),
+    ("fewbit-4", include_str!("../../../recipes/fewbit-4.toml")),
+    ("fewbit-4-g32", include_str!("../../../recipes/fewbit-4-g32.toml")),
+    ("fewbit-3", include_str!("../../../recipes/fewbit-3.toml")),
+    ("fewbit-2.5", include_str!("../../../recipes/fewbit-2.5.toml")),
+    ("fewbit-2", include_str!("../../../recipes/fewbit-2.toml")),
 ];
