@@ -5,6 +5,7 @@
 use fewbit_engine::InputStats;
 use fewbit_engine::kinds::{Fake, InputJob, Keep, LeafJob, LinearJob};
 use fewbit_format::{Mat, Storage};
+use fewbit_grad::optim::{AdamW, Optimizer};
 use fewbit_kernel::Team;
 use fewbit_methods::REGISTRY;
 use rand::{RngExt, SeedableRng};
@@ -105,12 +106,16 @@ fn every_form_descends() {
             let mut q = Mat::zeros(SHAPE[0], SHAPE[1]);
             let mut gradients: Vec<Vec<f32>> = fake.leaves().iter().map(|l| vec![0.0; l.values.len()]).collect();
             let (mut first, mut least) = (None, f64::INFINITY);
-            for step in 0..100 {
+            // As the recipes have it: soft forms by Adam, the others by the sign.
+            let is_soft = form.contains("round = \"sigmoid\"") || form.contains("low-rank");
+            let mut adam: Vec<AdamW> = gradients.iter().map(|g| AdamW::new(g.len())).collect();
+            let steps = if is_soft { 300 } else { 100 };
+            for step in 0..steps {
                 fake.forward(&team, 1.0, &mut q);
                 let now = error(&q);
                 first.get_or_insert(now);
                 least = now.min(least);
-                let progress = step as f32 / 100.0;
+                let progress = step as f32 / steps as f32;
                 fake.forward(&team, progress, &mut q);
                 // dE/dŴ = 2 (Ŵ − W) XᵀX.
                 let delta = Mat::from_fn(SHAPE[0], SHAPE[1], |r, c| q[(r, c)] - w[(r, c)]);
@@ -119,7 +124,11 @@ fn every_form_descends() {
                     2.0 * (0..SHAPE[0]).map(|t| y[(r, t)] * x[(t, c)]).sum::<f32>()
                 });
                 fake.backward(&team, progress, &g, &mut gradients);
-                for (leaf, g) in fake.leaves_mut().into_iter().zip(&gradients) {
+                for ((leaf, g), adam) in fake.leaves_mut().into_iter().zip(&gradients).zip(&mut adam) {
+                    if is_soft {
+                        adam.step(&team, step + 1, leaf.rate, &mut leaf.values, g);
+                        continue;
+                    }
                     let rate = leaf.rate * (1.0 - progress);
                     leaf.values.iter_mut().zip(g).for_each(|(v, g)| *v -= rate * g.signum() * f32::from(*g != 0.0));
                 }
