@@ -60,6 +60,8 @@ pub(crate) trait Simd: Copy {
     /// `a < b`.
     fn less(self, a: Self::V, b: Self::V) -> Self::Mask;
     fn select(self, mask: Self::Mask, yes: Self::V, no: Self::V) -> Self::V;
+    /// The lanes of both in turn: those that come first, and the others.
+    fn interleave(self, a: Self::V, b: Self::V) -> [Self::V; 2];
     /// Sum of the lanes in a fixed order.
     fn sum(self, a: Self::V) -> f32;
     /// Greatest lane.
@@ -244,6 +246,15 @@ impl Simd for Portable {
     #[inline(always)]
     fn select(self, mask: Self::Mask, yes: Lanes, no: Lanes) -> Lanes {
         std::array::from_fn(|i| if mask[i] { yes[i] } else { no[i] })
+    }
+
+    #[inline(always)]
+    fn interleave(self, a: Lanes, b: Lanes) -> [Lanes; 2] {
+        let half = PORTABLE_LANES / 2;
+        [0, half].map(
+            #[inline(always)]
+            |first| std::array::from_fn(|i| if i % 2 == 0 { a[first + i / 2] } else { b[first + i / 2] }),
+        )
     }
 
     #[inline(always)]

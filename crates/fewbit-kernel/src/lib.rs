@@ -8,12 +8,14 @@ pub mod cpu;
 pub mod elementwise;
 pub mod hadamard;
 mod lanes;
+pub mod lattice;
 pub mod linear;
 pub mod online;
 pub mod product;
 pub mod strip;
 pub mod team;
 mod tile;
+pub mod trellis;
 pub mod triangular;
 
 pub use cpu::Level;

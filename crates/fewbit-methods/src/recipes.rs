@@ -25,4 +25,6 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("fewbit-3", include_str!("../../../recipes/fewbit-3.toml")),
     ("fewbit-2.5", include_str!("../../../recipes/fewbit-2.5.toml")),
     ("fewbit-2", include_str!("../../../recipes/fewbit-2.toml")),
+    ("quip-sharp", include_str!("../../../recipes/quip-sharp.toml")),
+    ("qtip", include_str!("../../../recipes/qtip.toml")),
 ];

@@ -117,6 +117,11 @@ pub trait BoundGrid: Send + Sync {
     /// Columns that are rounded together: 1 for scalars, 8 for an 8-dimensional codebook.
     fn width(&self) -> usize;
 
+    /// Consecutive lanes that one code covers; they divide [`LANES`]. 1 where rows are rounded each for itself.
+    fn height(&self) -> usize {
+        1
+    }
+
     /// Columns that share parameters; a multiple of [`width`](Self::width).
     fn group(&self) -> usize;
 

@@ -93,6 +93,16 @@ impl<'a> Rounder<'a> {
         self.grid.width()
     }
 
+    /// Consecutive lanes that one code covers.
+    pub fn height(&self) -> usize {
+        self.grid.height()
+    }
+
+    /// Whether some weights stay beside the codes: then a rounding cannot be taken back.
+    pub fn keeps_entries(&self) -> bool {
+        self.entries.is_some()
+    }
+
     /// Columns that share parameters.
     pub fn group(&self) -> usize {
         self.grid.group()
@@ -208,6 +218,22 @@ impl<'a> Rounder<'a> {
                 all.insert((lane, at.column + c), side);
             }
         }
+    }
+
+    /// The values of all strips, as they will be stored.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish).
+    pub fn decode(&self, strips: &[Rounded]) -> Result<Mat> {
+        let (codes, params) = strips.iter().cloned().unzip();
+        let mut values = Mat::zeros(self.rows, self.cols);
+        self.grid.store(codes, params)?.decode_rows(0..self.rows, values.data_mut());
+        for (index, strip) in self.kept.iter().enumerate() {
+            for ((lane, column), side) in strip.lock().expect("no task panics while it holds its strip").iter() {
+                values[(index * LANES + lane, *column)] += side.to_f32();
+            }
+        }
+        Ok(values)
     }
 
     /// What is stored, from the codes and parameters of all strips.

@@ -5,13 +5,16 @@ use fewbit_format::{Group, ScaleType};
 use fewbit_kernel::strip::quadratic;
 use serde::Deserialize;
 
+mod e8p;
 mod float;
 mod int;
 mod second;
 mod table;
+mod trellis;
 
 /// `grid.*`
-pub(crate) const GRIDS: &[Entry<dyn Grid>] = &[int::ENTRY, table::ENTRY, float::ENTRY];
+pub(crate) const GRIDS: &[Entry<dyn Grid>] =
+    &[int::ENTRY, table::ENTRY, float::ENTRY, e8p::ENTRY, trellis::ENTRY];
 
 /// How many columns share parameters, as a recipe says it.
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -98,6 +101,18 @@ fn group_label(group: Group) -> String {
         Group::Columns(g) => format!("g{g}"),
         other => other.to_string(),
     }
+}
+
+/// Mean square of the weights of each lane that are in sight.
+fn mean_squares(values: &[[f32; LANES]], by: Weighting<'_>) -> [f64; LANES] {
+    let (mut sums, mut counts) = ([0.0f64; LANES], [0.0f64; LANES]);
+    for (c, column) in values.iter().enumerate() {
+        for lane in (0..LANES).filter(|lane| !by.hides(c, *lane)) {
+            sums[lane] += f64::from(column[lane]) * f64::from(column[lane]);
+            counts[lane] += 1.0;
+        }
+    }
+    std::array::from_fn(|lane| sums[lane] / counts[lane].max(1.0))
 }
 
 /// Codes `[strip][column][lane]` as `[rows · cols]`.

@@ -1,5 +1,6 @@
 use std::borrow::Cow;
-use std::sync::Mutex;
+use std::cell::RefCell;
+use std::sync::{Arc, Mutex};
 
 use fewbit_engine::kinds::{
     Entry, InputJob, InputSolver, Keep, LANES, LinearJob, Needs, Params, Place, Rounded, Rounder, Solved, Solver,
@@ -20,7 +21,7 @@ pub(crate) const ENTRY: Entry<dyn Solver> = Entry {
     cite: "Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers, 2022 (arXiv:2210.17323)",
     settings: &[
         ("damping = 0.01", "share of the mean diagonal of H that is added to it"),
-        ("act_order = true", "columns in order of falling diagonal of H"),
+        ("act_order = true", "columns in order of falling diagonal of H, tiles of several columns by their mean"),
         ("static_groups = true", "fit all groups on the original weights; needed for act_order with plain groups"),
         ("block = 128", "columns between updates of the rest; does not change the result"),
     ],
@@ -34,7 +35,8 @@ pub(crate) const ENTRY: Entry<dyn Solver> = Entry {
 /// Column by column: round, and let the columns that follow make up for the error.
 ///
 /// With `H = XᵀX + λI` and `H⁻¹ = UᵀU` (`U` upper): `e = (w_i − ŵ_i) / U[i,i]`, `W[:, j] −= e · U[i, j]` for `j > i`
-/// (Algorithm 1). `‖E‖² = tr(Δ H Δᵀ)`.
+/// (Algorithm 1). `‖E‖² = tr(Δ H Δᵀ)`. Where a grid rounds tiles of several columns, `E` of a tile is `Δ_t U_tt⁻¹`, found
+/// column by column: block LDL (QuIP#, section 3).
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Gptq {
@@ -71,13 +73,20 @@ impl Gptq {
         Ok(())
     }
 
-    /// The order of the columns.
-    fn order(&self, h: &Mat) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..h.cols()).collect();
+    /// What it knows of an input.
+    pub(crate) fn of_input<'a>(&'a self, input: InputJob<'a>) -> Result<OfInput<'a>> {
+        let gram = input.stats.gram.as_ref().ok_or_else(|| Error::internal("GPTQ without XᵀX"))?;
+        Ok(OfInput { gptq: self, input, gram, factors: RefCell::default() })
+    }
+
+    /// The order of the columns, `width` of which stay together.
+    fn order(&self, h: &Mat, width: usize) -> Vec<usize> {
+        let mut tiles: Vec<usize> = (0..h.cols() / width).collect();
         if self.act_order {
-            order.sort_by(|a, b| h[(*b, *b)].total_cmp(&h[(*a, *a)]).then(a.cmp(b)));
+            let weight = |tile: &usize| (tile * width..(tile + 1) * width).map(|c| h[(c, c)]).sum::<f32>();
+            tiles.sort_by(|a, b| weight(b).total_cmp(&weight(a)).then(a.cmp(b)));
         }
-        order
+        tiles.into_iter().flat_map(|tile| tile * width..(tile + 1) * width).collect()
     }
 
     /// The factor of the columns in order under as much damping as it takes, and that damping.
@@ -125,49 +134,77 @@ impl Solver for Gptq {
     }
 
     fn begin<'a>(&'a self, input: InputJob<'a>) -> Result<Box<dyn InputSolver + 'a>> {
-        let gram = input.stats.gram.as_ref().ok_or_else(|| Error::internal("GPTQ without XᵀX"))?;
-        let order = self.order(gram);
-        let (u, damping) = self.factor(input, gram, &order)?;
-        Ok(Box::new(Factored { gptq: self, input, gram, order, u, damping }))
+        Ok(Box::new(self.of_input(input)?))
     }
 }
 
 /// What GPTQ knows of an input.
-struct Factored<'a> {
+pub(crate) struct OfInput<'a> {
     gptq: &'a Gptq,
     input: InputJob<'a>,
     gram: &'a Mat,
+    /// One for each width of tile that was met.
+    factors: RefCell<Vec<Arc<Factor>>>,
+}
+
+/// The order of the columns in tiles of one width, and the factor in that order.
+struct Factor {
+    width: usize,
     order: Vec<usize>,
     u: Mat,
     damping: f32,
 }
 
-impl InputSolver for Factored<'_> {
-    fn solve(&self, job: &LinearJob<'_>) -> Result<Solved> {
-        let (team, gram) = (self.input.team, self.gram);
-        let weight = without_dead(job.weight, gram);
-        let rounder = Rounder::new(self.input, job, &weight)?;
-        if self.gptq.act_order && rounder.width() > 1 {
-            return Err(Error::input("`solve.act_order` needs a grid that rounds one column at a time"));
+impl OfInput<'_> {
+    /// The factor for tiles of `width` columns.
+    fn factor(&self, width: usize) -> Result<Arc<Factor>> {
+        let mut factors = self.factors.borrow_mut();
+        // Without an order there is one for all.
+        if let Some(known) = factors.iter().find(|f| f.width == width || !self.gptq.act_order) {
+            return Ok(Arc::clone(known));
         }
+        let order = self.gptq.order(self.gram, width);
+        let (u, damping) = self.gptq.factor(self.input, self.gram, &order)?;
+        factors.push(Arc::new(Factor { width, order, u, damping }));
+        Ok(Arc::clone(&factors[factors.len() - 1]))
+    }
+
+    /// Codes and parameters of all strips, `‖E‖²`, and the damping that it took; `weight` has zeros in dead columns.
+    pub(crate) fn round(
+        &self,
+        job: &LinearJob<'_>,
+        rounder: &Rounder<'_>,
+        weight: &Mat,
+    ) -> Result<(Vec<Rounded>, f64, f32)> {
+        let (team, gram) = (self.input.team, self.gram);
+        let factor = self.factor(rounder.width())?;
         let (n, m) = (gram.cols(), weight.rows());
         let mut w = Mat::zeros(m, n);
-        team.for_pieces(w.data_mut(), n, &|r, row| gather(weight.row(r), &self.order, row));
+        team.for_pieces(w.data_mut(), n, &|r, row| gather(weight.row(r), &factor.order, row));
+        let (order, u, is_static) = (&*factor.order, &factor.u, self.gptq.static_groups);
         let costs = match job.keep {
             Keep::Sensitive { .. } if rounder.width() > 1 => {
                 return Err(Error::input("weights are kept beside codes of one column, not of several together")
                     .tensor(job.name));
             }
-            Keep::Sensitive { threshold } => Some(Costs::new(&weight, &self.order, &self.u, *threshold)),
+            Keep::Sensitive { threshold } => Some(Costs::new(weight, order, u, *threshold)),
             _ => None,
         };
-        let (order, u, is_static) = (&self.order, &self.u, self.gptq.static_groups);
-        let pass = Pass { rounder: &rounder, weight: &weight, team, order, u, is_static, costs };
-        let (strips, loss) = pass.run(&mut w, self.gptq.block);
-        let (from, to) = (self.gptq.damping, self.damping);
-        let warning = (to > from)
-            .then(|| format!("`{}`: damping raised from {from} to {to}, since XᵀX is nearly singular", job.name));
-        let output_mse = Some(loss / (self.input.stats.tokens.max(1) * m) as f64);
+        let pass = Pass { rounder, weight, team, order, u, is_static, costs };
+        let (rounded, loss) = pass.run(&mut w, self.gptq.block);
+        Ok((rounded, loss, factor.damping))
+    }
+}
+
+impl InputSolver for OfInput<'_> {
+    fn solve(&self, job: &LinearJob<'_>) -> Result<Solved> {
+        let weight = without_dead(job.weight, self.gram);
+        let rounder = Rounder::new(self.input, job, &weight)?;
+        let (strips, loss, damping) = self.round(job, &rounder, &weight)?;
+        let from = self.gptq.damping;
+        let warning = (damping > from)
+            .then(|| format!("`{}`: damping raised from {from} to {damping}, since XᵀX is nearly singular", job.name));
+        let output_mse = Some(loss / (self.input.stats.tokens.max(1) * weight.rows()) as f64);
         let (storage, sparse) = rounder.finish(strips)?;
         Ok(Solved { storage, sparse, output_mse, warning })
     }
@@ -184,7 +221,7 @@ fn is_dead(gram: &Mat, column: usize) -> bool {
 }
 
 /// The weights with zeros in dead columns: these have no part in the range of their groups.
-fn without_dead<'a>(weight: &'a Mat, gram: &Mat) -> Cow<'a, Mat> {
+pub(crate) fn without_dead<'a>(weight: &'a Mat, gram: &Mat) -> Cow<'a, Mat> {
     let mut weight = Cow::Borrowed(weight);
     for c in (0..gram.cols()).filter(|c| is_dead(gram, *c)) {
         let w = weight.to_mut();

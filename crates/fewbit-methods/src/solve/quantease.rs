@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Mutex;
 
@@ -8,16 +9,17 @@ use fewbit_format::{Error, Mat, Result};
 use fewbit_kernel::Team;
 use fewbit_kernel::product::{Weights, product_nn, product_nt};
 use fewbit_kernel::strip::feedback;
+use fewbit_linalg::upper_inverse_factor;
 use serde::Deserialize;
 
-use super::gptq::GPTQ;
+use super::gptq::{self, GPTQ, without_dead};
 use super::nearest::fit_all;
 
 pub(crate) const ENTRY: Entry<dyn Solver> = Entry {
     name: "quantease",
     cite: "Behdin et al., QuantEase: Optimization-based Quantization for Language Models, 2023 (arXiv:2309.01885)",
     settings: &[
-        ("passes = 30", "times that every column is chosen anew"),
+        ("passes = 30", "times that every column, or tile of columns, is chosen anew"),
         ("relax_every = 3", "every third pass, the second first, leaves the grid; 0: none"),
         ("relax_until = 25", "the last pass that may leave the grid"),
         ("start = \"weights\"", "where the descent begins: `weights`, or `gptq`, which it never makes worse"),
@@ -34,7 +36,8 @@ pub(crate) const ENTRY: Entry<dyn Solver> = Entry {
 /// Cyclic coordinate descent on `tr(Δ H Δᵀ)`, `Δ = W − Ŵ`: no inverse, no factorization, no damping.
 ///
 /// With all other columns fixed the best real value of column `j` is `ŵ_j + (Δ H)[:, j] / H[j, j]`; it is rounded
-/// (Algorithm 1). A pass that leaves the grid keeps the real value: it opens ways out of local minima, and the objective
+/// (Algorithm 1). Of a tile of columns it is `ŵ_t + (Δ H)_t H_tt⁻¹` (QuIP#, section 4.3); as the nearest point need not be
+/// the best one there, a code that raises the objective is not taken. A pass that leaves the grid keeps the real value: it opens ways out of local minima, and the objective
 /// falls from pass to pass only between those.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -92,7 +95,7 @@ impl Solver for QuantEase {
 
     fn begin<'a>(&'a self, input: InputJob<'a>) -> Result<Box<dyn InputSolver + 'a>> {
         let gram = input.stats.gram.as_ref().ok_or_else(|| Error::internal("QuantEase without XᵀX"))?;
-        let start = if self.start == Start::Gptq { Some(GPTQ.begin(input)?) } else { None };
+        let start = if self.start == Start::Gptq { Some(GPTQ.of_input(input)?) } else { None };
         Ok(Box::new(OfInput { quantease: self, input, gram, start }))
     }
 }
@@ -103,36 +106,32 @@ struct OfInput<'a> {
     input: InputJob<'a>,
     gram: &'a Mat,
     /// Makes the values where the descent begins; else it begins at the weights.
-    start: Option<Box<dyn InputSolver + 'a>>,
-}
-
-impl OfInput<'_> {
-    fn start(&self, job: &LinearJob<'_>) -> Result<Mat> {
-        let Some(start) = &self.start else { return Ok(job.weight.clone()) };
-        let solved = start.solve(job)?;
-        let mut found = Mat::zeros(job.weight.rows(), job.weight.cols());
-        solved.storage.decode_rows(0..found.rows(), found.data_mut());
-        if let Some(sparse) = &solved.sparse {
-            sparse.add_rows(0..found.rows(), found.data_mut());
-        }
-        Ok(found)
-    }
+    start: Option<gptq::OfInput<'a>>,
 }
 
 impl InputSolver for OfInput<'_> {
     fn solve(&self, job: &LinearJob<'_>) -> Result<Solved> {
         let (gram, team, quantease) = (self.gram, self.input.team, self.quantease);
-        let rounder = Rounder::new(self.input, job, job.weight)?;
-        if rounder.width() > 1 {
-            return Err(Error::input("`solve.quantease` needs a grid that rounds one column at a time"));
-        }
-        let (m, n) = (job.weight.rows(), job.weight.cols());
-        let params = fit_all(&rounder, job.weight, team);
-        let state = params.into_iter().map(|p| Mutex::new((vec![[0; LANES]; n], p))).collect();
-        let descent = Descent { rounder: &rounder, gram, team, state };
-        let mut found = self.start(job)?;
+        let weight = if self.start.is_some() { without_dead(job.weight, gram) } else { Cow::Borrowed(job.weight) };
+        let rounder = Rounder::new(self.input, job, &weight)?;
+        let (m, n) = (weight.rows(), weight.cols());
+        let mut found = weight.clone().into_owned();
+        let strips: Vec<Rounded> = match &self.start {
+            None => fit_all(&rounder, &weight, team).into_iter().map(|params| (vec![[0; LANES]; n], params)).collect(),
+            Some(start) => {
+                let strips = start.round(job, &rounder, &weight)?.0;
+                found = rounder.decode(&strips)?;
+                strips
+            }
+        };
+        let state = strips.into_iter().map(Mutex::new).collect();
+        let inverses = tile_inverses(gram, rounder.width());
+        let descent = Descent { rounder: &rounder, gram, inverses, team, state };
+        let mut is_coded = self.start.is_some();
         for pass in 0..quantease.passes {
-            descent.pass(job.weight, &mut found, !quantease.is_relaxed(pass));
+            let rounds = !quantease.is_relaxed(pass);
+            descent.pass(job.weight, &mut found, rounds.then_some(is_coded));
+            is_coded = rounds;
         }
         let (delta, product) = descent.residual(job.weight, &found);
         let loss: f64 = delta.data().iter().zip(product.data()).map(|(d, p)| f64::from(d * p)).sum();
@@ -148,6 +147,8 @@ impl InputSolver for OfInput<'_> {
 struct Descent<'a> {
     rounder: &'a Rounder<'a>,
     gram: &'a Mat,
+    /// Of each tile's diagonal block of `H`.
+    inverses: Vec<Mat>,
     team: &'a Team,
     /// Per strip the codes of the last rounding pass, and the parameters of the groups.
     state: Vec<Mutex<Rounded>>,
@@ -165,8 +166,8 @@ impl Descent<'_> {
         (delta, product)
     }
 
-    /// Chooses every column once.
-    fn pass(&self, w: &Mat, found: &mut Mat, rounds: bool) {
+    /// Chooses every column once: real values, or codes, which may replace those that there are.
+    fn pass(&self, w: &Mat, found: &mut Mat, rounds: Option<bool>) {
         let (_, mut residual) = self.residual(w, found);
         let (m, n) = (w.rows(), w.cols());
         let mut changes = vec![0.0f32; m * BLOCK.min(n)];
@@ -190,7 +191,15 @@ impl Descent<'_> {
     }
 
     /// Columns `cols` of one strip; writes what is added to each value, `[row][column]`.
-    fn block(&self, strip: usize, found: &Mat, residual: &Mat, cols: Range<usize>, rounds: bool, changes: &mut [f32]) {
+    fn block(
+        &self,
+        strip: usize,
+        found: &Mat,
+        residual: &Mat,
+        cols: Range<usize>,
+        rounds: Option<bool>,
+        changes: &mut [f32],
+    ) {
         let (len, group) = (cols.len(), self.rounder.group());
         let rows = changes.len() / len;
         let load = |from: &Mat| {
@@ -204,23 +213,93 @@ impl Descent<'_> {
         let (values, mut pulls) = (load(found), load(residual));
         let mut state = self.state[strip].lock().expect("no task panics while it holds its strip");
         let (codes, params) = &mut *state;
-        for t in 0..len {
-            let j = cols.start + t;
-            let h = self.gram.row(j);
-            let mut best = values[t];
-            if h[j] > 0.0 {
-                best.iter_mut().zip(&pulls[t]).for_each(|(b, p)| *b += p / h[j]);
-            }
-            let mut next = [best];
-            if rounds {
+        let width = self.rounder.width();
+        let (mut chosen, mut next) = (vec![[0; LANES]; width], vec![[0.0; LANES]; width]);
+        for t in (0..len).step_by(width) {
+            let (j, tile) = (cols.start + t, t..t + width);
+            let pull = &pulls[tile.clone()];
+            let steps = self.steps(j / width, pull);
+            next.iter_mut().zip(&steps).zip(&values[tile.clone()]).for_each(|((n, s), v)| {
+                (0..LANES).for_each(|lane| n[lane] = v[lane] + s[lane]);
+            });
+            let mut changes_now = steps;
+            if let Some(is_coded) = rounds {
+                let best = next.clone();
+                chosen.copy_from_slice(&codes[j..j + width]);
                 let at = Place { strip, column: j };
-                self.rounder.round(at, &params[j / group], &[best], &mut codes[j..=j], &mut next);
+                self.rounder.round(at, &params[j / group], &best, &mut chosen, &mut next);
+                for (change, (n, v)) in changes_now.iter_mut().zip(next.iter().zip(&values[tile.clone()])) {
+                    (0..LANES).for_each(|lane| change[lane] = n[lane] - v[lane]);
+                }
+                let keeps = if width > 1 && is_coded && !self.rounder.keeps_entries() {
+                    self.raises(j, pull, &changes_now)
+                } else {
+                    [false; LANES]
+                };
+                for lane in 0..LANES {
+                    for i in 0..width {
+                        if keeps[lane] {
+                            changes_now[i][lane] = 0.0;
+                        } else {
+                            codes[j + i][lane] = chosen[i][lane];
+                        }
+                    }
+                }
             }
-            let change: [f32; LANES] = std::array::from_fn(|lane| next[0][lane] - values[t][lane]);
-            feedback(pulls[t + 1..].as_flattened_mut(), &change, &h[j + 1..cols.end]);
-            for lane in 0..rows {
-                changes[lane * len + t] = change[lane];
+            for (i, change) in changes_now.iter().enumerate() {
+                let (c, at) = (j + i, t + i);
+                feedback(pulls[at + 1..].as_flattened_mut(), change, &self.gram.row(c)[c + 1..cols.end]);
+                for lane in 0..rows {
+                    changes[lane * len + at] = change[lane];
+                }
             }
         }
     }
+    /// The real steps of a tile to where its objective is least, from its part of `Δ H`.
+    fn steps(&self, tile: usize, pull: &[[f32; LANES]]) -> Vec<[f32; LANES]> {
+        let inverse = &self.inverses[tile];
+        let mut steps = vec![[0.0; LANES]; pull.len()];
+        for (i, step) in steps.iter_mut().enumerate() {
+            for (by, pull) in inverse.row(i).iter().zip(pull) {
+                step.iter_mut().zip(pull).for_each(|(s, p)| *s += by * p);
+            }
+        }
+        steps
+    }
+
+    /// For which lanes a change of the tile at column `first` raises the objective: `δ H_tt δᵀ > 2 δ (Δ H)_tᵀ`, summed over
+    /// the lanes that one code covers.
+    fn raises(&self, first: usize, pull: &[[f32; LANES]], change: &[[f32; LANES]]) -> [bool; LANES] {
+        let mut rise = [0.0f32; LANES];
+        for (i, (own, pull)) in change.iter().zip(pull).enumerate() {
+            let mut inner = pull.map(|p| -2.0 * p);
+            for (by, other) in self.gram.row(first + i)[first..].iter().zip(change) {
+                inner.iter_mut().zip(other).for_each(|(s, o)| *s += by * o);
+            }
+            rise.iter_mut().zip(own).zip(&inner).for_each(|((r, o), s)| *r += o * s);
+        }
+        let height = self.rounder.height();
+        let mut raises = [false; LANES];
+        for (raises, rise) in raises.chunks_exact_mut(height).zip(rise.chunks_exact(height)) {
+            raises.fill(rise.iter().sum::<f32>() > 0.0);
+        }
+        raises
+    }
+}
+
+/// `H_tt⁻¹` for each tile of `width` columns; of single columns `1 / H_jj`, 0 where no token reaches.
+fn tile_inverses(gram: &Mat, width: usize) -> Vec<Mat> {
+    let tile = |first: usize| {
+        if width == 1 {
+            let h = gram[(first, first)];
+            return Mat::from_vec(1, 1, vec![if h > 0.0 { 1.0 / h } else { 0.0 }]);
+        }
+        let mean = (first..first + width).map(|c| gram[(c, c)]).sum::<f32>() / width as f32;
+        let ridge = if mean > 0.0 { 1e-4 * mean } else { 1.0 };
+        let block = Mat::from_fn(width, width, |r, c| gram[(first + r, first + c)] + if r == c { ridge } else { 0.0 });
+        let u = upper_inverse_factor(&Team::new(1), block);
+        let place = |r: usize, c: usize| u.as_ref().map_or(0.0, |u| (0..width).map(|k| u[(k, r)] * u[(k, c)]).sum());
+        Mat::from_fn(width, width, place)
+    };
+    (0..gram.cols() / width).map(|t| tile(t * width)).collect()
 }
