@@ -11,7 +11,10 @@ use fewbit_store::ModelFile;
 use fewbit_store::layout::Scheme;
 use toml::Value;
 
-use crate::kinds::{Grid, GridJob, LANES, Needs, Params, Place, Registry, Rotation, Space, Transform, Weighting};
+use crate::kinds::{
+    End, Grid, GridJob, LANES, MapJob, Needs, OnlineTransform, Params, Place, Registry, Rotation, Space, Transform,
+    Weighting,
+};
 use crate::outputs::Format;
 use crate::program::Program;
 use crate::recipe::{CalibrationSettings, GridSettings, Pass, Sequential, StreamOf};
@@ -24,6 +27,8 @@ use crate::{Override, Pattern};
 pub(crate) struct Bound {
     rotations: Vec<Box<dyn Rotation>>,
     pub(crate) transforms: Vec<Box<dyn Transform>>,
+    /// What maps the inputs and outputs of linears while the model runs.
+    pub(crate) online: Option<Box<dyn OnlineTransform>>,
     /// What is done to each linear; empty where none is rounded.
     pub(crate) program: Program,
     /// What improves it.
@@ -56,7 +61,7 @@ impl Bound {
         calibration: &CalibrationSettings,
         choices: &Choices<'_>,
     ) -> Result<Self> {
-        let (mut rotations, mut transforms, mut grid) = (Vec::new(), Vec::new(), None);
+        let (mut rotations, mut transforms, mut online, mut grid) = (Vec::new(), Vec::new(), None, None);
         let (mut steps, mut learns) = (Vec::new(), Vec::new());
         for pass in passes {
             match pass {
@@ -65,6 +70,10 @@ impl Bound {
                     rotations.push(r);
                 }
                 Pass::Transform(t) => transforms.push(t),
+                Pass::Online(_) if online.is_some() => {
+                    return Err(Error::input("the recipe maps inputs and outputs twice").hint("once is possible"));
+                }
+                Pass::Online(t) => online = Some(t),
                 Pass::Grid(g) => grid = Some(g),
                 Pass::Step(s) => steps.push(s),
                 Pass::Learn(l) => learns.push(l),
@@ -85,7 +94,7 @@ impl Bound {
                 part,
                 graph,
                 grid.as_ref().filter(|_| program.rounds()),
-                program.has_sides(),
+                program.has_sides() || online.is_some(),
                 choices,
             )?);
         }
@@ -104,9 +113,14 @@ impl Bound {
         let is_whole = !transforms.is_empty() || calibration.sequential == Sequential::Block || is_original_stream;
         let (format, notes) = (choices.format, Vec::new());
         let calibration = calibration.clone();
+        if online.is_some() && !learns.is_empty() {
+            return Err(Error::input("the recipe learns through maps that run with the model, which it cannot")
+                .hint("leave out the `learn` passes, or the transform that runs with the model"));
+        }
         let mut bound = Self {
             rotations,
             transforms,
+            online,
             program,
             learns,
             grids,
@@ -159,6 +173,7 @@ impl Bound {
                 let held = match wanted {
                     Format::Fewbit => wanted.layout().can_hold(&storage),
                     _ if self.program.has_sides() => Err("it has no place for what stands beside codes".to_owned()),
+                    _ if self.online.is_some() => Err("it has no place for maps that run with the model".to_owned()),
                     Format::Gguf => fewbit_export::can_hold_gguf(&storage).map(|_| ()),
                     _ => wanted.layout().can_hold(&storage),
                 };
@@ -227,7 +242,12 @@ impl Bound {
 
     /// Everything stored of a matrix.
     pub(crate) fn weight_bits(&self, grid: &dyn Grid, [rows, cols]: [usize; 2]) -> u64 {
-        grid.stored_bits(rows, cols) + self.program.side_bits(rows, cols)
+        let end = |end, dim| {
+            let job = MapJob { name: "", end, dim, seed: 0 };
+            self.online.as_ref().and_then(|t| t.choose(&job)).map_or(0, |m| m.stored_bits())
+        };
+        let maps = end(End::Input, cols) + end(End::Output, rows);
+        grid.stored_bits(rows, cols) + self.program.side_bits(rows, cols) + maps
     }
 
     /// Everything stored ÷ weights, of the linears that are compressed; `None` where none is.

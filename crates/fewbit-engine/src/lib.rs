@@ -8,6 +8,7 @@ mod fold;
 mod importance;
 mod journal;
 pub mod kinds;
+mod mapped;
 mod origin;
 mod outputs;
 mod own_text;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::stop::crash_point;
-use fewbit_format::{Band, Dtype, Error, QuantizedLinear, Result, Sides, Storage, Tensor};
+use fewbit_format::{Band, Dtype, Error, Online, QuantizedLinear, Result, Sides, Storage, Tensor};
 use fewbit_graph::{Fused, Part, Rows, Stored, WeightId};
 use fewbit_store::layout::{CompressedTensors, Fewbit, Layout, Scheme};
 use fewbit_store::{ModelFile, experts};
@@ -46,6 +46,8 @@ struct Module {
     name: String,
     bands: Vec<Band>,
     sides: Sides,
+    /// What runs on its input and output.
+    online: [Vec<Online>; 2],
     bias: Option<Vec<f32>>,
 }
 
@@ -98,6 +100,8 @@ impl<'a> Shard<'a> {
             let (tensors, schemes) = self.layout.side_tensors(&module.name, &module.sides)?;
             self.tensors.extend(tensors);
             self.schemes.extend(schemes);
+            let [input, output] = &module.online;
+            self.tensors.extend(self.layout.online_tensors(&module.name, [input, output])?);
         }
         if let Some(bias) = module.bias {
             let dtype = self.file.bias_dtype(part, &module.name)?;
@@ -155,6 +159,7 @@ impl<'a> Shard<'a> {
                     name: source.name,
                     bands: linear.bands.clone(),
                     sides: linear.sides.clone(),
+                    online: [linear.input.clone(), linear.output.clone()],
                     bias: linear.bias.clone(),
                 });
             } else {
@@ -190,7 +195,7 @@ fn fuse(name: String, parts: &[(Rows, &QuantizedLinear)]) -> Result<Module> {
     let bias = (bias.len() == total).then(|| order.iter().map(|r| bias[*r]).collect());
     let storage = stacked.select_rows(&order).map_err(|e| e.tensor(&name))?;
     let bands = vec![Band { rows: 0..total, storage }];
-    Ok(Module { name, bands, sides: Sides::default(), bias })
+    Ok(Module { name, bands, sides: Sides::default(), online: Default::default(), bias })
 }
 
 /// The values of bands in the smallest plain type that holds them all exactly.

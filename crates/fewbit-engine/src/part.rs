@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use fewbit_format::{Error, Mat, QuantizedLinear, Result, Storage, Tensor};
+use fewbit_format::{Error, Mat, Online, QuantizedLinear, Result, Storage, Tensor};
 use fewbit_grad::Parameters;
 use fewbit_graph::{Edge, Graph, Part, Producer, Site, Stored, WeightId};
 use fewbit_runtime::{Arithmetic, Layer, NoHooks};
@@ -16,7 +16,8 @@ use crate::experts::{fill_up, warning};
 use crate::fold::{BlockTensors, fold, spread};
 use crate::importance::{Received, token_weights};
 use crate::journal::Done;
-use crate::kinds::{Element, InputJob, SiteJob};
+use crate::kinds::{Element, End, InputJob, MapJob, SiteJob};
+use crate::mapped;
 use crate::origin::Origin;
 use crate::outputs::{Shard, shard_name, write_shard};
 use crate::program::{InputProgram, Target};
@@ -72,15 +73,20 @@ impl Run<'_> {
             for (input, linears) in graph.linears_by_input().into_iter().filter(|(edge, _)| inputs.contains(edge)) {
                 self.check_stop()?;
                 let stats = stats.iter().find(|(edge, _)| *edge == input).map_or(&no_stats, |(_, s)| s);
-                let name = self.file.exported(part, &graph.weights[linears[0]].name)?.name;
+                let first = &graph.weights[linears[0]];
+                let name = self.file.exported(part, &first.name)?.name;
+                let map = self.map(&name, End::Input, first.shape[1], (i << 20 | 1 << 19 | linears[0]) as u64);
+                let mapped = map.as_ref().map(|m| mapped::stats(self.team, stats, m));
+                let stats = mapped.as_ref().unwrap_or(stats);
                 let program = self.begin(i, &linears, InputJob { name: &name, stats, team: self.team }, &mut report)?;
                 for w in linears.iter().copied() {
                     self.check_stop()?;
                     let changed = tensors
                         .as_mut()
                         .map(|t| (std::mem::replace(&mut t.weights[w], Mat::zeros(0, 0)), t.biases[w].take()));
-                    let program = program.as_ref();
-                    let (linear, base) = self.linear(i, part, &graph, w, &weights, changed, program, &mut report)?;
+                    let (program, map) = (program.as_ref(), map.as_ref());
+                    let (linear, base) =
+                        self.linear(i, part, &graph, w, &weights, changed, program, map, &mut report)?;
                     current[w] = Arc::new(linear);
                     bases[w] = base;
                     // An error over tokens that stand in for others is none of the calibration's.
@@ -307,6 +313,12 @@ impl Run<'_> {
         Ok(Some(begun))
     }
 
+    /// The map of one row, if the recipe has some.
+    fn map(&self, name: &str, end: End, dim: usize, place: u64) -> Option<Online> {
+        let seed = self.request.seed.wrapping_add(place);
+        self.bound.online.as_ref()?.choose(&MapJob { name, end, dim, seed })
+    }
+
     fn linear(
         &self,
         i: usize,
@@ -316,6 +328,7 @@ impl Run<'_> {
         weights: &PartWeights,
         changed: Option<(Mat, Option<Vec<f32>>)>,
         program: Option<&InputProgram<'_>>,
+        input: Option<&Online>,
         report: &mut BlockReport,
     ) -> Result<(QuantizedLinear, Option<Mat>)> {
         let original = &weights.linears[w];
@@ -332,11 +345,15 @@ impl Run<'_> {
         let name = self.file.exported(part, &graph.weights[w].name)?.name;
         let (weight, bias) = changed.unwrap_or_else(|| (original.decode(), original.bias.clone()));
         let clock = Instant::now();
+        let output = self.map(&name, End::Output, weight.rows(), (i << 20 | w) as u64);
+        let weight = mapped::weight(self.team, weight, input, output.as_ref());
         // Every matrix has its own random numbers.
         let seed = self.request.seed.wrapping_add((i << 20 | w) as u64);
-        let done = program.run(&Target { name: &name, weight: &weight, grid: &**grid, seed }, bias)?;
+        let mut done = program.run(&Target { name: &name, weight: &weight, grid: &**grid, seed }, bias)?;
         report.solve_seconds += clock.elapsed().as_secs_f64();
         report.warnings.extend(done.warning);
+        done.linear.input.extend(input.cloned());
+        done.linear.output.extend(output.map(|m| m.inverse()));
         let bits = done.linear.stored_bits() as f64 / (weight.rows() * weight.cols()) as f64;
         let grid = grid.label() + &self.bound.program.side_label();
         report.linears.push(LinearReport { name, grid, bits_per_weight: bits, output_mse: done.output_mse });

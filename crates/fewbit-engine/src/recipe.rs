@@ -2,7 +2,7 @@ use fewbit_format::{Error, Result};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::kinds::{Entry, Grid, Learner, Registry, Rotation, Transform, near, parse};
+use crate::kinds::{Entry, Grid, Learner, OnlineTransform, Registry, Rotation, Transform, near, parse};
 use crate::program::Step;
 use crate::tune::{Learn, TuneSettings};
 
@@ -126,6 +126,8 @@ pub enum Pass {
     Rotate(Box<dyn Rotation>),
     /// Easier to round.
     Transform(Box<dyn Transform>),
+    /// Maps that run with the model.
+    Online(Box<dyn OnlineTransform>),
     /// The numbers that can be stored from here on, as settings: an override makes another grid of them.
     Grid(GridSettings),
     /// What is done to each linear: rounds it, or keeps something beside its codes.
@@ -273,15 +275,21 @@ fn pass(mut table: Table, registry: &Registry, scale: &str) -> Result<Pass> {
     };
     let (kind, member) = name.split_once('.').unwrap_or((&name, ""));
     match kind {
-        "transform" => match registry.rotations.iter().find(|e| e.name == member) {
-            Some(rotation) => (rotation.build)(table).map(Pass::Rotate),
-            None => (find(registry.transforms, kind, member)?.build)(table).map(Pass::Transform),
-        },
+        "transform" => {
+            let rotation = registry.rotations.iter().find(|e| e.name == member);
+            let online = registry.onlines.iter().find(|e| e.name == member);
+            match (rotation, online) {
+                (Some(rotation), _) => (rotation.build)(table).map(Pass::Rotate),
+                (_, Some(online)) => (online.build)(table).map(Pass::Online),
+                _ => (find(registry.transforms, kind, member)?.build)(table).map(Pass::Transform),
+            }
+        }
         "solve" => (find(registry.solvers, kind, member)?.build)(table).map(Step::Solve).map(Pass::Step),
         "residual" => (find(registry.residuals, kind, member)?.build)(table).map(Step::Residual).map(Pass::Step),
         "grid" => {
             let entry = find(registry.grids, kind, member)?;
-            if table.get("scale").is_none_or(|v| v.as_str() == Some("source")) {
+            let has_scale = entry.settings.iter().any(|(s, _)| s.starts_with("scale ="));
+            if has_scale && table.get("scale").is_none_or(|v| v.as_str() == Some("source")) {
                 table.insert("scale".to_owned(), Value::String(scale.to_owned()));
             }
             let grid = GridSettings { name: member.to_owned(), table };

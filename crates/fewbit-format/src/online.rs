@@ -40,7 +40,8 @@ impl Online {
     /// Bits that it takes in a file.
     pub fn stored_bits(&self) -> u64 {
         match self {
-            Self::Hadamard { flips, .. } => flips.len() as u64,
+            // Signs in whole bytes; the block and whether it is the inverse.
+            Self::Hadamard { flips, .. } => flips.len().next_multiple_of(8) as u64 + 64,
             Self::Diagonal(factors) => 32 * factors.len() as u64,
         }
     }

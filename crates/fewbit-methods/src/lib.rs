@@ -20,6 +20,7 @@ pub const REGISTRY: Registry = Registry {
     solvers: solve::SOLVERS,
     learners: learn::LEARNERS,
     residuals: residual::RESIDUALS,
+    onlines: transform::ONLINES,
     transforms: transform::TRANSFORMS,
     rotations: transform::ROTATIONS,
 };

@@ -37,6 +37,7 @@ fn members_are_documented_as_they_are() {
     REGISTRY.solvers.iter().for_each(|e| is_documented("solve", e));
     REGISTRY.learners.iter().for_each(|e| is_documented("learn", e));
     REGISTRY.residuals.iter().for_each(|e| is_documented("residual", e));
+    REGISTRY.onlines.iter().for_each(|e| is_documented("transform", e));
     REGISTRY.transforms.iter().for_each(|e| is_documented("transform", e));
     REGISTRY.rotations.iter().for_each(|e| is_documented("transform", e));
 }

@@ -180,7 +180,13 @@ impl ModelFile {
         let mut bands = self.bands(&source.name, stored)?;
         let mut sides = layout::read_sides(&self.quantization, &self.checkpoint, &source.name, stored)
             .map_err(|e| e.file(self.checkpoint.path()))?;
+        let [input, output] = layout::read_online(&self.quantization, &self.checkpoint, &source.name, stored)
+            .map_err(|e| e.file(self.checkpoint.path()))?;
         if source.rows != Rows::All {
+            if !output.is_empty() {
+                let e = Error::input("is one tensor of several linears, whose outputs cannot be mapped together");
+                return Err(self.place(e, &format!("{}.output", source.name)));
+            }
             let rows: Vec<usize> = (0..w.shape[0]).map(|r| source.rows.stored(r)).collect();
             bands = vec![Band { rows: 0..w.shape[0], storage: select(&bands, &rows)? }];
             sides = sides.select_rows(&rows)?;
@@ -192,7 +198,7 @@ impl ModelFile {
         } else {
             None
         };
-        Ok(QuantizedLinear { sides, ..QuantizedLinear::of_bands(w.shape, bands, bias) })
+        Ok(QuantizedLinear { sides, input, output, ..QuantizedLinear::of_bands(w.shape, bands, bias) })
     }
 
     /// Where a matrix lies, if it is in one tensor with those of all experts.

@@ -54,6 +54,9 @@ fn recipe(r: &mut ChaCha8Rng) -> String {
     for t in REGISTRY.transforms.iter().filter(|_| r.random::<f32>() < 0.4).collect::<Vec<_>>() {
         text += &pass(&format!("transform.{}", t.name), t.settings, r);
     }
+    for t in REGISTRY.onlines.iter().filter(|_| r.random::<f32>() < 0.3).collect::<Vec<_>>() {
+        text += &pass(&format!("transform.{}", t.name), t.settings, r);
+    }
     let (grid, solver) = (REGISTRY.grids.choose(r).unwrap(), REGISTRY.solvers.choose(r).unwrap());
     text += &pass(&format!("grid.{}", grid.name), grid.settings, r);
     // Beside the codes: before the solver, after it, or nothing.

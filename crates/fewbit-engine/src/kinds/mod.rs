@@ -2,6 +2,7 @@
 
 mod grid;
 mod learner;
+mod online;
 mod registry;
 mod residual;
 mod rotation;
@@ -11,6 +12,7 @@ mod transform;
 
 pub use grid::{BoundGrid, Grid, GridJob, LANES, Params, Place, Strip, Weighting};
 pub use learner::{Fake, Leaf, LeafJob, Learner};
+pub use online::{End, MapJob, OnlineTransform};
 pub(crate) use registry::near;
 pub use registry::{Description, Entry, Registry, parse};
 pub use residual::{Beside, Residual, ResidualJob, Side};

@@ -4,7 +4,7 @@ use toml::Table;
 
 use crate::tune::TuneSettings;
 
-use super::{Grid, Learner, Residual, Rotation, Solver, Transform};
+use super::{Grid, Learner, OnlineTransform, Residual, Rotation, Solver, Transform};
 
 /// One member of a kind: a line in a const list.
 #[derive(Debug)]
@@ -30,7 +30,9 @@ pub struct Registry {
     pub learners: &'static [Entry<dyn Learner>],
     /// `residual.*`.
     pub residuals: &'static [Entry<dyn Residual>],
-    /// `transform.*`.
+    /// `transform.*` that run with the model.
+    pub onlines: &'static [Entry<dyn OnlineTransform>],
+    /// `transform.*` that sites take in.
     pub transforms: &'static [Entry<dyn Transform>],
     /// `transform.*` that change the basis of the whole model.
     pub rotations: &'static [Entry<dyn Rotation>],
@@ -50,7 +52,10 @@ impl Registry {
             "grid" => find(self.grids, name),
             "solve" => find(self.solvers, name),
             "residual" => find(self.residuals, name),
-            "transform" => find(self.rotations, name).or_else(|| find(self.transforms, name)),
+            "transform" => {
+                let folded = || find(self.rotations, name).or_else(|| find(self.transforms, name));
+                folded().or_else(|| find(self.onlines, name))
+            }
             "learn" => find(self.learners, name).map(|(cite, own)| (cite, [TuneSettings::SETTINGS, &own].concat())),
             _ => None,
         }

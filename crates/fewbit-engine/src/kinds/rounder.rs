@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
@@ -79,10 +80,18 @@ impl<'a> Rounder<'a> {
     /// # Errors
     /// If the grid cannot represent the matrix.
     pub fn new(input: InputJob<'_>, job: &LinearJob<'a>, weight: &Mat) -> Result<Self> {
-        let grid = job.grid.begin(&GridJob { weight, stats: input.stats, seed: job.seed, team: input.team })?;
+        let entries = if let Keep::Entries(e) = job.keep { Some(e) } else { None };
+        // What all groups share is fitted with zeros in the place of kept weights.
+        let mut seen = Cow::Borrowed(weight);
+        if let Some(entries) = entries {
+            let seen = seen.to_mut();
+            for r in 0..seen.rows() {
+                (0..seen.cols()).filter(|c| entries.has(r, *c)).for_each(|c| seen[(r, c)] = 0.0);
+            }
+        }
+        let grid = job.grid.begin(&GridJob { weight: &seen, stats: input.stats, seed: job.seed, team: input.team })?;
         let gram = input.stats.gram.as_ref().filter(|_| job.grid.needs().gram);
         let blocks = gram.map_or_else(Vec::new, |h| diagonal_blocks(h, grid.group()));
-        let entries = if let Keep::Entries(e) = job.keep { Some(e) } else { None };
         let kept = if *job.keep == Keep::Nothing { 0 } else { Strip::count(weight.rows()) };
         let kept = (0..kept).map(|_| Mutex::default()).collect();
         Ok(Self { grid, blocks, entries, kept, rows: weight.rows(), cols: weight.cols() })
@@ -100,7 +109,7 @@ impl<'a> Rounder<'a> {
 
     /// Whether some weights stay beside the codes: then a rounding cannot be taken back.
     pub fn keeps_entries(&self) -> bool {
-        self.entries.is_some()
+        !self.kept.is_empty()
     }
 
     /// Columns that share parameters.

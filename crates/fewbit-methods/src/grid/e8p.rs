@@ -1,6 +1,6 @@
 use fewbit_engine::kinds::{BoundGrid, Entry, Grid, GridJob, LANES, Needs, Params, Place, Weighting, parse};
 use fewbit_format::{
-    Error, Group, LATTICE_DIM, LatticeCodes, LatticeGrid, Mat, Result, ScaleType, SecondStage, Storage, e8p_point,
+    Error, Group, LATTICE_DIM, LatticeCodes, LatticeGrid, Result, ScaleType, SecondStage, Storage, e8p_point,
     lattice_point,
 };
 use fewbit_kernel::lattice::{nearest_e8p, nearest_short};

@@ -13,8 +13,7 @@ mod table;
 mod trellis;
 
 /// `grid.*`
-pub(crate) const GRIDS: &[Entry<dyn Grid>] =
-    &[int::ENTRY, table::ENTRY, float::ENTRY, e8p::ENTRY, trellis::ENTRY];
+pub(crate) const GRIDS: &[Entry<dyn Grid>] = &[int::ENTRY, table::ENTRY, float::ENTRY, e8p::ENTRY, trellis::ENTRY];
 
 /// How many columns share parameters, as a recipe says it.
 #[derive(Clone, Copy, Debug, Deserialize)]

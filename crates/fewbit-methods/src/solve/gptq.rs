@@ -327,7 +327,8 @@ impl Pass<'_> {
                 let i = column + t;
                 let u = self.u.row(i);
                 let mut e = [0.0f32; LANES];
-                for lane in 0..LANES {
+                // Lanes without a row may share a code with rows, but make no error.
+                for lane in 0..rows {
                     e[lane] = (data[at + t][lane] - decoded[t][lane]) / u[i];
                     sum += f64::from(e[lane] * e[lane]);
                 }

@@ -231,6 +231,8 @@ impl Descent<'_> {
                 for (change, (n, v)) in changes_now.iter_mut().zip(next.iter().zip(&values[tile.clone()])) {
                     (0..LANES).for_each(|lane| change[lane] = n[lane] - v[lane]);
                 }
+                // Lanes without a row may share a code with rows, but count nowhere.
+                changes_now.iter_mut().for_each(|change| change[rows..].fill(0.0));
                 let keeps = if width > 1 && is_coded && !self.rounder.keeps_entries() {
                     self.raises(j, pull, &changes_now)
                 } else {

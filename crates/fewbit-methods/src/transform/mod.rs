@@ -1,7 +1,8 @@
 //! Which equivalent model is easier to round.
 
-use fewbit_engine::kinds::{Entry, Rotation, Transform};
+use fewbit_engine::kinds::{Entry, OnlineTransform, Rotation, Transform};
 
+mod incoherence;
 mod rotate;
 mod scale;
 
@@ -10,3 +11,5 @@ pub(crate) const TRANSFORMS: &[Entry<dyn Transform>] = &[scale::ENTRY];
 
 /// `transform.*` that work on the whole model.
 pub(crate) const ROTATIONS: &[Entry<dyn Rotation>] = &[rotate::ENTRY];
+/// `transform.*` that run with the model.
+pub(crate) const ONLINES: &[Entry<dyn OnlineTransform>] = &[incoherence::ENTRY];

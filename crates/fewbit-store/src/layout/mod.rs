@@ -18,7 +18,7 @@ mod round_trip;
 
 use std::collections::BTreeMap;
 
-use fewbit_format::{Band, Error, Result, Sides, Storage, Tensor};
+use fewbit_format::{Band, Error, Online, Result, Sides, Storage, Tensor};
 use serde_json::Value;
 
 pub use compressed_tensors::{CompressedTensors, CtConfig};
@@ -97,6 +97,18 @@ pub trait Layout {
         Err(Error::input(reason).hint("write it with `--format fewbit`"))
     }
 
+    /// The tensors of maps that run on a module's input and output.
+    ///
+    /// # Errors
+    /// If there is one, and the layout has no place for it.
+    fn online_tensors(&self, module: &str, ends: [&[Online]; 2]) -> Result<Vec<(String, Tensor)>> {
+        if ends.iter().all(|maps| maps.is_empty()) {
+            return Ok(Vec::new());
+        }
+        let reason = format!("`{module}` has maps that run with the model, for which {} has no place", self.name());
+        Err(Error::input(reason).hint("write it with `--format fewbit`"))
+    }
+
     /// The `quantization_config` for config.json, from every linear of the model: its scheme, or `None` where it
     /// stays plain. A head that shares the embedding's matrix belongs in the list, as plain.
     fn quantization_config(&self, modules: &[(String, Option<Scheme>)]) -> Value;
@@ -154,6 +166,21 @@ pub fn read_sides(q: &Quantization, tensors: &dyn Tensors, module: &str, shape: 
         Quantization::Fewbit(_) => fewbit::read_sides(q, Module { tensors, name: module, shape }),
         _ => Ok(Sides::default()),
     }
+}
+
+/// The maps that run on the input and the output of one linear `[out, in]`: there are some in the `fewbit` layout alone.
+///
+/// # Errors
+/// If a tensor has another type or shape, or asks for a Hadamard matrix that is not known.
+pub fn read_online(
+    q: &Quantization,
+    tensors: &dyn Tensors,
+    module: &str,
+    shape: [usize; 2],
+) -> Result<[Vec<Online>; 2]> {
+    let Quantization::Fewbit(_) = q else { return Ok([Vec::new(), Vec::new()]) };
+    let m = Module { tensors, name: module, shape };
+    Ok([fewbit::read_online(m, "input", shape[1])?, fewbit::read_online(m, "output", shape[0])?])
 }
 
 /// Whether the module's weight lies quantized in the checkpoint.

@@ -2,6 +2,7 @@
 
 mod config;
 mod numbers;
+mod online;
 mod read;
 mod sides;
 mod write;
@@ -9,6 +10,7 @@ mod write;
 use fewbit_format::Group;
 
 pub use config::FewbitConfig;
+pub(super) use online::read as read_online;
 pub(super) use read::read;
 pub(super) use sides::read_sides;
 pub use write::Fewbit;
@@ -41,6 +43,7 @@ pub(super) fn names(config: &FewbitConfig, module: &str) -> Vec<String> {
         names.extend(PARTS.iter().map(|part| format!("{module}.weight.{part}{band}")));
         names.extend(numbers::names().map(|part| format!("{module}.weight.{part}{band}")));
     }
+    names.extend(online::names(module));
     names.extend(sides::SPARSE.iter().map(|part| format!("{module}.{part}")));
     for factor in sides::FACTORS.map(|f| format!("{module}.{f}.weight")) {
         names.extend(PARTS.iter().map(|part| format!("{factor}.{part}")));

@@ -1,11 +1,11 @@
 use fewbit_format::{
-    Band, Dtype, Error, FloatCodes, FloatGrid, IntCodes, IntGrid, LATTICE_DIM, LatticeCodes, Numbers, Result,
+    Band, Dtype, Error, FloatCodes, FloatGrid, IntCodes, IntGrid, LATTICE_DIM, LatticeCodes, Numbers, Online, Result,
     SecondStage, Sides, Storage, TILE, TableCodes, TableGrid, Tensor, TrellisCodes, VectorCodes, Zeros, pack_bits,
     packed_len,
 };
 use serde_json::Value;
 
-use super::{config, numbers, scale_shape, sides};
+use super::{config, numbers, online, scale_shape, sides};
 use crate::layout::module::scale_dtype;
 use crate::layout::{Layout, Scheme, SideTensors};
 
@@ -192,6 +192,10 @@ impl Layout for Fewbit {
             }
         }
         Ok((tensors, schemes))
+    }
+
+    fn online_tensors(&self, module: &str, ends: [&[Online]; 2]) -> Result<Vec<(String, Tensor)>> {
+        online::tensors(module, ends)
     }
 
     fn quantization_config(&self, modules: &[(String, Option<Scheme>)]) -> Value {
