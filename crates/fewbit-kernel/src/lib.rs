@@ -4,6 +4,7 @@
 //! instruction set alone: never on the number of threads, nor on how many tokens are computed together.
 
 pub mod attention;
+pub mod codebook;
 pub mod cpu;
 pub mod elementwise;
 pub mod hadamard;

@@ -5,6 +5,7 @@
 mod cholesky;
 mod eigen;
 mod inverse;
+mod kmeans;
 mod orthogonal;
 mod rotation;
 mod svd;
@@ -12,6 +13,7 @@ mod svd;
 pub use cholesky::{NotPositive, cholesky_in_place};
 pub use eigen::symmetric_eigen;
 pub use inverse::{scratch_bytes, upper_inverse_factor};
+pub use kmeans::kmeans;
 pub use orthogonal::Orthogonal;
 pub use rotation::{random_orthogonal, random_signs};
 pub use svd::{Svd, truncated_svd};

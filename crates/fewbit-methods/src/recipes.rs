@@ -26,5 +26,6 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("fewbit-2.5", include_str!("../../../recipes/fewbit-2.5.toml")),
     ("fewbit-2", include_str!("../../../recipes/fewbit-2.toml")),
     ("quip-sharp", include_str!("../../../recipes/quip-sharp.toml")),
+    ("vptq", include_str!("../../../recipes/vptq.toml")),
     ("qtip", include_str!("../../../recipes/qtip.toml")),
 ];

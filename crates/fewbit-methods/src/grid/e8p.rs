@@ -6,7 +6,7 @@ use fewbit_format::{
 use fewbit_kernel::lattice::{nearest_e8p, nearest_short};
 use serde::Deserialize;
 
-use super::{GroupSetting, ScaleSetting, flat_params, group_label, groups, mean_squares};
+use super::{GroupSetting, ScaleSetting, flat_params, group_label, mean_squares};
 
 pub(crate) const ENTRY: Entry<dyn Grid> = Entry {
     name: "e8p",
@@ -81,7 +81,7 @@ impl Grid for E8pSettings {
 
     fn stored_bits(&self, rows: usize, cols: usize) -> u64 {
         let (group, scale) = (Group::from(self.group), ScaleType::from(self.scale));
-        rows as u64 * cols as u64 * u64::from(self.bits) + groups(group, rows, cols) as u64 * scale.bits()
+        rows as u64 * cols as u64 * u64::from(self.bits) + group.count(rows, cols) as u64 * scale.bits()
     }
 
     fn begin(&self, job: &GridJob<'_>) -> Result<Box<dyn BoundGrid>> {

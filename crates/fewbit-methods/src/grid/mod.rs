@@ -11,9 +11,11 @@ mod int;
 mod second;
 mod table;
 mod trellis;
+mod vector;
 
 /// `grid.*`
-pub(crate) const GRIDS: &[Entry<dyn Grid>] = &[int::ENTRY, table::ENTRY, float::ENTRY, e8p::ENTRY, trellis::ENTRY];
+pub(crate) const GRIDS: &[Entry<dyn Grid>] =
+    &[int::ENTRY, table::ENTRY, float::ENTRY, e8p::ENTRY, trellis::ENTRY, vector::ENTRY];
 
 /// How many columns share parameters, as a recipe says it.
 #[derive(Clone, Copy, Debug, Deserialize)]

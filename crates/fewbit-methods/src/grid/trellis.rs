@@ -7,7 +7,7 @@ use fewbit_format::{
 use fewbit_kernel::trellis::{Search, Trellis};
 use serde::Deserialize;
 
-use super::{GroupSetting, ScaleSetting, flat_params, group_label, groups, mean_squares};
+use super::{GroupSetting, ScaleSetting, flat_params, group_label, mean_squares};
 
 pub(crate) const ENTRY: Entry<dyn Grid> = Entry {
     name: "trellis",
@@ -101,7 +101,7 @@ impl Grid for TrellisSettings {
     fn stored_bits(&self, rows: usize, cols: usize) -> u64 {
         let (group, scale) = (Group::from(self.group), fewbit_format::ScaleType::from(self.scale));
         let paths = (rows.div_ceil(TILE) * (cols / TILE)) as u64 * f64::from(self.bits * TILE_LEN as f32) as u64;
-        paths + groups(group, rows, cols) as u64 * scale.bits()
+        paths + group.count(rows, cols) as u64 * scale.bits()
     }
 
     fn begin(&self, job: &GridJob<'_>) -> Result<Box<dyn BoundGrid>> {
