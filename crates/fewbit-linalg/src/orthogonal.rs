@@ -144,4 +144,30 @@ mod tests {
             assert!(made != make && reads != read);
         }
     }
+
+    /// QuaRot's reason: 4 bits per token lose what stands beside an outlier, and little of a rotated token.
+    #[test]
+    fn four_bits_hold_a_rotated_token_with_an_outlier() {
+        let (team, n) = (Team::new(1), 2304);
+        // Rows of a random rotation are Gaussian for all that matters here.
+        let mut x = random_orthogonal(&team, 11, 256).into_vec();
+        x.truncate(16 * n);
+        x.iter_mut().for_each(|v| *v *= 16.0);
+        x.chunks_mut(n).for_each(|token| token[700] = 80.0);
+        let relative_error = |x: &[f32]| {
+            let (mut lost, mut all, mut peak_to_rms) = (0.0, 0.0, 0.0f32);
+            for token in x.chunks_exact(n) {
+                let scale = token.iter().fold(0.0f32, |m, v| m.max(v.abs())) / 7.0;
+                let energy: f32 = token.iter().map(|v| v * v).sum();
+                lost += token.iter().map(|v| (v - scale * (v / scale).round()).powi(2)).sum::<f32>();
+                all += energy;
+                peak_to_rms = peak_to_rms.max(7.0 * scale / (energy / n as f32).sqrt());
+            }
+            (lost / all, peak_to_rms)
+        };
+        let (before, _) = relative_error(&x);
+        Orthogonal::hadamard(n, 1).rotate_rows(&team, &mut x);
+        let (after, peak_to_rms) = relative_error(&x);
+        assert!(before > 0.25 && after < 0.016 && peak_to_rms < 4.0, "{before} became {after}, peak {peak_to_rms}");
+    }
 }
