@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fewbit_format::{Error, Mat, Result, Storage};
-use fewbit_graph::{Edge, Graph, Model, Part, Residual, Rows, Site, WeightId, sites};
+use fewbit_graph::{Edge, Graph, Model, Part, Residual, Rows, Site, Symmetry, Tied, WeightId, sites};
 use fewbit_kernel::Team;
 use fewbit_runtime::kept_between;
 use fewbit_store::ModelFile;
@@ -94,7 +94,7 @@ impl Bound {
                 part,
                 graph,
                 grid.as_ref().filter(|_| program.rounds()),
-                program.has_sides() || online.is_some(),
+                program.has_sides() || online.as_deref().is_some_and(maps_outputs),
                 choices,
             )?);
         }
@@ -215,6 +215,18 @@ impl Bound {
         self.rotations.iter().find(|r| r.space() == space).map(|r| &**r)
     }
 
+    /// Whether a rotation of the recipe reaches what a linear reads.
+    pub(crate) fn is_rotated(&self, graph: &Graph, part: Part, weight: WeightId) -> bool {
+        let reads_stream = || Residual::of(graph, part).is_ok_and(|r| r.readers.iter().any(|r| r.weight == weight));
+        let reads_heads = || {
+            let is_turned =
+                |(symmetry, tied): &(Symmetry, Tied)| *symmetry == Symmetry::Orthogonal && *tied != Tied::No;
+            sites(graph).iter().any(|s| s.consumers.contains(&weight) && s.folds.keys().any(is_turned))
+        };
+        (self.rotation(Space::Residual).is_some() && reads_stream())
+            || (self.rotation(Space::Heads).is_some() && reads_heads())
+    }
+
     /// Whether one matrix is written for embedding and head: the head takes the gain of its norm in a rotated stream.
     pub(crate) fn is_tied(&self, file: &ModelFile) -> bool {
         file.is_tied() && !self.has_head() && self.rotation(Space::Residual).is_none()
@@ -243,7 +255,7 @@ impl Bound {
     /// Everything stored of a matrix.
     pub(crate) fn weight_bits(&self, grid: &dyn Grid, [rows, cols]: [usize; 2]) -> u64 {
         let end = |end, dim| {
-            let job = MapJob { name: "", end, dim, seed: 0 };
+            let job = MapJob { name: "", end, dim, is_rotated: false, seed: 0 };
             self.online.as_ref().and_then(|t| t.choose(&job)).map_or(0, |m| m.stored_bits())
         };
         let maps = end(End::Input, cols) + end(End::Output, rows);
@@ -312,6 +324,11 @@ const STAGE_FLOATS: usize = 1 << 26;
 /// Keys of a grid that an override changes.
 type Changes = Vec<(String, Value)>;
 
+/// Whether a transform maps what linears make, each its own.
+fn maps_outputs(online: &dyn OnlineTransform) -> bool {
+    online.choose(&MapJob { name: "", end: End::Output, dim: 64, is_rotated: false, seed: 0 }).is_some()
+}
+
 fn part_grids(
     file: &ModelFile,
     part: Part,
@@ -338,9 +355,9 @@ fn part_grids(
         if source.rows != Rows::All {
             if !is_kept && has_sides {
                 return Err(Error::input(
-                    "is one tensor of several linears, which has no place for what stands beside codes",
+                    "is one tensor of several linears, which has no place for what stands beside codes or runs after each",
                 )
-                .hint("take a recipe without `residual` passes, or `--keep` it")
+                .hint("take a recipe without `residual` passes and without maps of outputs, or `--keep` it")
                 .tensor(&format!("{}.weight", source.name)));
             }
             fused.push((source.name.clone(), (!is_kept).then(|| changes.clone())));

@@ -184,7 +184,9 @@ fn fuse(name: String, parts: &[(Rows, &QuantizedLinear)]) -> Result<Module> {
         }
         offset += linear.shape[0];
         bias.extend(linear.bias.iter().flatten());
-        let ([band], true) = (&linear.bands[..], linear.is_plain()) else {
+        // They read one value, and what maps it.
+        let is_alike = linear.sides.is_empty() && linear.output.is_empty() && linear.input == parts[0].1.input;
+        let ([band], true) = (&linear.bands[..], is_alike) else {
             return Err(Error::input("linears that share a tensor have room for nothing beside one band").tensor(&name));
         };
         storages.push(&band.storage);
@@ -195,7 +197,8 @@ fn fuse(name: String, parts: &[(Rows, &QuantizedLinear)]) -> Result<Module> {
     let bias = (bias.len() == total).then(|| order.iter().map(|r| bias[*r]).collect());
     let storage = stacked.select_rows(&order).map_err(|e| e.tensor(&name))?;
     let bands = vec![Band { rows: 0..total, storage }];
-    Ok(Module { name, bands, sides: Sides::default(), online: Default::default(), bias })
+    let online = [parts[0].1.input.clone(), Vec::new()];
+    Ok(Module { name, bands, sides: Sides::default(), online, bias })
 }
 
 /// The values of bands in the smallest plain type that holds them all exactly.

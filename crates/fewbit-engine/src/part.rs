@@ -75,7 +75,9 @@ impl Run<'_> {
                 let stats = stats.iter().find(|(edge, _)| *edge == input).map_or(&no_stats, |(_, s)| s);
                 let first = &graph.weights[linears[0]];
                 let name = self.file.exported(part, &first.name)?.name;
-                let map = self.map(&name, End::Input, first.shape[1], (i << 20 | 1 << 19 | linears[0]) as u64);
+                let is_rotated = self.bound.is_rotated(&graph, part, linears[0]);
+                let place = (i << 20 | 1 << 19 | linears[0]) as u64;
+                let map = self.map(&name, End::Input, first.shape[1], is_rotated, place);
                 let mapped = map.as_ref().map(|m| mapped::stats(self.team, stats, m));
                 let stats = mapped.as_ref().unwrap_or(stats);
                 let program = self.begin(i, &linears, InputJob { name: &name, stats, team: self.team }, &mut report)?;
@@ -314,9 +316,9 @@ impl Run<'_> {
     }
 
     /// The map of one row, if the recipe has some.
-    fn map(&self, name: &str, end: End, dim: usize, place: u64) -> Option<Online> {
+    fn map(&self, name: &str, end: End, dim: usize, is_rotated: bool, place: u64) -> Option<Online> {
         let seed = self.request.seed.wrapping_add(place);
-        self.bound.online.as_ref()?.choose(&MapJob { name, end, dim, seed })
+        self.bound.online.as_ref()?.choose(&MapJob { name, end, dim, is_rotated, seed })
     }
 
     fn linear(
@@ -345,7 +347,7 @@ impl Run<'_> {
         let name = self.file.exported(part, &graph.weights[w].name)?.name;
         let (weight, bias) = changed.unwrap_or_else(|| (original.decode(), original.bias.clone()));
         let clock = Instant::now();
-        let output = self.map(&name, End::Output, weight.rows(), (i << 20 | w) as u64);
+        let output = self.map(&name, End::Output, weight.rows(), false, (i << 20 | w) as u64);
         let weight = mapped::weight(self.team, weight, input, output.as_ref());
         // Every matrix has its own random numbers.
         let seed = self.request.seed.wrapping_add((i << 20 | w) as u64);

@@ -77,7 +77,7 @@ impl Bound {
         let rest = [Part::Embed].into_iter().chain((!self.is_tied(file) && !self.has_head()).then_some(Part::Head));
         let (mut last, mut turned) = (Memory::default(), Memory::default());
         for part in rest {
-            let is_rotated = self.is_rotated(part);
+            let is_rotated = self.rotates(part);
             turned = turned.or(self.rotating(part, model.part(part)));
             for plain in Plain::all(file, part) {
                 out_bytes += plain.bytes;
@@ -109,14 +109,14 @@ impl Bound {
     }
 
     /// Whether a rotation changes matrices of a part.
-    fn is_rotated(&self, part: Part) -> bool {
+    fn rotates(&self, part: Part) -> bool {
         let is_block = matches!(part, Part::Block(_));
         self.rotation(Space::Residual).is_some() || (is_block && self.rotation(Space::Heads).is_some())
     }
 
     /// Memory for a part in another basis: all of it in f32, and the largest of its matrices twice more while it turns.
     fn rotating(&self, part: Part, graph: &Graph) -> Memory {
-        if !self.is_rotated(part) {
+        if !self.rotates(part) {
             return Memory::default();
         }
         let sizes = || graph.weights.iter().map(|w| w.shape[0] * w.shape[1]);

@@ -49,7 +49,7 @@ fn in_f32(from: &Path, to: &Path) {
 }
 
 fn logits(model: &Path) -> Vec<f64> {
-    let ran = fewbit(&["logits", model.to_str().unwrap(), "--ids", IDS, "--json"]);
+    let ran = fewbit(&["logits", model.to_str().unwrap(), "--ids", IDS, "--arithmetic", "weights-only", "--json"]);
     let logits = ran.good()["logits"].take();
     let rows = logits.as_array().unwrap().iter().flat_map(|row| row.as_array().unwrap().clone());
     rows.map(|v| v.as_f64().unwrap()).collect()
@@ -143,4 +143,31 @@ fn tokens_that_count_the_same_are_no_weights_at_all() {
     bench
         .run(&bench.path("wrong"), &["--recipe", "rsq", "--set", "calibration.least=2"])
         .refused(&["calibration.least", "0 to 1"]);
+}
+
+/// What no rotation reaches is mapped while the model runs: eight bits then say the same as the original.
+#[test]
+fn inputs_of_every_family_take_hadamard_matrices() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, text) = (dir.path().join("out"), dir.path().join("recipe.toml"));
+    let rounds = "[[pass]]\nuse = \"transform.hadamard\"\n[[pass]]\nuse = \"grid.int\"\nbits = 8\ngroup = \"row\"\n[[pass]]\nuse = \"solve.nearest\"\n";
+    for family in families() {
+        let name = family.file_name().unwrap().to_string_lossy().into_owned();
+        let spaces: &[&str] = if name == "gemma3" { &["heads"] } else { &["residual", "heads"] };
+        fs::write(&text, recipe("hadamard", spaces) + rounds).unwrap();
+        let [model, out, text] = [&family, &out, &text].map(|p| p.to_str().unwrap());
+        fewbit(&["quantize", model, "--out", out, "--recipe", text, "--force", "--json"]).good();
+        let off = distance(&logits(&family), &logits(Path::new(out)));
+        println!("{name}: {off:.1e}");
+        assert!(off < 0.2, "{name}: {off}");
+        let index = fs::read_to_string(Path::new(out).join("model.safetensors.index.json")).unwrap();
+        let has_map = |linear: &str| {
+            index.lines().any(|l| l.contains(".layers.0.") && l.contains(linear) && l.contains("input.0.hadamard"))
+        };
+        let (down, query) =
+            if name.starts_with("gpt_neox") { ("dense_4h_to_h", "query_key_value") } else { ("down_proj", "q_proj") };
+        assert!(has_map(down) || index.contains("w2.input.0.hadamard"), "{name}: {index}");
+        assert_eq!(has_map(query), name == "gemma3", "{name}: what a rotation reaches needs no map");
+        assert!(!has_map("o_proj") && !has_map("attention.dense."), "{name}");
+    }
 }

@@ -18,6 +18,8 @@ pub struct MapJob<'a> {
     pub end: End,
     /// Its values.
     pub dim: usize,
+    /// Whether a rotation of the recipe is folded into it already.
+    pub is_rotated: bool,
     /// Of everything random.
     pub seed: u64,
 }

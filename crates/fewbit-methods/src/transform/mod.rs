@@ -2,6 +2,7 @@
 
 use fewbit_engine::kinds::{Entry, OnlineTransform, Rotation, Transform};
 
+mod hadamard;
 mod incoherence;
 mod rotate;
 mod scale;
@@ -11,5 +12,6 @@ pub(crate) const TRANSFORMS: &[Entry<dyn Transform>] = &[scale::ENTRY];
 
 /// `transform.*` that work on the whole model.
 pub(crate) const ROTATIONS: &[Entry<dyn Rotation>] = &[rotate::ENTRY];
+
 /// `transform.*` that run with the model.
-pub(crate) const ONLINES: &[Entry<dyn OnlineTransform>] = &[incoherence::ENTRY];
+pub(crate) const ONLINES: &[Entry<dyn OnlineTransform>] = &[incoherence::ENTRY, hadamard::ENTRY];
