@@ -157,7 +157,8 @@ class Bench:
             with RESULTS.open("a", encoding="utf-8") as f:
                 f.write(json.dumps(row) + "\n")
             kept = f"KL {row['kl_mean']:.5f}, " if "kl_mean" in row else ""
-            print(f"{model} {recipe} {settings}: {kept}{row['bits_per_weight']:.3f} bits, {row['cpu_seconds']:.1f} CPU-s", flush=True)
+            spent = f"{row['bits_per_weight']:.3f} bits, {row['cpu_seconds']:.1f} CPU-s"
+            print(f"{model} {recipe} {settings}: {kept}{spent}", flush=True)
 
 
 def commit():
@@ -196,7 +197,8 @@ def interval(pair, digits):
 
 def at_equal_bits(runs, bits):
     """KL of a baseline with so many true bits: its best run there, else straight in the logarithm between the next ones
-    below and above. With the mark of how it was found; none where there are no such runs."""
+    below and above of those that no run with fewer bits beats. With the mark of how it was found; none without such runs."""
+    runs = [r for r in runs if not any(o["bits_per_weight"] < r["bits_per_weight"] and o["kl_mean"] < r["kl_mean"] for o in runs)]
     same = [r["kl_mean"] for r in runs if abs(r["bits_per_weight"] - bits) <= EQUAL_BITS]
     if same:
         return min(same), ""

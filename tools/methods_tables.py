@@ -2,6 +2,7 @@
 
 CLASSES = {
     "8": "8 bits",
+    "5": "5 and 6 bits",
     "4": "4 bits",
     "3": "3 bits",
     "2": "2 bits",
@@ -17,6 +18,8 @@ CONTROLS = {
                 '[[pass]]\nuse = "solve.nearest"\n[[pass]]\nuse = "act.int"\nbits = 4\n',
     "gptq-w4a4": '[[pass]]\nuse = "grid.int"\nbits = 4\ngroup = "row"\nsymmetric = true\nclip = "mse"\n'
                  '[[pass]]\nuse = "solve.gptq"\n[[pass]]\nuse = "act.int"\nbits = 4\n',
+    "rtn-lowrank": '[[pass]]\nuse = "grid.int"\n[[pass]]\nuse = "solve.nearest"\n'
+                   '[[pass]]\nuse = "residual.lowrank"\nrank = 32\n',
     "rtn-mxfp4": '[[pass]]\nuse = "grid.float"\nelement = "e2m1"\ngroup = 32\nscale = "e8m0"\n'
                  '[[pass]]\nuse = "solve.nearest"\n',
     "rtn-nvfp4": '[[pass]]\nuse = "grid.float"\nelement = "e2m1"\ngroup = 16\nscale = "e4m3"\n'
@@ -30,7 +33,7 @@ BASELINES = {
     "gptq": ["rtn"], "awq": ["rtn"], "hqq": ["rtn"], "nf4": ["rtn"], "nf4-double": ["rtn"], "quantease": ["gptq"],
     "rsq": ["quarot"], "quarot": ["gptq"], "spqr": ["gptq"], "gwq": ["rtn"], "squeezellm": ["rtn"], "easyquant": ["rtn"],
     "adaround": ["rtn"], "flexround": ["adaround"], "omniquant": ["rtn"], "autoround": ["gptq"], "lsq": ["rtn"],
-    "cbq": ["omniquant"], "efficientqat": ["omniquant"], "lorc": ["rtn"], "lqer": ["lorc"], "lq-lora": ["nf4"],
+    "cbq": ["omniquant"], "efficientqat": ["omniquant"], "lorc": ["gptq"], "lqer": ["rtn-lowrank"], "lq-lora": ["nf4"],
     "mxfp4": ["rtn-mxfp4"], "nvfp4": ["rtn-nvfp4"], "vptq": ["gptq"], "quip-sharp": ["omniquant"], "qtip": ["quip-sharp"],
     "bcq": ["rtn"], "pb-llm": ["rtn"], "ternary": ["rtn"], "mixllm": ["gptq"], "mixed": ["gptq"],
     "smoothquant-w8a8": ["rtn-w8a8"], "quarot-w4a4": ["gptq-w4a4"], "quarot-w4a8": ["rtn-w4a8"],
@@ -40,7 +43,7 @@ BOTH, ALL, STORIES = ("stories", "demo"), ("stories", "demo", "smollm2"), ("stor
 
 
 def g128(bits, *recipes):
-    return [(str(bits), recipe, f"--bits {bits} --group 128", BOTH) for recipe in recipes]
+    return [("5" if bits == 6 else str(bits), recipe, f"--bits {bits} --group 128", BOTH) for recipe in recipes]
 
 
 # (class, recipe, settings, models); what costs least is first.
@@ -49,9 +52,12 @@ RUNS = [
     ("8", "rtn", "--bits 8 --group row --symmetric", BOTH),
     ("8", "hqq", "--bits 8 --group 64", BOTH),
     ("8", "fewbit-8", "", BOTH),
-    *g128(4, "rtn", "gptq", "awq", "hqq", "quantease", "quarot", "rsq", "lorc", "lqer"),
+    *g128(6, "rtn", "gptq"),
+    *g128(5, "rtn", "gptq", "awq", "hqq"),
+    *g128(4, "rtn", "gptq", "awq", "hqq", "quantease", "quarot", "rsq", "lorc", "lqer", "rtn-lowrank"),
     *[("4", recipe, "--bits 4 --group 128 --symmetric", BOTH) for recipe in ("rtn", "gptq")],
     *[("4", recipe, "--bits 4 --group 32", BOTH) for recipe in ("rtn", "gptq", "awq", "hqq", "quantease", "autoround")],
+    *[("4", recipe, "--bits 4 --group 16", BOTH) for recipe in ("rtn", "gptq")],
     ("4", "hqq", "", BOTH),
     ("4", "nf4", "", BOTH),
     ("4", "nf4-double", "", BOTH),
@@ -69,9 +75,10 @@ RUNS = [
     *g128(4, "omniquant", "autoround", "adaround", "flexround", "lsq", "cbq", "efficientqat"),
     ("4", "fewbit-4", "", BOTH),
     ("4", "fewbit-4-g32", "", BOTH),
-    *g128(3, "rtn", "gptq", "awq", "hqq", "quantease", "quarot", "rsq", "lorc", "lqer"),
+    *g128(3, "rtn", "gptq", "awq", "hqq", "quantease", "quarot", "rsq", "lorc", "lqer", "rtn-lowrank"),
     *[("3", recipe, "--bits 3 --group 64", ("smollm2",)) for recipe in ("rtn", "gptq", "awq", "hqq", "quantease", "quarot")],
     *[("3", recipe, "--bits 3 --group 32", BOTH) for recipe in ("rtn", "gptq", "awq", "hqq", "quantease")],
+    *[("3", recipe, "--bits 3 --group 16", BOTH) for recipe in ("rtn", "gptq")],
     ("3", "spqr", "--bits 3", ALL),
     ("3", "gwq", "--bits 3", BOTH),
     ("3", "squeezellm", "--bits 3", ALL),
