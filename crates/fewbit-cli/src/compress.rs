@@ -159,6 +159,7 @@ fn say_report(options: &Quantize, report: &Report, measured: &Measured, session:
         "bits_per_weight": bits.linears,
         "bits_per_weight_model": bits.model,
         "blocks": serde_json::to_value(&report.blocks).map_err(|e| Error::internal(e.to_string()))?,
+        "allocation": serde_json::to_value(&report.allocation).map_err(|e| Error::internal(e.to_string()))?,
     }))
 }
 

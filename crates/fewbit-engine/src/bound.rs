@@ -9,8 +9,8 @@ use fewbit_kernel::Team;
 use fewbit_runtime::kept_between;
 use fewbit_store::ModelFile;
 use fewbit_store::layout::Scheme;
-use toml::Value;
 
+use crate::allocate::{AllocateSettings, Allocation, Changes, Grids, PartGrids};
 use crate::kinds::{
     End, Grid, GridJob, LANES, MapJob, Needs, OnlineTransform, Params, Place, Registry, Rotation, Space, Transform,
     Weighting,
@@ -34,7 +34,9 @@ pub(crate) struct Bound {
     /// What improves it.
     pub(crate) learns: Vec<Learn>,
     /// Per block and then for the head, per weight of its graph; `None` stays as it is.
-    pub(crate) grids: Vec<Vec<Option<Box<dyn Grid>>>>,
+    pub(crate) grids: Grids,
+    /// Among which grids is chosen; until then, `grids` are the largest.
+    pub(crate) allocation: Option<Allocation>,
     pub(crate) format: Format,
     pub(crate) needs: Needs,
     pub(crate) notes: Vec<String>,
@@ -50,6 +52,7 @@ pub(crate) struct Choices<'a> {
     pub(crate) registry: &'a Registry,
     pub(crate) keep: &'a [Pattern],
     pub(crate) overrides: &'a [Override],
+    pub(crate) allocate: Option<&'a AllocateSettings>,
     pub(crate) format: Format,
 }
 
@@ -87,20 +90,19 @@ impl Bound {
             return Err(Error::input("the recipe rounds, but says not to which numbers")
                 .hint("put a `grid` pass before `solve`"));
         }
-        let mut grids = Vec::new();
-        for (part, graph) in compressible(file) {
-            grids.push(part_grids(
-                file,
-                part,
-                graph,
-                grid.as_ref().filter(|_| program.rounds()),
-                program.has_sides() || online.as_deref().is_some_and(maps_outputs),
-                choices,
-            )?);
-        }
+        let has_sides = program.has_sides() || online.as_deref().is_some_and(maps_outputs);
+        let settings = grid.as_ref().filter(|_| program.rounds());
+        let grids_under = |changes: &Changes| -> Result<Grids> {
+            let of_part = |(part, graph)| part_grids(file, part, graph, settings, has_sides, choices, changes);
+            compressible(file).map(of_part).collect()
+        };
+        let allocation = choices.allocate.map(|s| Allocation::new(file, s, &grids_under)).transpose()?;
+        let changes = allocation.as_ref().and_then(|a| a.settings.changes().nth(a.largest()));
+        let grids = grids_under(&changes.unwrap_or_default())?;
         check_patterns(file, choices)?;
-        let all = || grids.iter().flatten().flatten();
-        let mut needs = all().fold(Needs::default(), |n, g| n.and(g.needs()));
+        let open = allocation.iter().flat_map(|a| &a.candidates);
+        let all = open.chain([&grids]).flatten().flatten().flatten();
+        let mut needs = all.fold(Needs::default(), |n, g| n.and(g.needs()));
         needs = transforms.iter().fold(needs, |n, t| n.and(t.needs()));
         needs = needs.and(program.needs());
         let is_original_stream = calibration.stream == StreamOf::Original;
@@ -124,6 +126,7 @@ impl Bound {
             program,
             learns,
             grids,
+            allocation,
             format,
             needs,
             notes,
@@ -133,6 +136,11 @@ impl Bound {
         };
         bound.check_learners(file)?;
         bound.format = bound.fitting_format(file)?;
+        if let Some(mut allocation) = bound.allocation.take() {
+            allocation.count_bits(file, &bound)?;
+            allocation.check_budget(file)?;
+            bound.allocation = Some(allocation);
+        }
         fewbit_export::check_source(file, bound.format == Format::Gguf)?;
         if file.is_tied() && !bound.is_tied(file) {
             bound.notes.push(
@@ -145,9 +153,15 @@ impl Bound {
         Ok(bound)
     }
 
+    /// The parts with each set of grids that may be chosen.
+    fn all_grids<'f>(&'f self, file: &'f ModelFile) -> impl Iterator<Item = ((Part, &'f Graph), &'f PartGrids)> {
+        let open = self.allocation.iter().flat_map(|a| &a.candidates);
+        open.chain([&self.grids]).flat_map(|grids| compressible(file).zip(grids))
+    }
+
     /// Whether what rounded linears are stored as can be learned.
     fn check_learners(&self, file: &ModelFile) -> Result<()> {
-        for ((_, graph), grids) in compressible(file).zip(&self.grids) {
+        for ((_, graph), grids) in self.all_grids(file) {
             for (w, grid) in graph.weights.iter().zip(grids) {
                 let Some(grid) = grid else { continue };
                 for learn in &self.learns {
@@ -166,7 +180,7 @@ impl Bound {
     fn fitting_format(&mut self, file: &ModelFile) -> Result<Format> {
         let wanted = if self.format == Format::Auto { Format::CompressedTensors } else { self.format };
         let mut why_not = None;
-        for ((part, graph), grids) in compressible(file).zip(&self.grids) {
+        for ((part, graph), grids) in self.all_grids(file) {
             for (w, grid) in grids.iter().enumerate() {
                 let Some(grid) = grid else { continue };
                 let storage = probe(&**grid, graph.weights[w].shape[1])?;
@@ -239,7 +253,7 @@ impl Bound {
 
     /// Whether calibration text has to be run.
     pub(crate) fn reads_text(&self) -> bool {
-        self.needs.any() || !self.learns.is_empty()
+        self.needs.any() || !self.learns.is_empty() || self.allocation.is_some()
     }
 
     /// Whether the head is compressed too.
@@ -262,6 +276,17 @@ impl Bound {
         grid.stored_bits(rows, cols) + self.program.side_bits(rows, cols) + maps
     }
 
+    /// Everything that the written file has of a matrix, the padding of its layout included.
+    pub(crate) fn written_bits(&self, grid: &dyn Grid, shape: [usize; 2]) -> Result<u64> {
+        if self.format != Format::CompressedTensors {
+            return Ok(self.weight_bits(grid, shape));
+        }
+        let all_rows = probe(grid, shape[1])?.select_rows(&vec![0; shape[0]])?;
+        let tensors = self.format.layout().tensors("module", &all_rows)?;
+        let is_counted = |name: &str| !name.ends_with(".weight_shape");
+        Ok(tensors.iter().filter(|(name, _)| is_counted(name)).map(|(_, t)| 8 * t.bytes.len() as u64).sum())
+    }
+
     /// Everything stored ÷ weights, of the linears that are compressed; `None` where none is.
     pub(crate) fn bits_per_weight(&self, file: &ModelFile) -> Option<f64> {
         let (mut bits, mut weights) = (0, 0);
@@ -273,7 +298,8 @@ impl Bound {
                 }
             }
         }
-        (weights > 0).then(|| bits as f64 / weights as f64)
+        let most = self.allocation.as_ref().map_or(f64::INFINITY, |a| a.settings.bits);
+        (weights > 0).then(|| (bits as f64 / weights as f64).min(most))
     }
 
     /// The sites of a block that transforms may act on, with the transform's index.
@@ -321,9 +347,6 @@ impl Bound {
 /// Numbers in `XᵀX` of the experts that are looked at together: 256 MiB.
 const STAGE_FLOATS: usize = 1 << 26;
 
-/// Keys of a grid that an override changes.
-type Changes = Vec<(String, Value)>;
-
 /// Whether a transform maps what linears make, each its own.
 fn maps_outputs(online: &dyn OnlineTransform) -> bool {
     online.choose(&MapJob { name: "", end: End::Output, dim: 64, is_rotated: false, seed: 0 }).is_some()
@@ -336,7 +359,8 @@ fn part_grids(
     settings: Option<&GridSettings>,
     has_sides: bool,
     choices: &Choices<'_>,
-) -> Result<Vec<Option<Box<dyn Grid>>>> {
+    candidate: &Changes,
+) -> Result<PartGrids> {
     let block_module = file.exported(Part::Block(0), &file.model().blocks[0].weights[0].name)?.name;
     let mut grids = Vec::new();
     let mut fused: Vec<(String, Option<Changes>)> = Vec::new();
@@ -348,10 +372,8 @@ fn part_grids(
             || w.is_gate
             || choices.keep.iter().any(|k| k.matches(&source.name))
             || (part == Part::Head && !choices.overrides.iter().any(|o| is_named(&o)));
-        let changes: Vec<(String, Value)> = (choices.overrides.iter())
-            .filter(|o| o.pattern.matches(&source.name))
-            .flat_map(|o| o.changes.iter().cloned())
-            .collect();
+        let overrides = choices.overrides.iter().filter(|o| o.pattern.matches(&source.name));
+        let changes: Changes = candidate.iter().chain(overrides.flat_map(|o| &o.changes)).cloned().collect();
         if source.rows != Rows::All {
             if !is_kept && has_sides {
                 return Err(Error::input(

@@ -9,6 +9,7 @@ use fewbit_store::ModelFile;
 use fewbit_store::layout::Scheme;
 use serde_json::{Value, json};
 
+use crate::allocate::AllocationReport;
 use crate::bound::Bound;
 use crate::calibration::{Calibration, CalibrationSource};
 use crate::journal::Done;
@@ -29,6 +30,7 @@ pub(crate) struct Finished<'a> {
     /// Parts of the model.
     pub(crate) shards: usize,
     pub(crate) done: Vec<Done>,
+    pub(crate) allocation: Option<&'a AllocationReport>,
 }
 
 impl Finished<'_> {
@@ -125,7 +127,7 @@ impl Finished<'_> {
         });
         let blocks = serde_json::to_value(self.done.iter().map(|d| &d.report).collect::<Vec<_>>())
             .map_err(|e| Error::internal(e.to_string()))?;
-        Ok(json!({
+        let mut manifest = json!({
             "fewbit": self.identity.version,
             "base_model": r.model_name,
             "source_sha256": self.identity.source,
@@ -138,7 +140,11 @@ impl Finished<'_> {
             "calibration": calibration,
             "format": self.bound.format.name(),
             "blocks": blocks,
-        }))
+        });
+        if let Some(allocation) = self.allocation {
+            manifest["allocation"] = serde_json::to_value(allocation).map_err(|e| Error::internal(e.to_string()))?;
+        }
+        Ok(manifest)
     }
 
     fn card(&self, parts: &Path) -> Result<String> {

@@ -1,5 +1,6 @@
 //! From recipe to plan to sweeps: statistics, folding, journal, shards. Knows kinds of passes, no paper.
 
+mod allocate;
 mod bound;
 mod calibration;
 mod experts;
@@ -27,6 +28,7 @@ mod stream;
 mod tune;
 mod walk;
 
+pub use allocate::{AllocateSettings, Allocated, AllocationReport, Granularity, Sensitivity};
 pub use calibration::{Calibration, CalibrationSource};
 pub use fold::{BlockTensors, fold};
 pub use outputs::{Format, write_shard};

@@ -316,7 +316,7 @@ impl Run<'_> {
     }
 
     /// The map of one row, if the recipe has some.
-    fn map(&self, name: &str, end: End, dim: usize, is_rotated: bool, place: u64) -> Option<Online> {
+    pub(crate) fn map(&self, name: &str, end: End, dim: usize, is_rotated: bool, place: u64) -> Option<Online> {
         let seed = self.request.seed.wrapping_add(place);
         self.bound.online.as_ref()?.choose(&MapJob { name, end, dim, is_rotated, seed })
     }

@@ -7,6 +7,7 @@ use fewbit_store::ModelFile;
 use serde::Serialize;
 
 use crate::Recipe;
+use crate::allocate::{Allocation, Sensitivity};
 use crate::bound::{Bound, compressible};
 use crate::kinds::Space;
 use crate::tune::Scope;
@@ -43,13 +44,26 @@ pub struct Plan {
 }
 
 impl Bound {
-    /// The sweep that visits every block once.
-    fn sweep(&self, recipe: &Recipe, blocks: usize, samples: usize, length: usize) -> Sweep {
+    /// The sweeps over all blocks.
+    fn sweeps(&self, recipe: &Recipe, blocks: usize, samples: usize, length: usize) -> Vec<Sweep> {
+        let measure = self.allocation.as_ref().map(|a| {
+            let (name, count) = (a.settings.sensitivity.name(), a.candidates.len());
+            let samples = a.settings.samples.min(samples);
+            let work = format!("{name} of {count} candidates for each linear over {samples} × {length} tokens");
+            Sweep { kind: "measure", blocks, work }
+        });
+        measure.into_iter().chain([self.compress_sweep(recipe, blocks, samples, length)]).collect()
+    }
+
+    /// The sweep that compresses every block once.
+    fn compress_sweep(&self, recipe: &Recipe, blocks: usize, samples: usize, length: usize) -> Sweep {
         let mut work: Vec<String> = Vec::new();
         if self.needs.any() {
             work.push(format!("statistics over {samples} × {length} tokens"));
         }
-        let labels: BTreeSet<String> = self.grids.iter().flatten().flatten().map(|g| g.label()).collect();
+        let open = self.allocation.iter().flat_map(|a| &a.candidates);
+        let all = open.chain([&self.grids]).flatten().flatten().flatten();
+        let labels: BTreeSet<String> = all.map(|g| g.label()).collect();
         for name in recipe.pass_names() {
             let is_grid = name.starts_with("grid.");
             work.push(if is_grid {
@@ -93,15 +107,26 @@ impl Bound {
             let work = self.memory(i, graph, &plain, tokens).or(self.learning(graph, length));
             peak = peak.or(work.with(self.rotating(part, graph)));
         }
+        let streams = if self.learns_blocks() { 4 } else { 2 };
+        let mut work_bytes = 4 * (tokens * (streams * model.hidden + self.kept_width(model))) as u64;
+        if let Some(allocation) = &self.allocation {
+            let measured = allocation.settings.samples.min(samples) * length;
+            let parts = compressible(file).filter(|(part, _)| *part != Part::Head).enumerate();
+            for (i, (_, graph)) in parts {
+                flops += self.measure_flops(i, graph, allocation, measured);
+                peak = peak.or(self.measure_memory(graph, allocation, measured, length));
+            }
+            peak = peak.or(allocation.head_floats(model, length).into_iter().fold(Memory::default(), Memory::and_f32s));
+            work_bytes += 4 * (allocation.slots(model.blocks.len()) * measured * model.hidden) as u64;
+        }
         let per_token = if file.checkpoint().container() == Container::Gguf { TRANSLATION } else { TOKENIZER };
         let tokenizer = Memory { small: per_token * model.vocabulary as u64, large: 0 };
         peak = peak.or(last).or(tokenizer).or(self.learning_all(file, length));
-        let streams = if self.learns_blocks() { 4 } else { 2 };
         Plan {
-            sweeps: vec![self.sweep(recipe, model.blocks.len(), samples, length)],
+            sweeps: self.sweeps(recipe, model.blocks.len(), samples, length),
             peak_bytes: BASE_BYTES + peak.bytes().max(if tokens > 0 { ENCODING * text_bytes } else { 0 }),
             out_bytes,
-            work_bytes: 4 * (tokens * (streams * model.hidden + self.kept_width(model))) as u64,
+            work_bytes,
             seconds_estimate: flops / (SHARE_OF_PEAK * flops_per_second) + file.checkpoint().size_bytes() as f64 / 1e9,
             bits_per_weight: self.bits_per_weight(file).unwrap_or(8.0 * file.dtype().size_bytes() as f64),
             notes: self.notes.clone(),
@@ -123,6 +148,38 @@ impl Bound {
         let all = sizes().fold(Memory::default(), Memory::and_f32s);
         let largest = sizes().max().unwrap_or(0);
         if part == Part::Embed { all } else { all.and_f32s(largest).and_f32s(largest) }
+    }
+
+    /// Operations of measuring a block: every candidate is solved; `kl` runs what follows again, gradients run once.
+    fn measure_flops(&self, i: usize, graph: &Graph, allocation: &Allocation, tokens: usize) -> f64 {
+        let pass = 2.0 * graph.parameters() as f64 * tokens as f64;
+        let solves: f64 = graph.weights.iter().map(|w| self.program.flops(w.shape[0], w.shape[1])).sum();
+        let inputs = graph.linears_by_input().into_iter();
+        let inputs: f64 = inputs.map(|(edge, _)| self.program.input_flops(graph.values[edge.value].dim)).sum();
+        let again = match allocation.settings.sensitivity {
+            Sensitivity::Kl => (self.grids.len() - i) * graph.weights.len() * allocation.candidates.len(),
+            Sensitivity::Error => 1,
+            Sensitivity::Fisher | Sensitivity::Trace => 4,
+        };
+        pass * again as f64 + solves * allocation.candidates.len() as f64 + inputs
+    }
+
+    /// Anonymous memory while a block is measured.
+    fn measure_memory(&self, graph: &Graph, allocation: &Allocation, tokens: usize, length: usize) -> Memory {
+        let largest = graph.weights.iter().max_by_key(|w| w.shape[0] * w.shape[1]);
+        let [rows, cols] = largest.map_or([0, 0], |w| w.shape);
+        let mut all = forward(graph, tokens).and_f32s(CHUNK_TOKENS.max(length) * graph.values[Graph::INPUT].dim);
+        if self.needs.gram || allocation.settings.sensitivity == Sensitivity::Error {
+            all = gram_floats(graph).fold(all, Memory::and_f32s);
+        }
+        if allocation.settings.sensitivity.is_backward() {
+            let values: usize = graph.values.iter().map(fewbit_graph::Value::width).sum();
+            let each = graph.weights.iter().map(|w| w.shape[0] * w.shape[1]);
+            // Weights, gradients, their squares; values and their gradients.
+            all = each.fold(all, |m, n| m.and_f32s(n).and_f32s(n).and_f32s(n)).and_f32s(2 * values * length);
+        }
+        let codes = Memory::default().and(self.program.scratch_bytes(rows, cols)).and_f32s(rows * cols);
+        all.with(codes).and_f32s(rows * cols).and_f32s(rows * cols)
     }
 
     /// Bytes of the matrices that are written of a part.

@@ -1,7 +1,6 @@
 //! What is done to one linear after its transforms: residuals and solvers in the recipe's order.
 
 use fewbit_format::{Error, LowRank, Mat, QuantizedLinear, Result, Sides, Sparse, Storage};
-use fewbit_kernel::product::{Weights, product_nt};
 
 use crate::kinds::{
     Beside, Grid, InputJob, InputSolver, Keep, LinearJob, Needs, Residual, ResidualJob, Side, Solved, Solver,
@@ -293,18 +292,6 @@ impl InputProgram<'_> {
 
     /// `tr(Δ H Δᵀ)`, or `‖Δ‖²` where `XᵀX` is unknown; `None` if it is no number.
     fn error(&self, delta: &Mat) -> Option<f64> {
-        let (m, n) = (delta.rows(), delta.cols());
-        let dot =
-            |product: &Mat| -> f64 { delta.data().iter().zip(product.data()).map(|(d, p)| f64::from(d * p)).sum() };
-        let error = match &self.input.stats.gram {
-            None => dot(delta),
-            Some(h) => {
-                let mut product = Mat::zeros(m, n);
-                let h = Weights::F32(h.data());
-                product_nt(self.input.team, m, n, n, delta.data(), n, h, product.data_mut(), n, false);
-                dot(&product)
-            }
-        };
-        Some(error).filter(|e| e.is_finite())
+        self.input.stats.squared_output(self.input.team, delta)
     }
 }

@@ -11,6 +11,7 @@ use fewbit_store::ModelFile;
 use sha2::{Digest, Sha256};
 
 use crate::Plan;
+use crate::allocate::AllocationReport;
 use crate::bound::{Bound, Choices, compressible};
 use crate::calibration::{Calibration, CalibrationSource};
 use crate::finish::Finished;
@@ -121,6 +122,7 @@ fn bind(request: &Request<'_>) -> Result<(ModelFile, Bound)> {
         registry: request.registry,
         keep: &request.keep,
         overrides: &request.overrides,
+        allocate: request.recipe.allocate.as_ref(),
         format: request.format,
     };
     let mut bound = Bound::new(&file, passes, &request.recipe.calibration, &choices)?;
@@ -202,19 +204,20 @@ fn calibrate(
 }
 
 impl Run<'_> {
-    fn all(&self, source: &str, progress: &mut dyn Progress) -> Result<Report> {
+    fn all(mut self, source: &str, progress: &mut dyn Progress) -> Result<Report> {
         let identity = self.identity(source);
         let partial = &self.places.partial;
         if self.places.is_finished() && !partial.join(JOURNAL).exists() {
             self.places.deliver()?;
-            return Ok(self.report(Vec::new()));
+            return Ok(self.report(Vec::new(), None));
         }
         let mut journal =
             if self.request.resume { Journal::open(partial, &identity)? } else { Journal::create(partial, &identity)? };
         if self.places.is_finished() {
             self.places.deliver()?;
-            return Ok(self.report(journal.done.into_iter().map(|d| d.report).collect()));
+            return Ok(self.report(journal.done.into_iter().map(|d| d.report).collect(), None));
         }
+        let allocation = self.allocate(progress)?;
         let parts: Vec<Part> = compressible(&self.file).map(|(part, _)| part).collect();
         let origin = Origin::new(&self.file, &self.bound, self.team, self.request.seed)?;
         let mut streams =
@@ -234,7 +237,8 @@ impl Run<'_> {
         let finished = |done: &[Done]| {
             let (request, calibration) = (self.request, self.calibration.as_ref());
             let (file, bound, identity, places) = (&self.file, &self.bound, &identity, &self.places);
-            Finished { file, bound, request, calibration, identity, places, shards: parts.len(), done: done.to_vec() }
+            let (shards, done, allocation) = (parts.len(), done.to_vec(), allocation.as_ref());
+            Finished { file, bound, request, calibration, identity, places, shards, done, allocation }
         };
         let learns: Vec<_> = self.bound.learns.iter().filter(|l| l.settings.scope == Scope::Model).collect();
         for (pass, learn) in learns.iter().enumerate().skip(journal.done.len() - parts.len()) {
@@ -247,20 +251,20 @@ impl Run<'_> {
         }
         self.places.settle_parts(learns.len())?;
         finished(&journal.done).write()?;
-        Ok(self.report(journal.done.into_iter().map(|d| d.report).collect()))
+        Ok(self.report(journal.done.into_iter().map(|d| d.report).collect(), allocation))
     }
 
-    fn report(&self, mut blocks: Vec<BlockReport>) -> Report {
+    fn report(&self, mut blocks: Vec<BlockReport>, allocation: Option<AllocationReport>) -> Report {
         if !self.bound.has_head() {
             blocks.pop();
         }
-        Report { blocks, format: self.bound.format }
+        Report { blocks, format: self.bound.format, allocation }
     }
 
     fn identity(&self, source: &str) -> Identity {
         let r = self.request;
         let joined = |items: Vec<String>| items.join(" ");
-        let recipe = format!("{:?} {:?}", r.recipe.passes, r.recipe.calibration);
+        let recipe = format!("{:?} {:?} {:?}", r.recipe.passes, r.recipe.calibration, r.recipe.allocate);
         let calibration = self.calibration.as_ref();
         Identity {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -283,7 +287,9 @@ impl Run<'_> {
 
     /// The calibration tokens before the block after `done` others.
     fn streams(&self, done: usize, origin: &Origin<'_>) -> Result<Option<Streams<'_>>> {
-        let Some(calibration) = &self.calibration else { return Ok(None) };
+        // The text may have been needed for the allocation alone.
+        let is_read = self.bound.needs.any() || !self.bound.learns.is_empty();
+        let Some(calibration) = self.calibration.as_ref().filter(|_| is_read) else { return Ok(None) };
         let kept = self.bound.kept_width(self.file.model());
         let walker = |name, kept| Walker::new(self.team, origin, calibration, &self.places.partial, name, done, kept);
         let original = self.bound.learns_blocks().then(|| walker("original", 0)).transpose()?;

@@ -2,6 +2,7 @@ use fewbit_format::{Error, Result};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::allocate::AllocateSettings;
 use crate::kinds::{Entry, Grid, Learner, OnlineTransform, Registry, Rotation, Transform, near, parse};
 use crate::program::Step;
 use crate::tune::{Learn, TuneSettings};
@@ -24,6 +25,8 @@ pub struct Recipe {
     /// Calibration text, where the passes need one.
     #[serde(default)]
     pub calibration: CalibrationSettings,
+    /// How bits are spread over the linears, where the grid's settings are not those of all.
+    pub allocate: Option<AllocateSettings>,
 }
 
 /// How much calibration text, and which.
@@ -218,13 +221,36 @@ impl Recipe {
         Ok(calibration)
     }
 
+    /// The allocation under the command line's `allocate.KEY`, if there is one.
+    ///
+    /// # Errors
+    /// If a key is unknown or a value out of range.
+    pub fn allocate(&self, settings: &Settings) -> Result<Option<AllocateSettings>> {
+        let set = || settings.0.iter().filter_map(|(key, value)| Some((key.strip_prefix(ALLOCATE)?, value)));
+        if self.allocate.is_none() && set().next().is_none() {
+            return Ok(None);
+        }
+        let base = self.allocate.clone().unwrap_or_default();
+        let mut table = Table::try_from(base).map_err(|e| Error::internal(e.to_string()))?;
+        for (field, value) in set() {
+            table.insert(field.to_owned(), value.clone());
+        }
+        // A whole number of bits is a number.
+        if let Some(Value::Integer(bits)) = table.get("bits") {
+            table.insert("bits".to_owned(), Value::Float(*bits as f64));
+        }
+        let allocate: AllocateSettings = parse("allocate", table)?;
+        allocate.check()?;
+        Ok(Some(allocate))
+    }
+
     /// The passes under the command line's settings; `scale` is the type of scales that `source` stands for.
     ///
     /// # Errors
     /// If a pass or key is unknown, or a value is out of range.
     pub fn compile(&self, settings: &Settings, registry: &Registry, scale: &str) -> Result<Vec<Pass>> {
         let mut tables = self.passes.clone();
-        for (key, value) in settings.0.iter().filter(|(k, _)| !k.starts_with(CALIBRATION)) {
+        for (key, value) in settings.0.iter().filter(|(k, _)| !k.starts_with(CALIBRATION) && !k.starts_with(ALLOCATE)) {
             set(&mut tables, key, value)?;
         }
         tables.into_iter().map(|t| pass(t, registry, scale)).collect()
@@ -232,6 +258,7 @@ impl Recipe {
 }
 
 const CALIBRATION: &str = "calibration.";
+const ALLOCATE: &str = "allocate.";
 
 /// The name of a pass, and of those within it.
 fn names(pass: &Table) -> Vec<&str> {

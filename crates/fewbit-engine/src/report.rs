@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::allocate::AllocationReport;
 use crate::outputs::Format;
 
 /// Who hears how far the work is.
@@ -67,4 +68,6 @@ pub struct Report {
     pub blocks: Vec<BlockReport>,
     /// The written format.
     pub format: Format,
+    /// How bits were spread, where they were.
+    pub allocation: Option<AllocationReport>,
 }

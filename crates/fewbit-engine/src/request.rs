@@ -52,6 +52,7 @@ impl Request<'_> {
     pub(crate) fn settled(&self) -> Result<Self> {
         let mut request = self.clone();
         request.recipe.calibration = self.recipe.calibration(&self.settings)?;
+        request.recipe.allocate = self.recipe.allocate(&self.settings)?;
         Ok(request)
     }
 }

@@ -1,7 +1,7 @@
 use fewbit_format::Mat;
 use fewbit_graph::{Edge, ValueId};
 use fewbit_kernel::Team;
-use fewbit_kernel::product::{gram_add, gram_mirror};
+use fewbit_kernel::product::{Weights, gram_add, gram_mirror, product_nt};
 use fewbit_runtime::Hooks;
 
 use crate::kinds::Needs;
@@ -18,6 +18,21 @@ pub struct InputStats {
 }
 
 impl InputStats {
+    /// `tr(M H Mᵀ)` of `m [rows, in]`, or `‖M‖²` where `XᵀX` is unknown; `None` if it is no number.
+    pub(crate) fn squared_output(&self, team: &Team, m: &Mat) -> Option<f64> {
+        let (rows, n) = (m.rows(), m.cols());
+        let dot = |product: &Mat| -> f64 { m.data().iter().zip(product.data()).map(|(d, p)| f64::from(d * p)).sum() };
+        let sum = match &self.gram {
+            None => dot(m),
+            Some(h) => {
+                let mut product = Mat::zeros(rows, n);
+                product_nt(team, rows, n, n, m.data(), n, Weights::F32(h.data()), product.data_mut(), n, false);
+                dot(&product)
+            }
+        };
+        Some(sum).filter(|s| s.is_finite())
+    }
+
     /// What the statistics are after `x' = x · diag(factors)`.
     pub fn scale(&mut self, factors: &[f32]) {
         if let Some(h) = &mut self.gram {

@@ -209,7 +209,7 @@ impl<'a> Walker<'a> {
 }
 
 /// Fills a stream with what the first block reads.
-fn embedded(origin: &Origin<'_>, calibration: &Calibration, mut stream: Stream) -> Result<Stream> {
+pub(crate) fn embedded(origin: &Origin<'_>, calibration: &Calibration, mut stream: Stream) -> Result<Stream> {
     let weights = origin.part(Part::Embed)?;
     let matrix = weights.linears.first().ok_or_else(|| Error::internal("a model without embedding"))?;
     let mut at = 0;

@@ -13,6 +13,7 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("spqr", include_str!("../../../recipes/spqr.toml")),
     ("lqer", include_str!("../../../recipes/lqer.toml")),
     ("quantease", include_str!("../../../recipes/quantease.toml")),
+    ("mixed", include_str!("../../../recipes/mixed.toml")),
     ("autoround", include_str!("../../../recipes/autoround.toml")),
     ("adaround", include_str!("../../../recipes/adaround.toml")),
     ("flexround", include_str!("../../../recipes/flexround.toml")),

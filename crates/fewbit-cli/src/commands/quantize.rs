@@ -10,7 +10,8 @@ use crate::session::Session;
 /// Writes a whole folder that other runtimes load. Work goes on in OUT.partial, which `--resume` continues after an
 /// interruption, to the same bytes.
 ///
-/// JSON: out, seconds, cpu_seconds, peak_rss_bytes, peak_anon_bytes, bits_per_weight, bits_per_weight_model, blocks;
+/// JSON: out, seconds, cpu_seconds, peak_rss_bytes, peak_anon_bytes, bits_per_weight, bits_per_weight_model, blocks,
+/// allocation;
 /// with --dry-run: sweeps, peak_bytes, out_bytes, seconds_estimate, refused.
 #[derive(Args, Debug)]
 #[command(

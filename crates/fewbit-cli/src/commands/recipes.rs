@@ -1,7 +1,7 @@
 use std::fmt::Write;
 
 use clap::Args;
-use fewbit_engine::{Recipe, Table};
+use fewbit_engine::{AllocateSettings, Recipe, Table};
 use fewbit_format::Result;
 use fewbit_methods::{RECIPES, REGISTRY};
 use serde_json::{Value, json};
@@ -62,7 +62,13 @@ fn whole(recipe: &Recipe) -> String {
 }
 
 fn passes(recipe: &Recipe) -> Vec<Pass> {
-    recipe.passes.iter().flat_map(with_inner).collect()
+    let allocate = recipe.allocate.as_ref().map(|a| Pass {
+        name: "allocate".to_owned(),
+        cite: "",
+        set: serde_json::to_value(a).ok().and_then(|v| v.as_object().cloned()).into_iter().flatten().collect(),
+        settings: AllocateSettings::SETTINGS.to_vec(),
+    });
+    allocate.into_iter().chain(recipe.passes.iter().flat_map(with_inner)).collect()
 }
 
 /// A pass, and those within it.

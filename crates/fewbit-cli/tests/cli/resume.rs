@@ -81,6 +81,15 @@ fn learning_dies_everywhere() {
     dies_everywhere("out", &[&["--recipe", "efficientqat"], &few[..]].concat(), false);
 }
 
+#[test]
+fn measurements_die_everywhere() {
+    for sensitivity in ["allocate.sensitivity=kl", "allocate.sensitivity=fisher"] {
+        let candidates = "allocate.candidates=[{bits=3},{bits=5}]";
+        let set = ["--set", candidates, "--set", "allocate.bits=5", "--set", sensitivity];
+        dies_everywhere("out", &[&["--recipe", "gptq"], &set[..]].concat(), false);
+    }
+}
+
 /// Waits until the journal has the run's identity and so many blocks.
 fn wait_for(partial: &Path, blocks: usize, child: &mut Child) {
     let lines = || fs::read_to_string(partial.join("journal.jsonl")).map_or(0, |t| t.lines().count());
