@@ -23,17 +23,11 @@ pub(crate) fn model_file(session: &Session, model: &str) -> Result<ModelFile> {
 /// Loads a model's weights, if they can be run in that arithmetic.
 pub(crate) fn runtime(session: &Session, file: &ModelFile, name: ArithmeticName) -> Result<Runtime> {
     let place = |e: Error| e.file(file.checkpoint().path());
-    file.quantization().check(name != ArithmeticName::Exact).map_err(place)?;
+    file.quantization().check(name == ArithmeticName::WeightsOnly).map_err(place)?;
     let arithmetic = match name {
-        ArithmeticName::Fast => {
-            if let Some(what) = file.quantization().runtime_rounding() {
-                session
-                    .output
-                    .note(&format!("note: the checkpoint rounds {what}, which is not done: it runs on its weights"));
-            }
-            Arithmetic::Fast
-        }
-        ArithmeticName::Exact | ArithmeticName::WeightsOnly => Arithmetic::Exact,
+        ArithmeticName::Fast => Arithmetic::Fast,
+        ArithmeticName::Exact => Arithmetic::Exact,
+        ArithmeticName::WeightsOnly => Arithmetic::WeightsOnly,
     };
     session.check_stop()?;
     Runtime::load(file, arithmetic, session.team())

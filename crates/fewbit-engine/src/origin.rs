@@ -163,7 +163,7 @@ impl<'a> Origin<'a> {
             let bias = bias.map(|b| self.file.bias_dtype(part, &name).and_then(|t| narrowed(t, &b))).transpose()?;
             linears.push(Arc::new(QuantizedLinear::uniform(Storage::Dense(tensor), bias)));
         }
-        Ok(PartWeights { linears, vectors: tensors.vectors })
+        Ok(PartWeights { linears, vectors: tensors.vectors, ..PartWeights::default() })
     }
 }
 

@@ -124,7 +124,8 @@ impl Run<'_> {
         if let (Some(streams), Some(mut walk), true) = (streams, walk, goes_on) {
             let clock = Instant::now();
             if self.bound.is_whole || is_learned {
-                walk = Walk::new(Layer::new(graph, PartWeights { linears, vectors }, Arithmetic::Exact)?);
+                let weights = PartWeights { linears, vectors, ..PartWeights::default() };
+                walk = Walk::new(Layer::new(graph, weights, Arithmetic::Exact)?);
             }
             streams.compressed.go(&mut walk, To::End, &mut NoHooks, &|| self.check_stop())?;
             report.forward_seconds += clock.elapsed().as_secs_f64();

@@ -98,7 +98,7 @@ impl Block {
             Arc::new(QuantizedLinear::uniform(Storage::Dense(tensor), bias.clone()))
         };
         let linears = tensors.weights.iter().zip(&tensors.biases).map(linear).collect();
-        let weights = PartWeights { linears, vectors: tensors.vectors.clone() };
+        let weights = PartWeights { linears, vectors: tensors.vectors.clone(), ..PartWeights::default() };
         let layer = Layer::new(self.graph.clone(), weights, Arithmetic::Exact).unwrap();
         let turn = Rotations::new(&self.ropes, &self.batch);
         let mut x = self.input.clone();

@@ -3,6 +3,7 @@
 //! What a solver sees as the rounded value comes from here, and so does what the runtime multiplies with: the
 //! file that is written equals what was optimised, bit for bit.
 
+mod activation;
 mod bits;
 mod dtype;
 mod error;
@@ -23,6 +24,7 @@ mod tensor;
 mod trellis;
 mod vector;
 
+pub use activation::{ActivationFormat, ActivationGrid, Number, Sharing};
 pub use bits::{hex, pack_bits, packed_len, unpack_bits};
 pub use dtype::Dtype;
 pub use error::{Error, Kind, Result};

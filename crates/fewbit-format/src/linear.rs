@@ -3,8 +3,8 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::{
-    Error, FloatCodes, GgmlBlocks, IntCodes, LatticeCodes, Mat, Online, Result, Sides, TableCodes, Tensor,
-    TrellisCodes, VectorCodes,
+    ActivationFormat, Error, FloatCodes, GgmlBlocks, IntCodes, LatticeCodes, Mat, Online, Result, Sides, TableCodes,
+    Tensor, TrellisCodes, VectorCodes,
 };
 
 /// How a band of rows is stored. One variant per family of layouts; each decodes in its own file.
@@ -192,6 +192,8 @@ pub struct QuantizedLinear {
     pub sides: Sides,
     /// Applied to each input, in order.
     pub input: Vec<Online>,
+    /// How the input is rounded after that, as the bands see it.
+    pub activation: Option<ActivationFormat>,
     /// Applied to each row of the product, in order, before the bias.
     pub output: Vec<Online>,
     /// `[out]`.
@@ -207,10 +209,10 @@ impl QuantizedLinear {
 
     /// Bands, and nothing beside them.
     pub fn of_bands(shape: [usize; 2], bands: Vec<Band>, bias: Option<Vec<f32>>) -> Self {
-        Self { shape, bands, sides: Sides::default(), input: Vec::new(), output: Vec::new(), bias }
+        Self { shape, bands, sides: Sides::default(), input: Vec::new(), activation: None, output: Vec::new(), bias }
     }
 
-    /// Whether the bands are all that there is of `W`: nothing beside them, nothing before or after.
+    /// Whether the bands are all that there is of `W`: nothing beside them, nothing before or after but a rounding.
     pub fn is_plain(&self) -> bool {
         self.sides.is_empty() && self.input.is_empty() && self.output.is_empty()
     }
@@ -239,7 +241,8 @@ impl QuantizedLinear {
     pub fn stored_bits(&self) -> u64 {
         let bands: u64 = self.bands.iter().map(|b| b.storage.stored_bits()).sum();
         let online: u64 = self.input.iter().chain(&self.output).map(Online::stored_bits).sum();
-        bands + self.sides.stored_bits() + online
+        let activation = self.activation.map_or(0, |a| a.stored_bits());
+        bands + self.sides.stored_bits() + online + activation
     }
 
     /// Whether all of it is plain floats.

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use crate::{Error, Result};
+use crate::{Error, Result, ScaleType};
 
 /// A floating-point type of 2 to 8 bits: a sign, `exponent` bits and `mantissa` bits, with subnormals.
 ///
@@ -52,6 +52,16 @@ impl Minifloat {
     pub fn max(self) -> f32 {
         let steps = (2u32 << self.mantissa) - if self == Self::E4M3 { 2 } else { 1 };
         steps as f32 * power_of_two(self.greatest_exponent() - i32::from(self.mantissa))
+    }
+
+    /// The power of two under which the greatest magnitude `reach` of a block lands below 7/8 of the binade after the
+    /// greatest number's: the rule of compressed-tensors, between OCP's (always down) and one without saturation.
+    pub fn power_scale(self, reach: f32) -> f32 {
+        if reach == 0.0 {
+            return 1.0;
+        }
+        let binade = f32::from_bits((reach.to_bits() + (1 << 21)) & 0x7f80_0000);
+        ScaleType::E8M0.round(binade * power_of_two(-self.greatest_exponent()))
     }
 
     fn bias(self) -> i32 {

@@ -268,6 +268,23 @@ impl Graph {
         self.nodes.iter().filter(|n| matches!(n.op, Op::Cache { .. })).count()
     }
 
+    /// For each cache slot the linear that makes what is remembered there, and whether these are keys (else values).
+    pub fn cached(&self) -> Vec<(WeightId, bool)> {
+        let is_keys = |v: ValueId| {
+            let attention = self.nodes.iter().filter(|n| matches!(n.op, Op::Attention { .. }));
+            attention.map(|n| n.inputs[1]).any(|k| k == v)
+        };
+        let maker = |mut value: ValueId| loop {
+            let node = self.producer(value)?;
+            if let Op::Linear { weight } = node.op {
+                return Some(weight);
+            }
+            value = node.inputs[0];
+        };
+        let caches = self.nodes.iter().filter(|n| matches!(n.op, Op::Cache { .. }));
+        caches.filter_map(|n| Some((maker(n.inputs[0])?, is_keys(n.output)))).collect()
+    }
+
     /// Numbers in all matrices, biases and vectors.
     pub fn parameters(&self) -> u64 {
         let weights: u64 = (self.weights.iter())

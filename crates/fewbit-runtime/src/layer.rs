@@ -1,7 +1,7 @@
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
-use fewbit_format::{Error, QuantizedLinear, Result};
+use fewbit_format::{ActivationFormat, Error, QuantizedLinear, Result};
 use fewbit_graph::{Edge, Graph, Node, Op, Rope, Routed, ValueId};
 use fewbit_kernel::Team;
 use fewbit_kernel::attention::{AttentionShape, attention};
@@ -20,6 +20,8 @@ pub struct Layer {
     kernels: Vec<Box<dyn Kernel>>,
     arithmetic: Arithmetic,
     vectors: Vec<Vec<f32>>,
+    /// By cache slot: how rows are rounded before they are remembered.
+    caches: Vec<Option<ActivationFormat>>,
 }
 
 /// cos and sin of every rotary table at the rows of one batch.
@@ -151,7 +153,8 @@ impl Layer {
         let program = Program::of(&graph);
         let linears = |ws: &Vec<usize>| ws.iter().map(|w| weights.linears[*w].clone()).collect();
         let kernels = program.kernels.iter().map(|ws| choose(linears(ws), arithmetic)).collect();
-        Ok(Self { graph, program, kernels, arithmetic, vectors: weights.vectors })
+        let caches = if arithmetic == Arithmetic::WeightsOnly { Vec::new() } else { weights.caches };
+        Ok(Self { graph, program, kernels, arithmetic, vectors: weights.vectors, caches })
     }
 
     /// The graph.
@@ -343,6 +346,9 @@ impl Layer {
             Op::Cache { slot } => {
                 if reused.is_none() {
                     out.copy_from_slice(inputs[0]);
+                }
+                if let Some(Some(format)) = self.caches.get(*slot) {
+                    team.for_pieces(out, dim, &|_, row| format.round(row));
                 }
                 if let Some(caches) = caches {
                     for ((span, rows), cache) in batch.rows().zip(caches) {

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use fewbit_format::{Band, Dtype, Error, QuantizedLinear, Result, Storage, Tensor};
+use fewbit_format::{ActivationFormat, Band, Dtype, Error, QuantizedLinear, Result, Storage, Tensor};
 use fewbit_graph::{
     Architecture, Config, Container, Fused, Graph, Model, Part, Rows, Source, Stored, Weight, WeightId, architecture_of,
 };
@@ -18,6 +18,8 @@ pub struct PartWeights {
     pub linears: Vec<Arc<QuantizedLinear>>,
     /// By the graph's vectors.
     pub vectors: Vec<Vec<f32>>,
+    /// By the graph's cache slots: how rows are rounded before they are remembered; empty where none is.
+    pub caches: Vec<Option<ActivationFormat>>,
 }
 
 /// A checkpoint as a model: its graph, and each weight of the graph where the container has it.
@@ -198,7 +200,9 @@ impl ModelFile {
         } else {
             None
         };
-        Ok(QuantizedLinear { sides, input, output, ..QuantizedLinear::of_bands(w.shape, bands, bias) })
+        let activation = layout::read_activation(&self.quantization, &self.checkpoint, &source.name, stored)
+            .map_err(|e| e.file(self.checkpoint.path()))?;
+        Ok(QuantizedLinear { sides, input, output, activation, ..QuantizedLinear::of_bands(w.shape, bands, bias) })
     }
 
     /// Where a matrix lies, if it is in one tensor with those of all experts.
@@ -301,7 +305,26 @@ impl ModelFile {
         Ok(PartWeights {
             linears: (0..graph.weights.len()).map(|w| self.linear(part, w).map(Arc::new)).collect::<Result<_>>()?,
             vectors: (0..graph.vectors.len()).map(|v| self.vector(part, v)).collect::<Result<_>>()?,
+            caches: self.caches(part, graph)?,
         })
+    }
+
+    fn caches(&self, part: Part, graph: &Graph) -> Result<Vec<Option<ActivationFormat>>> {
+        if self.quantization.cache().is_none() {
+            return Ok(Vec::new());
+        }
+        let of_slot = |(weight, name): (WeightId, &str)| {
+            let module = self.cache_module(part, weight);
+            layout::read_cache(&self.quantization, &self.checkpoint, &module, name)
+                .map_err(|e| e.file(self.checkpoint.path()))
+        };
+        graph.cached().into_iter().map(|(weight, is_keys)| of_slot((weight, cache_scale(is_keys)))).collect()
+    }
+
+    /// The attention whose keys or values a linear makes.
+    fn cache_module(&self, part: Part, weight: WeightId) -> String {
+        let module = self.module(part, weight);
+        module.rsplit_once('.').map_or(module.clone(), |(attention, _)| attention.to_owned())
     }
 
     /// Gives the pages of a graph's tensors back to the system.
@@ -348,6 +371,10 @@ impl ModelFile {
             if w.has_bias {
                 names.push(format!("{}.bias", source.name));
             }
+        }
+        if self.quantization.cache().is_some() {
+            let cached = graph.cached().into_iter();
+            names.extend(cached.map(|(w, is_keys)| format!("{}.{}", self.cache_module(part, w), cache_scale(is_keys))));
         }
         names.extend(graph.vectors.iter().filter_map(|v| self.source(part, v.name).ok()).map(|s| s.name));
         names
@@ -481,6 +508,11 @@ impl ModelFile {
             self.notes.push(format!("not used: tensor `{first}`{more}, which this architecture does not know"));
         }
     }
+}
+
+/// The tensor beside an attention that has the scale of its keys or values.
+fn cache_scale(is_keys: bool) -> &'static str {
+    if is_keys { "k_scale" } else { "v_scale" }
 }
 
 fn no_name(name: &str) -> Error {

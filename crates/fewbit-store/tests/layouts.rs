@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use fewbit_format::Storage;
-use fewbit_store::layout::{CompressedTensors, Layout, Quantization, Scheme, is_quantized, read_linear, tensor_names};
+use fewbit_store::layout::{
+    CompressedTensors, Layout, Quantization, Scheme, is_quantized, read_activation, read_linear, tensor_names,
+};
 use fewbit_store::{Checkpoint, Safetensors};
 use serde_json::Value;
 
@@ -145,7 +147,7 @@ fn what_is_written_is_what_was_read() {
         for module in folder.golden.keys() {
             let storage = read_linear(&q, &folder.tensors, module, folder.shape(module)).unwrap();
             modules.push((module.clone(), Scheme::of(&storage)));
-            assert_eq!(Scheme::of(&storage).as_ref(), q.scheme_of(module));
+            assert_eq!(Scheme::of(&storage).as_ref(), q.scheme_of(module).map(Scheme::weights));
             // This one has scales in F32, which vLLM does not load.
             if name.ends_with("stories260K") {
                 assert!(CompressedTensors.can_hold(&storage).unwrap_err().contains("F32"));
@@ -184,10 +186,10 @@ fn forms_that_are_not_read_give_one_sentence() {
 }
 
 #[test]
-fn rounding_at_run_time_is_refused_unless_only_weights_are_wanted() {
+fn rounding_at_run_time_is_known() {
     let sentences = [
-        ("ct-w8a8-int-dynamic-token", Some("activations to 8 bit int per token dynamic")),
-        ("ct-fp8-static-kvfp8", Some("activations to 8 bit float per tensor and the cache to 8 bit float per tensor")),
+        ("ct-w8a8-int-dynamic-token", Some("activations to int8 per token")),
+        ("ct-fp8-static-kvfp8", Some("activations to e4m3 static and the cache to e4m3 static")),
         ("ct-w4a16-g32-asym-rtn", None),
         ("gptq-w4-g128-sym", None),
     ];
@@ -195,8 +197,11 @@ fn rounding_at_run_time_is_refused_unless_only_weights_are_wanted() {
         let Some(folder) = Folder::open(name) else { continue };
         let q = folder.quantization();
         assert_eq!(q.runtime_rounding().as_deref(), what);
-        assert_eq!(q.check(false).is_err(), what.is_some());
-        assert!(q.check(true).is_ok());
+        assert!(q.check(false).is_ok() && q.check(true).is_ok());
+        let module = "model.layers.0.self_attn.q_proj";
+        let activation = read_activation(&q, &folder.tensors, module, folder.shape(module)).unwrap();
+        assert_eq!(activation.is_some(), what.is_some());
+        assert_eq!(activation.map(|a| a.grid), q.scheme_of(module).unwrap().input());
     }
 }
 

@@ -50,7 +50,8 @@ impl Group {
     fn of(linears: &[Arc<QuantizedLinear>], arithmetic: Arithmetic, level: Level) -> Self {
         let plain = |l: &Arc<QuantizedLinear>| {
             let bias = l.bias.clone().filter(|_| l.output.is_empty());
-            Arc::new(QuantizedLinear::of_bands(l.shape, l.bands.clone(), bias))
+            let bands = QuantizedLinear::of_bands(l.shape, l.bands.clone(), bias);
+            Arc::new(QuantizedLinear { activation: l.activation, ..bands })
         };
         let plain: Vec<Arc<QuantizedLinear>> = linears.iter().map(plain).collect();
         Self {

@@ -4,6 +4,7 @@ mod composed;
 mod dense;
 mod int8dot;
 mod packed;
+mod rounded;
 mod rows;
 mod separate;
 mod unpacked;
@@ -17,10 +18,14 @@ use crate::{Level, Team, cpu};
 /// What may be rounded besides the stored weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Arithmetic {
-    /// Activations are rounded to 8 bits, per token and 32 columns, where an integer kernel exists.
+    /// As the checkpoint says; where it says nothing, activations are rounded to 8 bits, per token and 32 columns, if an
+    /// integer kernel exists.
     Fast,
-    /// Nothing: f32 on the decoded weights.
+    /// What the checkpoint says: the products are those of the decoded weights and the rounded inputs, up to the
+    /// rounding of sums.
     Exact,
+    /// Nothing, whatever the checkpoint says: f32 on the decoded weights.
+    WeightsOnly,
 }
 
 /// Linears that share an input.
@@ -45,8 +50,14 @@ pub trait Kernel: Send + Sync {
 type Candidate = fn(&[Arc<QuantizedLinear>], Arithmetic, Level) -> Option<Box<dyn Kernel>>;
 
 /// All kernels; the first that takes the linears is used, and the last takes any.
-const CANDIDATES: &[Candidate] =
-    &[composed::candidate, int8dot::candidate, unpacked::candidate, separate::candidate, dense::candidate];
+const CANDIDATES: &[Candidate] = &[
+    composed::candidate,
+    int8dot::candidate,
+    rounded::candidate,
+    unpacked::candidate,
+    separate::candidate,
+    dense::candidate,
+];
 
 /// The kernel for linears that share an input, on this machine ([`cpu::detect`]).
 ///

@@ -1,5 +1,6 @@
 use fewbit_format::{
-    Band, Dtype, Group, IntCodes, IntGrid, LowRank, Online, ScaleType, Sides, Sparse, Storage, Tensor, Zeros,
+    ActivationGrid, Band, Dtype, Group, IntCodes, IntGrid, LowRank, Minifloat, Number, Online, ScaleType, Sharing,
+    Sides, Sparse, Storage, Tensor, Zeros,
 };
 use proptest::prelude::*;
 
@@ -186,5 +187,41 @@ fn slow(map: &Online, x: &mut [f32]) {
                 turn(x);
             }
         }
+    }
+}
+
+#[test]
+fn inputs_are_rounded_unless_only_weights_count() {
+    let n = &mut Numbers(9);
+    let fp8 = ActivationGrid { number: Number::Float(Minifloat::E4M3), sharing: Sharing::Token, scale: ScaleType::F32 };
+    let mx = ActivationGrid {
+        number: Number::Float(Minifloat::E2M1),
+        sharing: Sharing::Columns(32),
+        scale: ScaleType::E8M0,
+    };
+    let storage =
+        |n: &mut Numbers| [dense(n, 7, 64, Dtype::BF16), int(n, 9, 64, 8, Group::Row, 0), dense(n, 5, 64, Dtype::F32)];
+    let formats = [Some(fp8), Some(fp8), Some(mx)];
+    let linears: Vec<Arc<QuantizedLinear>> = (storage(n).into_iter().zip(formats))
+        .map(|(s, f)| {
+            let activation = f.map(ActivationGrid::dynamic);
+            Arc::new(QuantizedLinear { activation, ..QuantizedLinear::uniform(s, None) })
+        })
+        .collect();
+    let x = n.take(6 * 64);
+    for level in levels() {
+        for arithmetic in [Arithmetic::Fast, Arithmetic::Exact] {
+            let kernel = choose_at(level, &linears, arithmetic);
+            assert_eq!(kernel.name(), "rounded");
+            let outs = run(&*kernel, &Team::new(2), &linears, 6, &x);
+            for (i, format) in formats.iter().enumerate() {
+                let mut rounded = x.clone();
+                rounded.chunks_exact_mut(64).for_each(|row| format.unwrap().dynamic().round(row));
+                check(&outs[i..=i], &linears[i..=i], 6, &rounded, 1e-5);
+                assert!(rounded != x);
+            }
+        }
+        let kernel = choose_at(level, &linears, Arithmetic::WeightsOnly);
+        check(&run(&*kernel, &Team::new(2), &linears, 6, &x), &linears, 6, &x, 1e-5);
     }
 }

@@ -167,9 +167,10 @@ impl Bound {
         }
         let element = self.grid.element;
         if self.grid.scale == ScaleType::E8M0 {
-            // compressed-tensors' rule counts from 7/8 of a binade on as the next.
-            let near = if self.clip == Clip::Ocp { 0 } else { 1 << 21 };
-            let binade = f32::from_bits((reach.to_bits() + near) & 0x7f80_0000);
+            if self.clip != Clip::Ocp {
+                return element.power_scale(reach);
+            }
+            let binade = f32::from_bits(reach.to_bits() & 0x7f80_0000);
             return self.grid.scale.round(binade * 2f32.powi(-element.greatest_exponent()));
         }
         self.grid.scale.round(reach / element.max() * self.global.unwrap_or(1.0))

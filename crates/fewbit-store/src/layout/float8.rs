@@ -1,4 +1,6 @@
-use fewbit_format::{Dtype, Error, FloatCodes, FloatGrid, Group, Minifloat, Result, Storage};
+use fewbit_format::{
+    ActivationGrid, Dtype, Error, FloatCodes, FloatGrid, Group, Minifloat, Number, Result, ScaleType, Sharing, Storage,
+};
 use serde_json::Value;
 
 use super::module::Module;
@@ -32,9 +34,14 @@ impl Float8Config {
         self.block.map_or(Group::Tensor, Group::Block)
     }
 
-    /// What the checkpoint rounds at run time.
-    pub(super) fn rounding(&self) -> Option<String> {
-        self.activations.as_ref().map(|a| format!("activations to fp8 ({a})"))
+    /// How inputs are rounded: in blocks as wide as those of the weights, or with one scale from calibration.
+    pub(super) fn activation(&self) -> Option<ActivationGrid> {
+        let sharing = match (self.activations.as_deref()?, self.block) {
+            ("static", _) => Sharing::Tensor,
+            (_, Some([_, width])) => Sharing::Columns(width),
+            (_, None) => Sharing::Token,
+        };
+        Some(ActivationGrid { number: Number::Float(Minifloat::E4M3), sharing, scale: ScaleType::F32 })
     }
 }
 

@@ -8,6 +8,7 @@ mod dense;
 mod fewbit;
 mod float8;
 mod gptq;
+mod input;
 mod module;
 mod quantization;
 mod scheme;
@@ -18,7 +19,7 @@ mod round_trip;
 
 use std::collections::BTreeMap;
 
-use fewbit_format::{Band, Error, Online, Result, Sides, Storage, Tensor};
+use fewbit_format::{ActivationFormat, Band, Error, Online, Result, Sides, Storage, Tensor};
 use serde_json::Value;
 
 pub use compressed_tensors::{CompressedTensors, CtConfig};
@@ -181,6 +182,47 @@ pub fn read_online(
     let Quantization::Fewbit(_) = q else { return Ok([Vec::new(), Vec::new()]) };
     let m = Module { tensors, name: module, shape };
     Ok([fewbit::read_online(m, "input", shape[1])?, fewbit::read_online(m, "output", shape[0])?])
+}
+
+/// How the input of one linear `[out, in]` is rounded while the model runs, if it is.
+///
+/// # Errors
+/// If a number that the settings imply is missing, or is none.
+pub fn read_activation(
+    q: &Quantization,
+    tensors: &dyn Tensors,
+    module: &str,
+    shape: [usize; 2],
+) -> Result<Option<ActivationFormat>> {
+    if !is_quantized(q, tensors, module) {
+        return Ok(None);
+    }
+    let grid = match q {
+        Quantization::CompressedTensors(config) => config.activation_of(module),
+        Quantization::Fewbit(config) => config.scheme_of(module).and_then(Scheme::input),
+        Quantization::Float8(config) => config.activation(),
+        Quantization::None | Quantization::Gptq(_) | Quantization::Other(_) => None,
+    };
+    grid.map(|grid| input::read(grid, Module { tensors, name: module, shape })).transpose()
+}
+
+/// How keys (`part` is `k_scale`) or values (`v_scale`) of the attention `module` are rounded before they are remembered.
+///
+/// # Errors
+/// As [`read_activation`].
+pub fn read_cache(
+    q: &Quantization,
+    tensors: &dyn Tensors,
+    module: &str,
+    part: &str,
+) -> Result<Option<ActivationFormat>> {
+    let Some(grid) = q.cache() else { return Ok(None) };
+    let mut format = grid.dynamic();
+    if grid.has_stored_scale() {
+        let m = Module { tensors, name: module, shape: [1, 1] };
+        format.scale = input::positive(m, part)?;
+    }
+    Ok(Some(format))
 }
 
 /// Whether the module's weight lies quantized in the checkpoint.

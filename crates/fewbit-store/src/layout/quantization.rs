@@ -1,4 +1,4 @@
-use fewbit_format::{Error, Result};
+use fewbit_format::{ActivationGrid, Error, Result};
 use serde_json::Value;
 
 use super::compressed_tensors::CtConfig;
@@ -85,13 +85,22 @@ impl Quantization {
     pub fn runtime_rounding(&self) -> Option<String> {
         match self {
             Self::CompressedTensors(config) => config.rounding(),
-            Self::Float8(config) => config.rounding(),
+            Self::Float8(config) => config.activation().map(|a| format!("activations to {a}")),
+            _ => None,
+        }
+    }
+
+    /// How keys and values are rounded before they are remembered.
+    pub fn cache(&self) -> Option<ActivationGrid> {
+        match self {
+            Self::CompressedTensors(config) => config.cache(),
+            Self::Fewbit(config) => config.cache(),
             _ => None,
         }
     }
 
     /// Refuses what the weights alone do not give: transforms and sparsity always, rounding of activations or cache
-    /// unless `weights_only` is wanted.
+    /// that is not known unless `weights_only` is wanted.
     ///
     /// # Errors
     /// Names the setting.
@@ -102,7 +111,8 @@ impl Quantization {
             return Err(Error::input(format!("the checkpoint has a `{what}`, which is not read yet"))
                 .hint("use the original checkpoint"));
         }
-        match self.runtime_rounding() {
+        let unknown = if let Self::CompressedTensors(config) = self { config.unknown_rounding() } else { None };
+        match unknown {
             Some(what) if !weights_only => {
                 Err(Error::input(format!("the checkpoint rounds {what}, which is not done yet"))
                     .hint("`--arithmetic weights-only` runs its weights without"))

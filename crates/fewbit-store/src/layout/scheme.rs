@@ -1,11 +1,14 @@
 use std::fmt;
 
 use fewbit_format::{
-    Band, Blocks, Error, FloatCodes, Group, IntCodes, Minifloat, Numbers, Result, ScaleType, SecondStage, Storage,
+    ActivationGrid, Band, Blocks, Error, FloatCodes, Group, IntCodes, Minifloat, Numbers, Result, ScaleType, SecondStage,
+    Storage,
     TrellisCode, VectorGrid, Zeros,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+use super::input;
 
 /// How a weight is stored, as far as settings say it (the type of the scales is the tensors' matter).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -25,6 +28,8 @@ pub enum Scheme {
     Float(FloatScheme),
     /// Bands of rows: the number of rows of each, and its codes.
     Bands(Vec<(usize, IntScheme)>),
+    /// One of these, with an input that is rounded while the model runs.
+    Rounded(Box<Self>, ActivationGrid),
 }
 
 /// Integer codes with scales per group.
@@ -172,9 +177,28 @@ impl Scheme {
         }
     }
 
+    /// The same with its input rounded, if it is.
+    pub fn rounded(self, input: Option<ActivationGrid>) -> Self {
+        match input {
+            Some(grid) => Self::Rounded(Box::new(self), grid),
+            None => self,
+        }
+    }
+
+    /// How the weight alone is stored.
+    pub fn weights(&self) -> &Self {
+        if let Self::Rounded(weights, _) = self { weights } else { self }
+    }
+
+    /// How the input is rounded.
+    pub fn input(&self) -> Option<ActivationGrid> {
+        if let Self::Rounded(_, grid) = self { Some(*grid) } else { None }
+    }
+
     /// As it stands in the settings of the `fewbit` layout.
     pub(super) fn to_json(&self) -> Value {
         match self {
+            Self::Rounded(weights, grid) => json!({ "weights": weights.to_json(), "input": input::to_json(*grid) }),
             Self::Int(scheme) => scheme.to_json(),
             Self::Table(scheme) => {
                 let json = json!({ "bits": scheme.bits, "group": group_json(scheme.group), "table": true });
@@ -212,6 +236,9 @@ impl Scheme {
     /// Reads what [`Scheme::to_json`] wrote.
     pub(super) fn from_json(v: &Value) -> Result<Self> {
         match v {
+            _ if !v["input"].is_null() => {
+                Ok(Self::from_json(&v["weights"])?.weights().clone().rounded(Some(input::from_json(&v["input"])?)))
+            }
             Value::Array(bands) => {
                 let band = |b: &Value| {
                     let rows = b["rows"].as_u64().filter(|n| *n > 0).and_then(|n| usize::try_from(n).ok());
@@ -457,6 +484,7 @@ impl fmt::Display for Scheme {
                 write!(f, "{} bit trellis {}", f64::from(scheme.tile_bits) / 256.0, words(scheme.group))
             }
             Self::Float(scheme) => scheme.fmt(f),
+            Self::Rounded(weights, grid) => write!(f, "{weights}, input {grid}"),
             Self::Bands(bands) => {
                 for (i, (rows, scheme)) in bands.iter().enumerate() {
                     write!(f, "{}{rows} rows {scheme}", if i > 0 { ", " } else { "" })?;

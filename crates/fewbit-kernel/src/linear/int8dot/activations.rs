@@ -1,5 +1,7 @@
 //! Activations rounded to 8 bits: per token and span of columns, symmetric, to nearest even, codes in `−127..=127`.
 
+use fewbit_format::ActivationFormat;
+
 use super::super::packed::BLOCK;
 
 /// Below this magnitude a span counts as zero: its scale's inverse would not be finite.
@@ -19,6 +21,8 @@ pub(super) struct Activations {
     minus_sums: Vec<i32>,
     /// Scale times the sum of the codes, `[tokens][spans]`.
     sums: Vec<f32>,
+    /// The columns whose code is −128, where −127 stands, `[tokens]`.
+    lows: Vec<Vec<u32>>,
     width: usize,
     spans: usize,
 }
@@ -30,6 +34,7 @@ pub(super) struct Token<'a> {
     pub(super) scales: &'a [f32],
     pub(super) minus_sums: &'a [i32],
     pub(super) sums: &'a [f32],
+    pub(super) lows: &'a [u32],
 }
 
 /// One token, to be written.
@@ -38,6 +43,7 @@ pub(super) struct TokenMut<'a> {
     scales: &'a mut [f32],
     minus_sums: &'a mut [i32],
     sums: &'a mut [f32],
+    lows: &'a mut Vec<u32>,
 }
 
 impl Activations {
@@ -48,6 +54,9 @@ impl Activations {
         let spans = tokens * self.spans;
         if self.codes.len() < tokens * self.width {
             self.codes.resize(tokens * self.width, 0);
+        }
+        if self.lows.len() < tokens {
+            self.lows.resize(tokens, Vec::new());
         }
         if self.scales.len() < spans {
             self.scales.resize(spans, 0.0);
@@ -63,6 +72,7 @@ impl Activations {
             scales: &self.scales[spans.clone()],
             minus_sums: &self.minus_sums[spans.clone()],
             sums: &self.sums[spans],
+            lows: &self.lows[t],
         }
     }
 
@@ -72,14 +82,15 @@ impl Activations {
         let scales = self.scales.chunks_exact_mut(self.spans.max(1));
         let minus_sums = self.minus_sums.chunks_exact_mut(self.spans.max(1));
         let sums = self.sums.chunks_exact_mut(self.spans.max(1));
-        let parts = codes.zip(scales).zip(minus_sums.zip(sums)).take(tokens);
-        parts.map(|((codes, scales), (minus_sums, sums))| TokenMut { codes, scales, minus_sums, sums })
+        let parts = codes.zip(scales).zip(minus_sums.zip(sums)).zip(&mut self.lows).take(tokens);
+        parts.map(|(((codes, scales), (minus_sums, sums)), lows)| TokenMut { codes, scales, minus_sums, sums, lows })
     }
 }
 
 /// Rounds one token, whose columns stand in the order of the codes.
 #[inline(always)]
 pub(super) fn round(x: &[f32], span: usize, to: &mut TokenMut<'_>) {
+    to.lows.clear();
     if span == 16 { round_spans::<16>(x, to) } else { round_spans::<32>(x, to) }
 }
 
@@ -123,16 +134,34 @@ fn round_span<const S: usize>(x: &[f32; S], codes: &mut [i8; S]) -> (f32, i32) {
     (most / 127.0, sum)
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-pub(super) fn round_avx512(x: &[f32], span: usize, to: &mut TokenMut<'_>) {
-    round(x, span, to);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-pub(super) fn round_avx2(x: &[f32], span: usize, to: &mut TokenMut<'_>) {
-    round(x, span, to);
+/// Rounds one token as a format of integers says, under one scale.
+///
+/// The code −128 is kept as −127 and the column noted, since kernels turn signs around.
+#[inline(always)]
+pub(super) fn round_as(format: &ActivationFormat, x: &[f32], span: usize, to: &mut TokenMut<'_>) {
+    to.lows.clear();
+    let Some(params) = format.params(x) else {
+        to.codes.fill(0);
+        to.scales.fill(f32::NAN);
+        to.minus_sums.fill(0);
+        to.sums.fill(f32::NAN);
+        return;
+    };
+    let (codes, padding) = to.codes.split_at_mut(x.len());
+    padding.fill(0);
+    for (code, v) in codes.iter_mut().zip(x) {
+        *code = format.code(*v, params).unwrap_or(0.0) as i8;
+    }
+    for (c, code) in codes.iter_mut().enumerate().filter(|(_, code)| **code == i8::MIN) {
+        *code = -127;
+        to.lows.push(c as u32);
+    }
+    to.scales.fill(params.0);
+    for (i, codes) in to.codes.chunks_exact(span).enumerate() {
+        let sum: i32 = codes.iter().map(|q| i32::from(*q)).sum();
+        to.minus_sums[i] = -sum & 0xffff;
+        to.sums[i] = params.0 * sum as f32;
+    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
-use fewbit_format::QuantizedLinear;
+use fewbit_format::{ActivationFormat, Number, QuantizedLinear, ScaleType, Sharing, Storage};
 
 use self::activations::{Activations, Token, TokenMut};
 use super::packed::{Packed, TILE};
@@ -29,22 +29,50 @@ pub(super) fn candidate(
     arithmetic: Arithmetic,
     level: Level,
 ) -> Option<Box<dyn Kernel>> {
-    if arithmetic != Arithmetic::Fast {
+    let rounds = |l: &Arc<QuantizedLinear>| l.activation.filter(|_| arithmetic != Arithmetic::WeightsOnly);
+    let is_ours = |l: &Arc<QuantizedLinear>| match rounds(l) {
+        None => arithmetic == Arithmetic::Fast,
+        Some(a) => is_int8(&a),
+    };
+    if !linears.iter().all(is_ours) {
         return None;
     }
     let (mut parts, mut inputs) = (Vec::new(), Vec::new());
     for (linear, l) in linears.iter().enumerate().flat_map(|(i, l)| l.bands.iter().map(move |b| (i, (l, b)))) {
         let packed = Packed::new(&l.1.storage)?;
-        let input = Input { span: packed.span, order: packed.order.clone() };
+        let activation = rounds(l.0);
+        let input = Input { span: packed.span, order: packed.order.clone(), activation };
         let input = inputs.iter().position(|i| *i == input).unwrap_or_else(|| {
             inputs.push(input);
             inputs.len() - 1
         });
         let bias = l.0.bias.as_ref().map(|b| b[l.1.rows.clone()].to_vec());
+        let bias = activation.filter(|a| a.zero != 0).map_or(bias.clone(), |a| Some(with_zero(&l.1.storage, &a, bias)));
         parts.push(Part { linear, first: l.1.rows.start, packed, input, bias });
     }
     let outs = linears.iter().map(|l| l.shape[0]).collect();
     (!parts.is_empty()).then(|| Box::new(Int8Dot { cols: linears[0].shape[1], outs, parts, inputs, level }) as _)
+}
+
+/// Whether rounded inputs are integers under one scale for each token.
+fn is_int8(a: &ActivationFormat) -> bool {
+    match (a.grid.number, a.grid.sharing, a.grid.scale) {
+        (Number::Int { .. }, Sharing::Tensor, ScaleType::F32) => true,
+        (Number::Int { symmetric, .. }, Sharing::Token, ScaleType::F32) => symmetric,
+        _ => false,
+    }
+}
+
+/// The bias of a band less what the zero point of its input adds to every row: `s z Σ_j W[r, j]`.
+fn with_zero(storage: &Storage, a: &ActivationFormat, bias: Option<Vec<f32>>) -> Vec<f32> {
+    let [rows, cols] = storage.shape();
+    let (mut bias, mut row) = (bias.unwrap_or_else(|| vec![0.0; rows]), vec![0.0; cols]);
+    for (r, b) in bias.iter_mut().enumerate() {
+        storage.decode_rows(r..r + 1, &mut row);
+        let sum: f64 = row.iter().map(|w| f64::from(*w)).sum();
+        *b -= (f64::from(a.scale) * f64::from(a.zero) * sum) as f32;
+    }
+    bias
 }
 
 struct Int8Dot {
@@ -68,10 +96,12 @@ struct Part {
 }
 
 /// A way to round the input.
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq)]
 struct Input {
     span: usize,
     order: Option<Vec<u32>>,
+    /// As the checkpoint says; without it in spans.
+    activation: Option<ActivationFormat>,
 }
 
 /// Tiles of one task: some ten microseconds of work.
@@ -131,13 +161,13 @@ impl Int8Dot {
             for (i, to) in some.iter_mut().enumerate() {
                 let x = &x[(piece * TASK_TOKENS + i) * self.cols..][..self.cols];
                 let Some(order) = &input.order else {
-                    round(self.level, x, input.span, to);
+                    round(self.level, x, input, to);
                     continue;
                 };
                 let mut ordered = ORDERED.take();
                 ordered.clear();
                 ordered.extend(order.iter().map(|c| x[*c as usize]));
-                round(self.level, &ordered, input.span, to);
+                round(self.level, &ordered, input, to);
                 ORDERED.set(ordered);
             }
         });
@@ -165,6 +195,9 @@ impl Int8Dot {
             let mut y = [[0.0; TILE]; TOKENS];
             // SAFETY: the tile exists, and the tokens were rounded for this part's input.
             unsafe { kernel(self.level)(&part.packed, tile, &some[..count], &mut y) };
+            for (token, y) in some[..count].iter().zip(&mut y) {
+                token.lows.iter().for_each(|c| scalar::subtract(&part.packed, tile, *c as usize, token.scales[0], y));
+            }
             for (i, y) in y[..count].iter().enumerate() {
                 let at = (from + i) * stride + part.first + tile * TILE;
                 // SAFETY: these rows are this task's alone.
@@ -193,16 +226,36 @@ fn kernel(level: Level) -> TileKernel {
     }
 }
 
-fn round(level: Level, x: &[f32], span: usize, to: &mut TokenMut<'_>) {
+fn round(level: Level, x: &[f32], input: &Input, to: &mut TokenMut<'_>) {
     match level {
         // SAFETY: `choose` gives a level that the machine has.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { activations::round_avx512(x, span, to) },
+        Level::Avx512 => unsafe { round_avx512(x, input, to) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { activations::round_avx2(x, span, to) },
-        _ => activations::round(x, span, to),
+        Level::Avx2 => unsafe { round_avx2(x, input, to) },
+        _ => round_any(x, input, to),
     }
+}
+
+#[inline(always)]
+fn round_any(x: &[f32], input: &Input, to: &mut TokenMut<'_>) {
+    match &input.activation {
+        Some(format) => activations::round_as(format, x, input.span, to),
+        None => activations::round(x, input.span, to),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+fn round_avx512(x: &[f32], input: &Input, to: &mut TokenMut<'_>) {
+    round_any(x, input, to);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn round_avx2(x: &[f32], input: &Input, to: &mut TokenMut<'_>) {
+    round_any(x, input, to);
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use fewbit_format::{GgmlBlocks, GgmlType, Group, IntCodes, IntGrid, ScaleType, Storage, Zeros};
+use fewbit_format::{ActivationGrid, GgmlBlocks, GgmlType, Group, IntCodes, IntGrid, Zeros};
 use proptest::prelude::*;
 
 use super::*;
@@ -160,6 +160,47 @@ proptest! {
             .collect();
         for level in levels() {
             prop_assert_eq!(&run(level, &Team::new(2), &linears, tokens, &x)[0], &want, "{:?}", level);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(80))]
+
+    /// The products of the decoded weights and the inputs as the format rounds them, at every level.
+    #[test]
+    fn inputs_rounded_as_the_checkpoint_says(
+        bits in 2u8..=8, to in prop::sample::select(vec![4u8, 8]), zeros in 0u8..3, grouped: bool, how in 0u8..3,
+        rows in 1usize..40, count in 1usize..9, tokens in 1usize..12, bias: bool, seed: u64,
+    ) {
+        let n = &mut Numbers(seed);
+        let cols = if grouped { 32 * count } else { 1 + n.bits() as usize % 200 };
+        let storage = int(n, rows, bits, cols, if grouped { Group::Columns(32) } else { Group::Row }, zeros, false);
+        let sharing = if how == 0 { Sharing::Token } else { Sharing::Tensor };
+        let grid = ActivationGrid { number: Number::Int { bits: to, symmetric: how < 2 }, sharing, scale: ScaleType::F32 };
+        // Small enough that some values are cut at either end.
+        let step = 1.6 / (1u32 << to) as f32;
+        let format = ActivationFormat { scale: step, zero: if how == 2 { -5 } else { 0 }, ..grid.dynamic() };
+        let bias = bias.then(|| (0..rows).map(|_| n.next()).collect());
+        let linear = QuantizedLinear { activation: Some(format), ..QuantizedLinear::uniform(storage, bias) };
+        let x: Vec<f32> = (0..tokens * cols).map(|_| n.next()).collect();
+        let mut rounded = x.clone();
+        rounded.chunks_exact_mut(cols).for_each(|row| format.round(row));
+        let (w, linears) = (linear.decode(), [Arc::new(linear)]);
+        for level in levels() {
+            for arithmetic in [Arithmetic::Fast, Arithmetic::Exact] {
+                let kernel = candidate(&linears, arithmetic, level).expect("suits");
+                let mut y = vec![f32::NAN; tokens * rows];
+                kernel.run(&Team::new(2), tokens, &x, &mut [&mut y]);
+                for (i, got) in y.iter().enumerate() {
+                    let (r, row) = (i % rows, &rounded[i / rows * cols..]);
+                    let terms = || w.row(r).iter().zip(row).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                    let bias = linears[0].bias.as_ref().map_or(0.0, |b| f64::from(b[r]));
+                    let (want, size) = (terms().sum::<f64>() + bias, terms().map(f64::abs).sum::<f64>() + 0.1);
+                    prop_assert!((f64::from(*got) - want).abs() <= 2e-5 * size, "{level:?}: {got} for {want}");
+                }
+            }
+            prop_assert!(candidate(&linears, Arithmetic::WeightsOnly, level).is_none());
         }
     }
 }

@@ -1,4 +1,4 @@
-use fewbit_format::{Error, Group, Minifloat, Result};
+use fewbit_format::{ActivationGrid, Error, Group, Minifloat, Number, Result, ScaleType, Sharing};
 use serde_json::Value;
 
 use super::target::Target;
@@ -13,7 +13,7 @@ pub struct CtConfig {
     ignore: Vec<Target>,
     transform: Option<String>,
     sparsity: Option<String>,
-    cache: Option<String>,
+    cache: Option<Input>,
 }
 
 /// One entry of `config_groups`.
@@ -22,7 +22,32 @@ pub(super) struct CtGroup {
     pub(super) name: String,
     targets: Vec<Target>,
     pub(super) weights: Weights,
-    activations: Option<String>,
+    pub(super) input: Option<Input>,
+    scheme: Option<Scheme>,
+}
+
+/// What is rounded while the model runs: as a format, or in words where that is not done.
+#[derive(Clone, Debug)]
+pub(super) enum Input {
+    Known(ActivationGrid),
+    Unknown(String),
+}
+
+impl Input {
+    fn of(v: &Value) -> Option<Self> {
+        is_set(v).then(|| activation(v).map_or_else(|| Self::Unknown(describe(v)), Self::Known))
+    }
+
+    fn known(&self) -> Option<ActivationGrid> {
+        if let Self::Known(grid) = self { Some(*grid) } else { None }
+    }
+
+    fn words(&self) -> String {
+        match self {
+            Self::Known(grid) => grid.to_string(),
+            Self::Unknown(what) => what.clone(),
+        }
+    }
 }
 
 /// What a group says of weights.
@@ -56,16 +81,13 @@ impl CtConfig {
             transform: is_set(&v["transform_config"]).then(|| "transform_config".to_owned()),
             sparsity: (is_set(&v["sparsity_config"]) && v["sparsity_config"]["format"] != "dense")
                 .then(|| format!("sparsity_config ({})", v["sparsity_config"]["format"])),
-            cache: is_set(&v["kv_cache_scheme"]).then(|| describe(&v["kv_cache_scheme"])),
+            cache: Input::of(&v["kv_cache_scheme"]),
         })
     }
 
     /// The scheme of a module's weight; `None` where it is plain, or in a form that is not read.
     pub fn scheme_of(&self, module: &str) -> Option<&Scheme> {
-        match &self.group_of(module)?.weights {
-            Weights::Coded { scheme, .. } => Some(scheme),
-            Weights::Plain | Weights::Unread(_) => None,
-        }
+        self.group_of(module)?.scheme.as_ref()
     }
 
     /// The group whose targets name the module most closely.
@@ -84,24 +106,37 @@ impl CtConfig {
 
     /// What the checkpoint rounds at run time, activations and cache: `None` if nothing.
     pub(in crate::layout) fn rounding(&self) -> Option<String> {
-        let activations =
-            self.groups.iter().find_map(|g| g.activations.as_ref().map(|a| format!("activations to {a}")));
-        let cache = self.cache.as_ref().map(|c| format!("the cache to {c}"));
-        match (activations, cache) {
-            (Some(a), Some(c)) => Some(format!("{a} and {c}")),
-            (a, c) => a.or(c),
-        }
+        let activations = self.groups.iter().find_map(|g| g.input.as_ref());
+        in_words(activations, self.cache.as_ref())
+    }
+
+    /// What of that is not done: `None` if nothing.
+    pub(in crate::layout) fn unknown_rounding(&self) -> Option<String> {
+        let is_unknown = |i: &&Input| i.known().is_none();
+        let activations = self.groups.iter().filter_map(|g| g.input.as_ref()).find(is_unknown);
+        in_words(activations, self.cache.as_ref().filter(is_unknown))
+    }
+
+    /// How keys and values are rounded before they are remembered.
+    pub(in crate::layout) fn cache(&self) -> Option<ActivationGrid> {
+        self.cache.as_ref().and_then(Input::known)
+    }
+
+    /// How the input of a module is rounded.
+    pub(in crate::layout) fn activation_of(&self, module: &str) -> Option<ActivationGrid> {
+        self.group_of(module)?.input.as_ref().and_then(Input::known)
     }
 
     /// The schemes of the groups, in one line.
     pub(in crate::layout) fn summary(&self) -> String {
-        let each: Vec<String> = (self.groups.iter())
-            .filter_map(|g| match &g.weights {
-                Weights::Coded { scheme, .. } => Some(scheme.to_string()),
-                Weights::Unread(what) => Some(what.clone()),
-                Weights::Plain => None,
+        let mut each: Vec<String> = (self.groups.iter())
+            .filter_map(|g| match (&g.scheme, &g.weights) {
+                (Some(scheme), _) => Some(scheme.to_string()),
+                (None, Weights::Unread(what)) => Some(what.clone()),
+                (None, _) => None,
             })
             .collect();
+        each.extend(self.cache.as_ref().map(|c| format!("cache {}", c.words())));
         each.join("; ")
     }
 }
@@ -111,12 +146,26 @@ impl CtGroup {
         let name = name.to_owned();
         if v.is_array() {
             let weights = Weights::Unread(format!("the preset `{name}`"));
-            return Ok(Self { targets: targets(v, &name)?, name, weights, activations: None });
+            return Ok(Self { targets: targets(v, &name)?, name, weights, input: None, scheme: None });
         }
         let weights = weights(&v["weights"], v["format"].as_str().or(format).unwrap_or("pack-quantized"));
-        let activations = ["input_activations", "output_activations"].into_iter().find(|k| is_set(&v[*k]));
-        let activations = activations.map(|k| describe(&v[k]));
-        Ok(Self { targets: targets(&v["targets"], &name)?, name, weights, activations })
+        let output = &v["output_activations"];
+        let input =
+            if is_set(output) { Some(Input::Unknown(describe(output))) } else { Input::of(&v["input_activations"]) };
+        let scheme = match &weights {
+            Weights::Coded { scheme, .. } => Some(scheme.clone().rounded(input.as_ref().and_then(Input::known))),
+            Weights::Plain | Weights::Unread(_) => None,
+        };
+        Ok(Self { targets: targets(&v["targets"], &name)?, name, weights, input, scheme })
+    }
+}
+
+fn in_words(activations: Option<&Input>, cache: Option<&Input>) -> Option<String> {
+    let activations = activations.map(|a| format!("activations to {}", a.words()));
+    let cache = cache.map(|c| format!("the cache to {}", c.words()));
+    match (activations, cache) {
+        (Some(a), Some(c)) => Some(format!("{a} and {c}")),
+        (a, c) => a.or(c),
     }
 }
 
@@ -183,6 +232,31 @@ fn coded(v: &Value, format: &str) -> Option<Weights> {
     }
 }
 
+/// How an input is rounded, where this is done.
+fn activation(v: &Value) -> Option<ActivationGrid> {
+    let bits = v["num_bits"].as_u64().unwrap_or(8);
+    let symmetric = v["symmetric"].as_bool().unwrap_or(true);
+    let is_int = v["type"].as_str().is_none_or(|t| t.eq_ignore_ascii_case("int"));
+    let number = match (is_int, bits, symmetric) {
+        (true, 2..=8, _) => Number::Int { bits: bits as u8, symmetric },
+        (false, 4, true) => Number::Float(Minifloat::E2M1),
+        (false, 8, true) => Number::Float(Minifloat::E4M3),
+        _ => return None,
+    };
+    let size = v["group_size"].as_u64().filter(|g| *g > 0).map(|g| g as usize);
+    let (sharing, scale) = match (v["strategy"].as_str()?, &v["dynamic"], size) {
+        ("token", Value::Bool(true), _) => (Sharing::Token, ScaleType::F32),
+        ("tensor", Value::Bool(false) | Value::Null, _) => (Sharing::Tensor, ScaleType::F32),
+        ("group", Value::Bool(true), Some(32)) if !is_int && v["scale_dtype"] == "torch.uint8" => {
+            (Sharing::Columns(32), ScaleType::E8M0)
+        }
+        ("group", Value::Bool(true), Some(g)) => (Sharing::Columns(g), ScaleType::F32),
+        ("tensor_group", local, Some(g)) if local == "local" && bits == 4 => (Sharing::Columns(g), ScaleType::E4M3),
+        _ => return None,
+    };
+    Some(ActivationGrid { number, sharing, scale })
+}
+
 /// Which weights share a scale.
 fn group(v: &Value) -> Option<Group> {
     let size = v["group_size"].as_i64();
@@ -236,7 +310,8 @@ mod tests {
         let c = config(&json!({ "group_0": fp8 }), &[]);
         assert_eq!(c.scheme_of("a"), None);
         assert_eq!(c.summary(), "8 bit float per tensor in `pack-quantized`");
-        assert_eq!(c.rounding().unwrap(), "activations to 8 bit float per token dynamic");
+        assert_eq!(c.rounding().unwrap(), "activations to e4m3 per token");
+        assert!(c.unknown_rounding().is_none());
         assert!(CtConfig::parse(&json!({ "config_groups": { "g": { "targets": ["re:["] } } })).is_err());
     }
 }

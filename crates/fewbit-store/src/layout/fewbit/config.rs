@@ -1,8 +1,9 @@
 use std::collections::BTreeMap;
 
-use fewbit_format::{Error, Result};
+use fewbit_format::{ActivationGrid, Error, Result};
 use serde_json::{Map, Value, json};
 
+use crate::layout::input;
 use crate::layout::scheme::Scheme;
 
 /// The version of the layout that is written and read.
@@ -13,6 +14,7 @@ const VERSION: u64 = 1;
 pub struct FewbitConfig {
     default: Option<Scheme>,
     modules: BTreeMap<String, Scheme>,
+    cache: Option<ActivationGrid>,
 }
 
 impl FewbitConfig {
@@ -36,12 +38,21 @@ impl FewbitConfig {
                 .collect::<Result<_>>()?,
             _ => return Err(Error::input("`modules` is not an object")),
         };
-        Ok(Self { default, modules })
+        let cache = match &v["cache"] {
+            Value::Null => None,
+            grid => Some(input::from_json(grid)?),
+        };
+        Ok(Self { default, modules, cache })
     }
 
     /// The scheme that the settings give to a module, if it is quantized.
     pub fn scheme_of(&self, module: &str) -> Option<&Scheme> {
         self.modules.get(module).or(self.default.as_ref())
+    }
+
+    /// How keys and values are rounded before they are remembered.
+    pub(in crate::layout) fn cache(&self) -> Option<ActivationGrid> {
+        self.cache
     }
 
     /// The schemes in one line.
@@ -56,7 +67,7 @@ impl FewbitConfig {
 /// The `quantization_config` for these linears: the commonest scheme is the default; modules with another are named.
 pub(super) fn quantization_config(modules: &[(String, Option<Scheme>)]) -> Value {
     let mut counts: Vec<(&Scheme, usize)> = Vec::new();
-    for scheme in modules.iter().filter_map(|(_, s)| s.as_ref()).filter(|s| !matches!(s, Scheme::Bands(_))) {
+    for scheme in modules.iter().filter_map(|(_, s)| s.as_ref()).filter(|s| !matches!(s.weights(), Scheme::Bands(_))) {
         match counts.iter_mut().find(|(known, _)| *known == scheme) {
             Some((_, count)) => *count += 1,
             None => counts.push((scheme, 1)),

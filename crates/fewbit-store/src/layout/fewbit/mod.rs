@@ -35,7 +35,7 @@ const PARTS: &[&str] = &[
 /// All tensor names that a module's weight may have.
 pub(super) fn names(config: &FewbitConfig, module: &str) -> Vec<String> {
     let mut names = vec![format!("{module}.weight")];
-    let bands = match config.scheme_of(module) {
+    let bands = match config.scheme_of(module).map(Scheme::weights) {
         Some(Scheme::Bands(bands)) => (0..bands.len()).map(|i| format!(".{i}")).collect(),
         _ => vec![String::new()],
     };
@@ -44,6 +44,7 @@ pub(super) fn names(config: &FewbitConfig, module: &str) -> Vec<String> {
         names.extend(numbers::names().map(|part| format!("{module}.weight.{part}{band}")));
     }
     names.extend(online::names(module));
+    names.extend(crate::layout::input::PARTS.iter().map(|part| format!("{module}.{part}")));
     names.extend(sides::SPARSE.iter().map(|part| format!("{module}.{part}")));
     for factor in sides::FACTORS.map(|f| format!("{module}.{f}.weight")) {
         names.extend(PARTS.iter().map(|part| format!("{factor}.{part}")));

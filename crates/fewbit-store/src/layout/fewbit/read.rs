@@ -14,13 +14,14 @@ use crate::layout::scheme::{FloatScheme, IntScheme, LatticeScheme, Scheme, Table
 pub(in crate::layout) fn read(config: &FewbitConfig, m: Module<'_>) -> Result<Vec<Band>> {
     let [rows, cols] = m.shape;
     let one = |storage| Ok(vec![Band { rows: 0..rows, storage }]);
-    match config.scheme_of(m.name) {
+    match config.scheme_of(m.name).map(Scheme::weights) {
         Some(Scheme::Int(scheme)) => one(Storage::Int(read_band(*scheme, m, 0..rows, "")?)),
         Some(Scheme::Table(scheme)) => one(Storage::Table(read_table(*scheme, m)?)),
         Some(Scheme::Float(scheme)) => one(Storage::Float(read_float(*scheme, m)?)),
         Some(Scheme::Lattice(scheme)) => one(Storage::Lattice(read_lattice(*scheme, m)?)),
         Some(Scheme::Vector(grid)) => one(Storage::Vector(read_vector(*grid, m)?)),
         Some(Scheme::Trellis(scheme)) => one(Storage::Trellis(read_trellis(*scheme, m)?)),
+        Some(Scheme::Rounded(..)) => Err(Error::internal("a scheme within a scheme")),
         Some(Scheme::Bands(schemes)) => {
             let mut bands = Vec::with_capacity(schemes.len());
             let mut first = 0usize;
