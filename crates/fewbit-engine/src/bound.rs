@@ -12,8 +12,8 @@ use fewbit_store::layout::Scheme;
 
 use crate::allocate::{AllocateSettings, Allocation, Changes, Grids, PartGrids};
 use crate::kinds::{
-    End, Grid, GridJob, LANES, MapJob, Needs, OnlineTransform, Params, Place, Registry, Rotation, Space, Transform,
-    Weighting,
+    Activation, Edges, End, Grid, GridJob, LANES, MapJob, Needs, OnlineTransform, Params, Place, Registry, Rotation,
+    Space, Transform, Weighting,
 };
 use crate::outputs::Format;
 use crate::program::Program;
@@ -33,6 +33,10 @@ pub(crate) struct Bound {
     pub(crate) program: Program,
     /// What improves it.
     pub(crate) learns: Vec<Learn>,
+    /// How the inputs of compressed linears are rounded while the model runs.
+    pub(crate) input: Option<Box<dyn Activation>>,
+    /// How keys and values are rounded before they are remembered.
+    pub(crate) cache: Option<Box<dyn Activation>>,
     /// Per block and then for the head, per weight of its graph; `None` stays as it is.
     pub(crate) grids: Grids,
     /// Among which grids is chosen; until then, `grids` are the largest.
@@ -66,6 +70,7 @@ impl Bound {
     ) -> Result<Self> {
         let (mut rotations, mut transforms, mut online, mut grid) = (Vec::new(), Vec::new(), None, None);
         let (mut steps, mut learns) = (Vec::new(), Vec::new());
+        let (mut input, mut cache) = (None::<Box<dyn Activation>>, None);
         for pass in passes {
             match pass {
                 Pass::Rotate(r) => {
@@ -77,6 +82,13 @@ impl Bound {
                     return Err(Error::input("the recipe maps inputs and outputs twice").hint("once is possible"));
                 }
                 Pass::Online(t) => online = Some(t),
+                Pass::Activation(a) => {
+                    let place = if a.edges() == Edges::Inputs { &mut input } else { &mut cache };
+                    if place.replace(a).is_some() {
+                        return Err(Error::input("the recipe rounds the same values twice while the model runs")
+                            .hint("one `act` pass for inputs and one for the cache are possible"));
+                    }
+                }
                 Pass::Grid(g) => grid = Some(g),
                 Pass::Step(s) => steps.push(s),
                 Pass::Learn(l) => learns.push(l),
@@ -89,6 +101,10 @@ impl Bound {
         if program.rounds() && grid.is_none() {
             return Err(Error::input("the recipe rounds, but says not to which numbers")
                 .hint("put a `grid` pass before `solve`"));
+        }
+        if input.is_some() && !program.rounds() {
+            return Err(Error::input("the recipe rounds inputs of linears that it does not compress")
+                .hint("put a `grid` and a `solve` pass into it"));
         }
         let has_sides = program.has_sides() || online.as_deref().is_some_and(maps_outputs);
         let settings = grid.as_ref().filter(|_| program.rounds());
@@ -105,6 +121,7 @@ impl Bound {
         let mut needs = all.fold(Needs::default(), |n, g| n.and(g.needs()));
         needs = transforms.iter().fold(needs, |n, t| n.and(t.needs()));
         needs = needs.and(program.needs());
+        needs = input.iter().chain(&cache).fold(needs, |n, a| n.and(a.needs()));
         let is_original_stream = calibration.stream == StreamOf::Original;
         if is_original_stream && learns.iter().any(|l| l.settings.scope == Scope::Block) {
             return Err(Error::input(
@@ -115,6 +132,12 @@ impl Bound {
         let is_whole = !transforms.is_empty() || calibration.sequential == Sequential::Block || is_original_stream;
         let (format, notes) = (choices.format, Vec::new());
         let calibration = calibration.clone();
+        if online.is_some() && input.as_ref().is_some_and(|a| a.needs().any()) {
+            return Err(Error::input(
+                "the recipe maps inputs while the model runs, and what they then range over is unknown",
+            )
+            .hint("round inputs by their own range, not by a stored one"));
+        }
         if online.is_some() && !learns.is_empty() {
             return Err(Error::input("the recipe learns through maps that run with the model, which it cannot")
                 .hint("leave out the `learn` passes, or the transform that runs with the model"));
@@ -125,6 +148,8 @@ impl Bound {
             online,
             program,
             learns,
+            input,
+            cache,
             grids,
             allocation,
             format,
@@ -185,11 +210,18 @@ impl Bound {
                 let Some(grid) = grid else { continue };
                 let storage = probe(&**grid, graph.weights[w].shape[1])?;
                 let held = match wanted {
+                    Format::Gguf if self.input.is_some() || self.cache.is_some() => {
+                        Err("GGUF has no place for what is rounded while the model runs; use `--format fewbit`"
+                            .to_owned())
+                    }
                     Format::Fewbit => wanted.layout().can_hold(&storage),
                     _ if self.program.has_sides() => Err("it has no place for what stands beside codes".to_owned()),
                     _ if self.online.is_some() => Err("it has no place for maps that run with the model".to_owned()),
                     Format::Gguf => fewbit_export::can_hold_gguf(&storage).map(|_| ()),
-                    _ => wanted.layout().can_hold(&storage),
+                    _ => wanted.layout().can_hold(&storage).and_then(|()| match &self.input {
+                        Some(input) => wanted.layout().can_hold_input(&storage, input.grid()),
+                        None => Ok(()),
+                    }),
                 };
                 if let (Err(reason), None) = (held, &why_not) {
                     let module = file.exported(part, &graph.weights[w].name)?.name;
@@ -215,7 +247,9 @@ impl Bound {
         for ((part, graph), grids) in compressible(file).zip(&self.grids) {
             for (w, grid) in graph.weights.iter().zip(grids) {
                 let scheme = match grid {
-                    Some(g) => Scheme::of(&probe(&**g, w.shape[1])?),
+                    Some(g) => {
+                        Scheme::of(&probe(&**g, w.shape[1])?).map(|s| s.rounded(self.input.as_ref().map(|a| a.grid())))
+                    }
                     None => None,
                 };
                 schemes.insert(file.exported(part, &w.name)?.name, scheme);
@@ -273,7 +307,8 @@ impl Bound {
             self.online.as_ref().and_then(|t| t.choose(&job)).map_or(0, |m| m.stored_bits())
         };
         let maps = end(End::Input, cols) + end(End::Output, rows);
-        grid.stored_bits(rows, cols) + self.program.side_bits(rows, cols) + maps
+        let input = self.input.as_ref().map_or(0, |a| a.grid().dynamic().stored_bits());
+        grid.stored_bits(rows, cols) + self.program.side_bits(rows, cols) + input + maps
     }
 
     /// Everything that the written file has of a matrix, the padding of its layout included.

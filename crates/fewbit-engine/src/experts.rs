@@ -32,6 +32,7 @@ pub(crate) fn fill_up(graph: &Graph, stats: &mut [(Edge, InputStats)]) -> BTreeS
                 let (old, new) = (s.tokens as f32 / columns as f32, missing as f32 / columns as f32);
                 m.iter_mut().zip(more).for_each(|(m, more)| *m = old * *m + new * more);
             }
+            s.widen(token);
             s.tokens = columns;
             filled.insert(*edge);
         }
@@ -56,6 +57,7 @@ fn average(of: &[(Edge, &mut InputStats)]) -> Option<InputStats> {
             m.iter_mut().zip(more).for_each(|(m, more)| *m += share(s) * more);
         }
     }
+    rest.iter().for_each(|(_, s)| sum.widen(s));
     Some(sum)
 }
 
@@ -113,7 +115,7 @@ mod tests {
             add(&mut h, 1.0, &Mat::from_fn(columns, columns, |r, c| x[r] * x[c]));
             m.iter_mut().zip(*x).for_each(|(m, x)| *m += x.abs() / tokens.len() as f32);
         }
-        InputStats { gram: Some(h), mean_abs: Some(m), tokens: tokens.len() }
+        InputStats { gram: Some(h), mean_abs: Some(m), range: None, tokens: tokens.len() }
     }
 
     #[test]

@@ -82,7 +82,10 @@ impl Finished<'_> {
 
     fn files(&self, parts: &Path, schemes: &[(String, Option<Scheme>)]) -> Result<()> {
         let is_quantized = schemes.iter().any(|(_, s)| s.is_some());
-        let quantization = is_quantized.then(|| self.bound.format.layout().quantization_config(schemes));
+        let quantization = is_quantized.then(|| {
+            let cache = self.bound.cache.as_ref().map(|c| c.grid());
+            self.bound.format.layout().quantization_config(schemes, cache)
+        });
         let config = config(self.file, quantization, self.bound.is_tied(self.file))?;
         write_file(&parts.join("config.json"), &pretty(&Value::Object(config))?)?;
         for (name, bytes) in sidecars(self.file)? {

@@ -32,7 +32,7 @@ pub(crate) fn stats(team: &Team, stats: &InputStats, map: &Online) -> InputStats
         // Rounding leaves it not quite symmetric.
         Mat::from_fn(h.rows(), h.cols(), |r, c| 0.5 * (whole[(r, c)] + whole[(c, r)]))
     });
-    InputStats { gram, mean_abs: None, ..stats.clone() }
+    InputStats { gram, tokens: stats.tokens, ..InputStats::default() }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::stop::crash_point;
-use fewbit_format::{Band, Dtype, Error, Online, QuantizedLinear, Result, Sides, Storage, Tensor};
+use fewbit_format::{ActivationFormat, Band, Dtype, Error, Online, QuantizedLinear, Result, Sides, Storage, Tensor};
 use fewbit_graph::{Fused, Part, Rows, Stored, WeightId};
 use fewbit_store::layout::{CompressedTensors, Fewbit, Layout, Scheme};
 use fewbit_store::{ModelFile, experts};
@@ -48,6 +48,7 @@ struct Module {
     sides: Sides,
     /// What runs on its input and output.
     online: [Vec<Online>; 2],
+    activation: Option<ActivationFormat>,
     bias: Option<Vec<f32>>,
 }
 
@@ -81,6 +82,14 @@ impl<'a> Shard<'a> {
         Ok(())
     }
 
+    /// The scales of keys and values of a part, by cache slot.
+    pub(crate) fn caches(&mut self, part: Part, caches: &[ActivationFormat]) -> Result<()> {
+        for (name, format) in self.file.exported_caches(part)?.into_iter().zip(caches) {
+            self.tensors.push((name, Tensor::from_f32(Dtype::F32, &[1], &[format.scale])?));
+        }
+        Ok(())
+    }
+
     fn module(&mut self, part: Part, module: Module) -> Result<()> {
         let name = format!("{}.weight", module.name);
         if let [Band { storage: Storage::Dense(t), .. }] = &module.bands[..] {
@@ -95,8 +104,12 @@ impl<'a> Shard<'a> {
                 self.schemes.push((module.name.clone(), None));
             }
         } else {
-            self.tensors.extend(self.layout.band_tensors(&module.name, &module.bands)?);
-            self.schemes.push((module.name.clone(), Scheme::of_bands(&module.bands)));
+            self.tensors.extend(match &module.activation {
+                Some(input) => self.layout.rounded_tensors(&module.name, &module.bands, input)?,
+                None => self.layout.band_tensors(&module.name, &module.bands)?,
+            });
+            let input = module.activation.map(|a| a.grid);
+            self.schemes.push((module.name.clone(), Scheme::of_bands(&module.bands).map(|s| s.rounded(input))));
             let (tensors, schemes) = self.layout.side_tensors(&module.name, &module.sides)?;
             self.tensors.extend(tensors);
             self.schemes.extend(schemes);
@@ -160,6 +173,7 @@ impl<'a> Shard<'a> {
                     bands: linear.bands.clone(),
                     sides: linear.sides.clone(),
                     online: [linear.input.clone(), linear.output.clone()],
+                    activation: linear.activation,
                     bias: linear.bias.clone(),
                 });
             } else {
@@ -189,6 +203,9 @@ fn fuse(name: String, parts: &[(Rows, &QuantizedLinear)]) -> Result<Module> {
         let ([band], true) = (&linear.bands[..], is_alike) else {
             return Err(Error::input("linears that share a tensor have room for nothing beside one band").tensor(&name));
         };
+        if linear.activation != parts[0].1.activation {
+            return Err(Error::input("linears that share a tensor round their input alike").tensor(&name));
+        }
         storages.push(&band.storage);
     }
     let stacked = Storage::stack(&storages).ok_or_else(|| {
@@ -197,8 +214,8 @@ fn fuse(name: String, parts: &[(Rows, &QuantizedLinear)]) -> Result<Module> {
     let bias = (bias.len() == total).then(|| order.iter().map(|r| bias[*r]).collect());
     let storage = stacked.select_rows(&order).map_err(|e| e.tensor(&name))?;
     let bands = vec![Band { rows: 0..total, storage }];
-    let online = [parts[0].1.input.clone(), Vec::new()];
-    Ok(Module { name, bands, sides: Sides::default(), online, bias })
+    let (online, activation) = ([parts[0].1.input.clone(), Vec::new()], parts[0].1.activation);
+    Ok(Module { name, bands, sides: Sides::default(), online, activation, bias })
 }
 
 /// The values of bands in the smallest plain type that holds them all exactly.

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use fewbit_format::{Error, Mat, Online, QuantizedLinear, Result, Storage, Tensor};
+use fewbit_format::{ActivationFormat, Error, Mat, Online, QuantizedLinear, Result, Storage, Tensor};
 use fewbit_grad::Parameters;
-use fewbit_graph::{Edge, Graph, Part, Producer, Site, Stored, WeightId};
-use fewbit_runtime::{Arithmetic, Layer, NoHooks};
+use fewbit_graph::{Edge, Graph, Op, Part, Producer, Site, Stored, WeightId};
+use fewbit_runtime::{Arithmetic, Hooks, Layer, NoHooks};
 use fewbit_store::PartWeights;
 use fewbit_store::layout::Scheme;
 
@@ -24,7 +24,7 @@ use crate::program::{InputProgram, Target};
 use crate::quantize::Run;
 use crate::recipe::TokenWeights;
 use crate::report::{BlockReport, LinearReport};
-use crate::stats::{Collector, InputStats};
+use crate::stats::{Both, Collector, InputStats};
 use crate::walk::{Streams, To, Walk, Walker};
 
 impl Run<'_> {
@@ -56,12 +56,15 @@ impl Run<'_> {
             }
             _ => None,
         };
+        let mut cached = self.cached(&graph);
+        let mut formats: Vec<Option<ActivationFormat>> = vec![None; graph.weights.len()];
         for (inputs, _) in self.bound.stages(i, &graph) {
             let mut stats = Vec::new();
             let mut filled = BTreeSet::new();
             if let (Some(streams), Some(walk), true) = (&mut *streams, &mut walk, self.bound.needs.any()) {
                 let weights = importance.as_deref();
-                stats = self.look(part, &mut streams.compressed, walk, &inputs, weights, &mut report)?;
+                let seen = cached.as_mut().filter(|_| !self.bound.is_whole);
+                stats = self.look(part, &mut streams.compressed, walk, &inputs, weights, seen, &mut report)?;
                 filled = fill_up(&graph, &mut stats);
                 short.extend(filled.iter().filter_map(|edge| edge.expert));
             }
@@ -87,8 +90,12 @@ impl Run<'_> {
                         .as_mut()
                         .map(|t| (std::mem::replace(&mut t.weights[w], Mat::zeros(0, 0)), t.biases[w].take()));
                     let (program, map) = (program.as_ref(), map.as_ref());
-                    let (linear, base) =
+                    let (mut linear, base) =
                         self.linear(i, part, &graph, w, &weights, changed, program, map, &mut report)?;
+                    if let (Some(act), Some(_)) = (&self.bound.input, &self.bound.grids[i][w]) {
+                        formats[w] = Some(act.format(stats)?);
+                        linear.activation = formats[w];
+                    }
                     current[w] = Arc::new(linear);
                     bases[w] = base;
                     // An error over tokens that stand in for others is none of the calibration's.
@@ -113,23 +120,33 @@ impl Run<'_> {
             if is_learned {
                 let original = Parameters::of(&graph, &weights)?;
                 self.learn(i, &graph, &original, &vectors, &bases, &mut current, streams, &mut report)?;
+                for (linear, format) in current.iter_mut().zip(&formats).filter(|(_, f)| f.is_some()) {
+                    Arc::make_mut(linear).activation = *format;
+                }
             }
             report.learn_seconds = clock.elapsed().as_secs_f64();
         }
         let linears = current;
         drop((weights, bases));
-        let clock = Instant::now();
-        let schemes = self.write(&self.places.parts(), i, part, origin, &linears, &vectors)?;
-        report.write_seconds = clock.elapsed().as_secs_f64();
-        if let (Some(streams), Some(mut walk), true) = (streams, walk, goes_on) {
+        let is_unseen = cached.is_some() && self.bound.is_whole;
+        if let (Some(streams), Some(mut walk), true) = (streams, walk, goes_on || is_unseen) {
             let clock = Instant::now();
             if self.bound.is_whole || is_learned {
+                let (linears, vectors) = (linears.clone(), vectors.clone());
                 let weights = PartWeights { linears, vectors, ..PartWeights::default() };
-                walk = Walk::new(Layer::new(graph, weights, Arithmetic::Exact)?);
+                walk = Walk::new(Layer::new(graph.clone(), weights, Arithmetic::Exact)?);
             }
-            streams.compressed.go(&mut walk, To::End, &mut NoHooks, &|| self.check_stop())?;
+            let hooks: &mut dyn Hooks = match &mut cached {
+                Some(seen) if is_unseen => seen,
+                _ => &mut NoHooks,
+            };
+            streams.compressed.go(&mut walk, To::End, hooks, &|| self.check_stop())?;
             report.forward_seconds += clock.elapsed().as_secs_f64();
         }
+        let clock = Instant::now();
+        let caches = self.cache_formats(&graph, cached)?;
+        let schemes = self.write(&self.places.parts(), i, part, origin, &linears, &vectors, &caches)?;
+        report.write_seconds = clock.elapsed().as_secs_f64();
         self.file.drop_pages(part);
         Ok(Done { block: i, report, schemes })
     }
@@ -141,6 +158,21 @@ impl Run<'_> {
         walker.go(&mut walk, To::End, &mut NoHooks, &|| self.check_stop())
     }
 
+    /// Collects what keys and values are like, where the recipe rounds them.
+    fn cached(&self, graph: &Graph) -> Option<Collector<'_>> {
+        let act = self.bound.cache.as_ref().filter(|_| graph.slots() > 0)?;
+        let values = graph.nodes.iter().filter(|n| matches!(n.op, Op::Cache { .. })).map(|n| n.output);
+        let edges = values.map(|value| (Edge { value, expert: None }, graph.values[value].dim));
+        Some(Collector::new(self.team, act.needs(), edges, None))
+    }
+
+    /// How the keys and values of each cache slot are rounded.
+    fn cache_formats(&self, graph: &Graph, cached: Option<Collector<'_>>) -> Result<Vec<ActivationFormat>> {
+        let (Some(act), Some(cached)) = (&self.bound.cache, cached) else { return Ok(Vec::new()) };
+        debug_assert_eq!(graph.cached().len(), graph.slots(), "every slot has its linear");
+        cached.finish().iter().map(|(_, stats)| act.format(stats)).collect()
+    }
+
     /// Writes the shard of a part into a folder; the head's holds the embedding too. Returns how its linears are stored.
     pub(crate) fn write(
         &self,
@@ -150,6 +182,7 @@ impl Run<'_> {
         origin: &Origin<'_>,
         linears: &[Arc<QuantizedLinear>],
         vectors: &[Vec<f32>],
+        caches: &[ActivationFormat],
     ) -> Result<Vec<(String, Option<Scheme>)>> {
         let mut shard = Shard::new(&self.file, self.bound.format.layout());
         if part == Part::Head {
@@ -158,6 +191,7 @@ impl Run<'_> {
         }
         let is_shared = part == Part::Head && self.bound.is_tied(&self.file);
         shard.add(part, if is_shared { &[] } else { linears }, vectors)?;
+        shard.caches(part, caches)?;
         write_shard(&folder.join(shard_name(i)), &shard.tensors)?;
         Ok(shard.schemes)
     }
@@ -195,6 +229,7 @@ impl Run<'_> {
         walk: &mut Walk,
         inputs: &[Edge],
         importance: Option<&[f32]>,
+        seen: Option<&mut Collector<'_>>,
         report: &mut BlockReport,
     ) -> Result<Vec<(Edge, InputStats)>> {
         let clock = Instant::now();
@@ -207,7 +242,10 @@ impl Run<'_> {
         } else {
             To::Stop(inputs)
         };
-        walker.go(walk, to, &mut collector, &|| self.check_stop())?;
+        match seen {
+            Some(seen) => walker.go(walk, to, &mut Both(&mut collector, seen), &|| self.check_stop())?,
+            None => walker.go(walk, to, &mut collector, &|| self.check_stop())?,
+        }
         report.gram_seconds += collector.gram_seconds;
         report.forward_seconds += clock.elapsed().as_secs_f64() - collector.gram_seconds;
         let stats = collector.finish();

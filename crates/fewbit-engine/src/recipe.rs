@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::allocate::AllocateSettings;
-use crate::kinds::{Entry, Grid, Learner, OnlineTransform, Registry, Rotation, Transform, near, parse};
+use crate::kinds::{Activation, Entry, Grid, Learner, OnlineTransform, Registry, Rotation, Transform, near, parse};
 use crate::program::Step;
 use crate::tune::{Learn, TuneSettings};
 
@@ -133,6 +133,8 @@ pub enum Pass {
     Online(Box<dyn OnlineTransform>),
     /// The numbers that can be stored from here on, as settings: an override makes another grid of them.
     Grid(GridSettings),
+    /// What is rounded while the model runs.
+    Activation(Box<dyn Activation>),
     /// What is done to each linear: rounds it, or keeps something beside its codes.
     Step(Step),
     /// Improves what was rounded.
@@ -323,10 +325,11 @@ fn pass(mut table: Table, registry: &Registry, scale: &str) -> Result<Pass> {
             (entry.build)(grid.table.clone())?;
             Ok(Pass::Grid(grid))
         }
+        "act" => (find(registry.activations, kind, member)?.build)(table).map(Pass::Activation),
         "learn" => learn(find(registry.learners, kind, member)?, table).map(Pass::Learn),
         "alternate" => alternate(table, registry, scale).map(Pass::Step),
         _ => Err(Error::input(format!("pass `{name}` is of no known kind"))
-            .hint("kinds are transform, grid, residual, solve, learn, alternate")),
+            .hint("kinds are transform, act, grid, residual, solve, learn, alternate")),
     }
 }
 

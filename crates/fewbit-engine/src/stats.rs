@@ -13,6 +13,8 @@ pub struct InputStats {
     pub gram: Option<Mat>,
     /// `mean_t |X[t, j]|`.
     pub mean_abs: Option<Vec<f32>>,
+    /// Least and greatest value of each `x_j`, with zero among the values.
+    pub range: Option<Vec<[f32; 2]>>,
     /// Tokens seen, and those that stand in for what an expert did not get.
     pub tokens: usize,
 }
@@ -33,6 +35,18 @@ impl InputStats {
         Some(sum).filter(|s| s.is_finite())
     }
 
+    /// Takes in the extremes of others.
+    pub(crate) fn widen(&mut self, other: &Self) {
+        for (r, [least, most]) in self.range.iter_mut().flatten().zip(other.range.iter().flatten()) {
+            *r = [r[0].min(*least), r[1].max(*most)];
+        }
+    }
+
+    /// The greatest magnitude of each `x_j`.
+    pub fn reach(&self) -> Option<Vec<f32>> {
+        self.range.as_ref().map(|r| r.iter().map(|[least, most]| most.max(-least)).collect())
+    }
+
     /// What the statistics are after `x' = x · diag(factors)`.
     pub fn scale(&mut self, factors: &[f32]) {
         if let Some(h) = &mut self.gram {
@@ -46,6 +60,12 @@ impl InputStats {
         if let Some(m) = &mut self.mean_abs {
             m.iter_mut().zip(factors).for_each(|(v, f)| *v *= f.abs());
         }
+        if let Some(range) = &mut self.range {
+            for (r, f) in range.iter_mut().zip(factors) {
+                let ends = r.map(|v| v * f);
+                *r = [ends[0].min(ends[1]), ends[0].max(ends[1])];
+            }
+        }
     }
 }
 
@@ -53,12 +73,21 @@ impl InputStats {
 pub(crate) struct Collector<'a> {
     team: &'a Team,
     needs: Needs,
-    /// Per watched input: `XᵀX`, `Σ|x|`, tokens.
-    watched: Vec<(Edge, Option<Mat>, Vec<f64>, usize)>,
+    watched: Vec<Watched>,
     /// What each token counts in `XᵀX`.
     weights: Option<&'a [f32]>,
     weighted: Vec<f32>,
     pub(crate) gram_seconds: f64,
+}
+
+/// An input, and what was seen of it.
+struct Watched {
+    edge: Edge,
+    gram: Option<Mat>,
+    /// `Σ|x|`.
+    sums: Vec<f64>,
+    range: Vec<[f32; 2]>,
+    tokens: usize,
 }
 
 impl<'a> Collector<'a> {
@@ -68,19 +97,26 @@ impl<'a> Collector<'a> {
         inputs: impl Iterator<Item = (Edge, usize)>,
         weights: Option<&'a [f32]>,
     ) -> Self {
-        let watched = inputs.map(|(v, dim)| (v, needs.gram.then(|| Mat::zeros(dim, dim)), vec![0.0; dim], 0));
+        let watched = inputs.map(|(edge, dim)| Watched {
+            edge,
+            gram: needs.gram.then(|| Mat::zeros(dim, dim)),
+            sums: vec![0.0; if needs.mean_abs { dim } else { 0 }],
+            range: vec![[0.0; 2]; if needs.range { dim } else { 0 }],
+            tokens: 0,
+        });
         Self { team, needs, watched: watched.collect(), weights, weighted: Vec::new(), gram_seconds: 0.0 }
     }
 
     pub(crate) fn finish(self) -> Vec<(Edge, InputStats)> {
         (self.watched.into_iter())
-            .map(|(edge, mut gram, sums, tokens)| {
+            .map(|Watched { edge, mut gram, sums, range, tokens }| {
                 if let Some(h) = &mut gram {
                     gram_mirror(self.team, h.cols(), h.data_mut());
                 }
                 let mean_abs =
                     self.needs.mean_abs.then(|| sums.iter().map(|s| (s / tokens.max(1) as f64) as f32).collect());
-                (edge, InputStats { gram, mean_abs, tokens })
+                let range = self.needs.range.then_some(range);
+                (edge, InputStats { gram, mean_abs, range, tokens })
             })
             .collect()
     }
@@ -88,19 +124,19 @@ impl<'a> Collector<'a> {
 
 impl Hooks for Collector<'_> {
     fn wants(&self, value: ValueId) -> bool {
-        self.watched.iter().any(|w| w.0.value == value)
+        self.watched.iter().any(|w| w.edge.value == value)
     }
 
     fn edge(&mut self, edge: Edge, rows: &mut [f32], dim: usize) {
         let tokens = rows.len() / dim;
-        for (_, gram, sums, seen) in self.watched.iter_mut().filter(|w| w.0 == edge) {
-            if let Some(h) = gram {
+        for watched in self.watched.iter_mut().filter(|w| w.edge == edge) {
+            if let Some(h) = &mut watched.gram {
                 let clock = std::time::Instant::now();
                 // The rows of an expert are some of the tokens: which, is not known here.
                 let mut x = &*rows;
                 if let (Some(weights), None) = (self.weights, edge.expert) {
                     self.weighted.clear();
-                    for (row, w) in rows.chunks_exact(dim).zip(&weights[*seen..]) {
+                    for (row, w) in rows.chunks_exact(dim).zip(&weights[watched.tokens..]) {
                         let root = w.sqrt();
                         self.weighted.extend(row.iter().map(|v| v * root));
                     }
@@ -111,10 +147,34 @@ impl Hooks for Collector<'_> {
             }
             if self.needs.mean_abs {
                 for row in rows.chunks_exact(dim) {
-                    sums.iter_mut().zip(row).for_each(|(s, x)| *s += f64::from(x.abs()));
+                    watched.sums.iter_mut().zip(row).for_each(|(s, x)| *s += f64::from(x.abs()));
                 }
             }
-            *seen += tokens;
+            if self.needs.range {
+                for row in rows.chunks_exact(dim) {
+                    for ([least, most], x) in watched.range.iter_mut().zip(row) {
+                        (*least, *most) = (least.min(*x), most.max(*x));
+                    }
+                }
+            }
+            watched.tokens += tokens;
+        }
+    }
+}
+
+/// Two hooks, one after the other.
+pub(crate) struct Both<'a>(pub(crate) &'a mut dyn Hooks, pub(crate) &'a mut dyn Hooks);
+
+impl Hooks for Both<'_> {
+    fn wants(&self, value: ValueId) -> bool {
+        self.0.wants(value) || self.1.wants(value)
+    }
+
+    fn edge(&mut self, edge: Edge, rows: &mut [f32], dim: usize) {
+        for hooks in [&mut *self.0, &mut *self.1] {
+            if hooks.wants(edge.value) {
+                hooks.edge(edge, rows, dim);
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 //! To add a method: write its primitive (if it needs a new one) in the folder of its kind, add one line to the list
 //! there, and put a TOML file into `recipes/`.
 
+mod act;
 mod grid;
 mod learn;
 mod recipes;
@@ -16,6 +17,7 @@ use fewbit_engine::kinds::Registry;
 
 /// All primitives.
 pub const REGISTRY: Registry = Registry {
+    activations: act::ACTIVATIONS,
     grids: grid::GRIDS,
     solvers: solve::SOLVERS,
     learners: learn::LEARNERS,

@@ -34,6 +34,7 @@ fn is_documented<T: ?Sized + Debug>(kind: &str, entry: &Entry<T>) {
 #[test]
 fn members_are_documented_as_they_are() {
     REGISTRY.grids.iter().for_each(|e| is_documented("grid", e));
+    REGISTRY.activations.iter().for_each(|e| is_documented("act", e));
     REGISTRY.solvers.iter().for_each(|e| is_documented("solve", e));
     REGISTRY.learners.iter().for_each(|e| is_documented("learn", e));
     REGISTRY.residuals.iter().for_each(|e| is_documented("residual", e));
@@ -94,7 +95,7 @@ fn loss(w: &Mat, solved: &Solved, h: &Mat) -> f64 {
 #[test]
 fn every_solver_on_every_grid_is_deterministic_and_no_worse_than_nearest() {
     let (w, h) = (random(37, 128, 3), gram(128));
-    let stats = InputStats { gram: Some(h.clone()), mean_abs: Some(vec![1.0; 128]), tokens: 3 * 128 };
+    let stats = InputStats { gram: Some(h.clone()), mean_abs: Some(vec![1.0; 128]), range: None, tokens: 3 * 128 };
     let solve = |solver: &dyn Solver, grid: &dyn Grid, threads: usize| {
         let input = InputJob { name: "test", stats: &stats, team: &Team::new(threads) };
         solver
@@ -130,7 +131,7 @@ fn every_solver_on_every_grid_keeps_what_it_is_told_to() {
             w[(r, c)] *= 40.0;
         }
     }
-    let stats = InputStats { gram: Some(h.clone()), mean_abs: Some(vec![1.0; 128]), tokens: 3 * 128 };
+    let stats = InputStats { gram: Some(h.clone()), mean_abs: Some(vec![1.0; 128]), range: None, tokens: 3 * 128 };
     for grid in REGISTRY.grids {
         let bound = (grid.build)(Table::new()).unwrap();
         for entry in REGISTRY.solvers {

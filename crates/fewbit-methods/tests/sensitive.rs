@@ -36,7 +36,7 @@ fn correlated(n: usize, seed: u64) -> Mat {
 }
 
 fn solve(solver: &dyn Solver, grid: &dyn Grid, w: &Mat, h: &Mat, threads: usize) -> Solved {
-    let stats = InputStats { gram: Some(h.clone()), mean_abs: None, tokens: 4 * h.cols() };
+    let stats = InputStats { gram: Some(h.clone()), tokens: 4 * h.cols(), ..InputStats::default() };
     let input = InputJob { name: "test", stats: &stats, team: &Team::new(threads) };
     solver
         .begin(input)
@@ -67,7 +67,7 @@ fn loss(w: &Mat, q: &Mat, h: &Mat, damping: f64) -> f64 {
 }
 
 fn sensitive(threshold: f32, grid_text: &str, w: &Mat, h: &Mat, threads: usize) -> (Solved, Mat) {
-    let stats = InputStats { gram: Some(h.clone()), mean_abs: None, tokens: 4 * h.cols() };
+    let stats = InputStats { gram: Some(h.clone()), tokens: 4 * h.cols(), ..InputStats::default() };
     let input = InputJob { name: "test", stats: &stats, team: &Team::new(threads) };
     let keep = Keep::Sensitive { threshold };
     let (gptq, grid) = (solver("gptq", ""), grid(grid_text));

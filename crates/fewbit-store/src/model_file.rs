@@ -321,6 +321,20 @@ impl ModelFile {
         graph.cached().into_iter().map(|(weight, is_keys)| of_slot((weight, cache_scale(is_keys)))).collect()
     }
 
+    /// By cache slot, the tensor of a Hugging Face folder of this family that has the scale of its keys or values.
+    ///
+    /// # Errors
+    /// If a linear has no name there.
+    pub fn exported_caches(&self, part: Part) -> Result<Vec<String>> {
+        let graph = self.model.part(part);
+        let of_slot = |(w, is_keys): (WeightId, bool)| {
+            let module = self.exported(part, &graph.weights[w].name)?.name;
+            let attention = module.rsplit_once('.').map_or(&*module, |(attention, _)| attention);
+            Ok(format!("{attention}.{}", cache_scale(is_keys)))
+        };
+        graph.cached().into_iter().map(of_slot).collect()
+    }
+
     /// The attention whose keys or values a linear makes.
     fn cache_module(&self, part: Part, weight: WeightId) -> String {
         let module = self.module(part, weight);

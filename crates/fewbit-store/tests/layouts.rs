@@ -162,7 +162,7 @@ fn what_is_written_is_what_was_read() {
                 );
             }
         }
-        let ours = CompressedTensors.quantization_config(&modules);
+        let ours = CompressedTensors.quantization_config(&modules, None);
         let back = Quantization::parse(&serde_json::json!({ "quantization_config": ours }), None).unwrap();
         for (module, scheme) in &modules {
             assert_eq!(back.scheme_of(module), scheme.as_ref(), "{name} {module}");

@@ -1,5 +1,6 @@
 //! The kinds of pass, and the narrow waist where grids meet solvers.
 
+mod activation;
 mod grid;
 mod learner;
 mod online;
@@ -10,6 +11,7 @@ mod rounder;
 mod solver;
 mod transform;
 
+pub use activation::{Activation, Edges};
 pub use grid::{BoundGrid, Grid, GridJob, LANES, Params, Place, Strip, Weighting};
 pub use learner::{Fake, Leaf, LeafJob, Learner};
 pub use online::{End, MapJob, OnlineTransform};
@@ -28,16 +30,22 @@ pub struct Needs {
     pub gram: bool,
     /// `mean |x_j|` of the input.
     pub mean_abs: bool,
+    /// The extremes of each `x_j`.
+    pub range: bool,
 }
 
 impl Needs {
     /// What either needs.
     pub fn and(self, other: Self) -> Self {
-        Self { gram: self.gram || other.gram, mean_abs: self.mean_abs || other.mean_abs }
+        Self {
+            gram: self.gram || other.gram,
+            mean_abs: self.mean_abs || other.mean_abs,
+            range: self.range || other.range,
+        }
     }
 
     /// Whether calibration text has to be run.
     pub fn any(self) -> bool {
-        self.gram || self.mean_abs
+        self.gram || self.mean_abs || self.range
     }
 }

@@ -4,7 +4,7 @@ use toml::Table;
 
 use crate::tune::TuneSettings;
 
-use super::{Grid, Learner, OnlineTransform, Residual, Rotation, Solver, Transform};
+use super::{Activation, Grid, Learner, OnlineTransform, Residual, Rotation, Solver, Transform};
 
 /// One member of a kind: a line in a const list.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub struct Entry<T: ?Sized + 'static> {
 /// The members of all kinds.
 #[derive(Clone, Copy, Debug)]
 pub struct Registry {
+    /// `act.*`.
+    pub activations: &'static [Entry<dyn Activation>],
     /// `grid.*`.
     pub grids: &'static [Entry<dyn Grid>],
     /// `solve.*`.
@@ -50,6 +52,7 @@ impl Registry {
         let (kind, name) = pass.split_once('.')?;
         match kind {
             "grid" => find(self.grids, name),
+            "act" => find(self.activations, name),
             "solve" => find(self.solvers, name),
             "residual" => find(self.residuals, name),
             "transform" => {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use fewbit_format::{Band, Error, Mat, QuantizedLinear, Result, Storage};
+use fewbit_format::{ActivationFormat, Band, Error, Mat, QuantizedLinear, Result, Storage};
 use fewbit_grad::loss::{cross_entropy, divergence};
 use fewbit_grad::model::{ModelFunction, Visit};
 use fewbit_grad::{Gradients, Parameters};
@@ -147,7 +147,7 @@ impl Run<'_> {
                 Arc::new(dense)
             };
             let linears = weights.linears.iter().map(plain).collect();
-            parts.insert(part, Arc::new(Parameters::of(graph, &PartWeights { linears, vectors: weights.vectors })?));
+            parts.insert(part, Arc::new(Parameters::of(graph, &PartWeights { linears, ..weights })?));
         }
         let function = ModelFunction::new(self.file.model().clone())?;
         let batch = Batch::sequences(learn.settings.batch.min(calibration.samples), calibration.length);
@@ -182,14 +182,15 @@ impl Run<'_> {
         let mut schemes = Vec::new();
         for (i, (part, _)) in compressible(&self.file).enumerate() {
             self.check_stop()?;
-            let PartWeights { mut linears, vectors } = compressed.part(part)?;
+            let PartWeights { mut linears, vectors, caches } = compressed.part(part)?;
             for learned in of_part.get(&part).map_or(&[][..], |r| &learned[r.clone()]) {
                 let linear = &mut linears[learned.weight];
                 let storage: Storage = learned.fake.bake()?;
                 let band = Band { rows: 0..linear.shape[0], storage };
                 *linear = Arc::new(QuantizedLinear { bands: vec![band], ..QuantizedLinear::clone(linear) });
             }
-            schemes.extend(self.write(&folder, i, part, origin, &linears, &vectors)?);
+            let caches: Vec<ActivationFormat> = caches.into_iter().flatten().collect();
+            schemes.extend(self.write(&folder, i, part, origin, &linears, &vectors, &caches)?);
         }
         Ok(schemes)
     }

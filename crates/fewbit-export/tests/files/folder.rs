@@ -47,7 +47,7 @@ pub(crate) fn write(file: &ModelFile, dir: &Path, layout: &dyn Layout, bits: Opt
         }
     }
     std::fs::create_dir_all(dir).unwrap();
-    let quantization = bits.map(|_| layout.quantization_config(&schemes));
+    let quantization = bits.map(|_| layout.quantization_config(&schemes, None));
     let config = config(file, quantization, file.is_tied()).unwrap();
     std::fs::write(dir.join("config.json"), serde_json::to_vec_pretty(&config).unwrap()).unwrap();
     for (name, bytes) in sidecars(file).unwrap() {

@@ -98,7 +98,11 @@ impl Residual for LowRank {
     }
 
     fn needs(&self) -> Needs {
-        Needs { gram: self.weighting == Weighting::Activations, mean_abs: self.weighting == Weighting::Diagonal }
+        Needs {
+            gram: self.weighting == Weighting::Activations,
+            mean_abs: self.weighting == Weighting::Diagonal,
+            ..Needs::default()
+        }
     }
 
     fn stored_bits(&self, rows: usize, cols: usize) -> u64 {

@@ -6,9 +6,10 @@ mod hadamard;
 mod incoherence;
 mod rotate;
 mod scale;
+mod smooth;
 
 /// `transform.*` that work on sites of a block.
-pub(crate) const TRANSFORMS: &[Entry<dyn Transform>] = &[scale::ENTRY];
+pub(crate) const TRANSFORMS: &[Entry<dyn Transform>] = &[scale::ENTRY, smooth::ENTRY];
 
 /// `transform.*` that work on the whole model.
 pub(crate) const ROTATIONS: &[Entry<dyn Rotation>] = &[rotate::ENTRY];

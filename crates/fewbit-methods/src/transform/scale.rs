@@ -40,7 +40,7 @@ impl Default for Scale {
 
 impl Transform for Scale {
     fn needs(&self) -> Needs {
-        Needs { gram: true, mean_abs: true }
+        Needs { gram: true, mean_abs: true, ..Needs::default() }
     }
 
     fn symmetry(&self) -> Symmetry {

@@ -19,7 +19,7 @@ mod round_trip;
 
 use std::collections::BTreeMap;
 
-use fewbit_format::{ActivationFormat, Band, Error, Online, Result, Sides, Storage, Tensor};
+use fewbit_format::{ActivationFormat, ActivationGrid, Band, Error, Online, Result, Sides, Storage, Tensor};
 use serde_json::Value;
 
 pub use compressed_tensors::{CompressedTensors, CtConfig};
@@ -110,9 +110,26 @@ pub trait Layout {
         Err(Error::input(reason).hint("write it with `--format fewbit`"))
     }
 
+    /// Whether a weight of this storage can be written with an input that is rounded so; if not, why not.
+    fn can_hold_input(&self, storage: &Storage, input: ActivationGrid) -> Result<(), String> {
+        let _ = (storage, input);
+        Ok(())
+    }
+
+    /// The tensors of a module's weight in bands of rows and of the rounding of its input.
+    ///
+    /// # Errors
+    /// If one of them cannot be held.
+    fn rounded_tensors(&self, module: &str, bands: &[Band], input: &ActivationFormat) -> Result<Vec<(String, Tensor)>> {
+        let mut tensors = self.band_tensors(module, bands)?;
+        tensors.extend(input::tensors(module, input)?);
+        Ok(tensors)
+    }
+
     /// The `quantization_config` for config.json, from every linear of the model: its scheme, or `None` where it
     /// stays plain. A head that shares the embedding's matrix belongs in the list, as plain.
-    fn quantization_config(&self, modules: &[(String, Option<Scheme>)]) -> Value;
+    /// `cache` says how keys and values are rounded.
+    fn quantization_config(&self, modules: &[(String, Option<Scheme>)], cache: Option<ActivationGrid>) -> Value;
 }
 
 /// Reads one linear's weight `[out, in]`: quantized as the settings say, plain floats where `MODULE.weight` is plain.

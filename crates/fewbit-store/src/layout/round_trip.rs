@@ -52,7 +52,7 @@ fn nested(shape: [usize; 2], blocks: Blocks, bits: u8, has_table: bool, offsets:
 }
 
 fn quantization(layout: &dyn Layout, scheme: Option<Scheme>) -> Quantization {
-    let settings = layout.quantization_config(&[("m".to_owned(), scheme), ("lm_head".to_owned(), None)]);
+    let settings = layout.quantization_config(&[("m".to_owned(), scheme), ("lm_head".to_owned(), None)], None);
     Quantization::parse(&json!({ "quantization_config": settings }), None).unwrap()
 }
 

@@ -1,9 +1,8 @@
 use std::fmt;
 
 use fewbit_format::{
-    ActivationGrid, Band, Blocks, Error, FloatCodes, Group, IntCodes, Minifloat, Numbers, Result, ScaleType, SecondStage,
-    Storage,
-    TrellisCode, VectorGrid, Zeros,
+    ActivationGrid, Band, Blocks, Error, FloatCodes, Group, IntCodes, Minifloat, Numbers, Result, ScaleType,
+    SecondStage, Storage, TrellisCode, VectorGrid, Zeros,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

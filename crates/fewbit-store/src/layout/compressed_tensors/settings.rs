@@ -1,9 +1,9 @@
 use std::collections::BTreeSet;
 
-use fewbit_format::{Group, Minifloat};
+use fewbit_format::{ActivationGrid, Group, Minifloat, Number, ScaleType, Sharing};
 use serde_json::{Value, json};
 
-use crate::layout::scheme::{FloatScheme, ScaleKind, Scheme};
+use crate::layout::scheme::{FloatScheme, IntScheme, ScaleKind, Scheme};
 
 /// The release of compressed-tensors whose formats are written.
 const VERSION: &str = "0.19.0";
@@ -11,7 +11,7 @@ const VERSION: &str = "0.19.0";
 /// The `quantization_config` for these linears: one scheme targets `Linear`; several target their modules by pattern over
 /// the blocks where this says neither more nor less than the list, else by name. Every plain linear is ignored by its
 /// exact name, for old readers stop at a linear that nothing mentions.
-pub(super) fn quantization_config(modules: &[(String, Option<Scheme>)]) -> Value {
+pub(super) fn quantization_config(modules: &[(String, Option<Scheme>)], cache: Option<ActivationGrid>) -> Value {
     let mut schemes: Vec<&Scheme> = Vec::new();
     for scheme in modules.iter().filter_map(|(_, s)| s.as_ref()) {
         if !schemes.contains(&scheme) {
@@ -27,7 +27,7 @@ pub(super) fn quantization_config(modules: &[(String, Option<Scheme>)]) -> Value
             format!("group_{i}"),
             json!({
                 "format": format,
-                "input_activations": null,
+                "input_activations": scheme.input().map(input),
                 "output_activations": null,
                 "targets": targets,
                 "weights": weights(scheme),
@@ -46,7 +46,7 @@ pub(super) fn quantization_config(modules: &[(String, Option<Scheme>)]) -> Value
         "format": format,
         "global_compression_ratio": null,
         "ignore": plain.collect::<Vec<_>>(),
-        "kv_cache_scheme": null,
+        "kv_cache_scheme": cache.map(input),
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
         "version": VERSION,
@@ -55,10 +55,61 @@ pub(super) fn quantization_config(modules: &[(String, Option<Scheme>)]) -> Value
 
 /// The format of one scheme; what has none was refused before.
 fn format(scheme: &Scheme) -> &'static str {
-    match scheme {
-        Scheme::Float(scheme) => float_format(*scheme).unwrap_or("float-quantized"),
+    match (scheme.weights(), scheme.input()) {
+        (Scheme::Float(scheme), _) => float_format(*scheme).unwrap_or("float-quantized"),
+        (Scheme::Int(scheme), Some(input)) if is_bytes(*scheme, input) => "int-quantized",
         _ => "pack-quantized",
     }
+}
+
+/// Whether integer weights lie one in a byte: where an integer kernel multiplies them with inputs of 8 bits.
+pub(super) fn is_bytes(scheme: IntScheme, input: ActivationGrid) -> bool {
+    let is_int8 = matches!(input.number, Number::Int { bits: 8, .. });
+    is_int8 && scheme.bits == 8 && scheme.symmetric && !matches!(scheme.group, Group::Columns(_))
+}
+
+/// How an input is rounded, as compressed-tensors says it.
+fn input(grid: ActivationGrid) -> Value {
+    let (bits, symmetric, kind) = match grid.number {
+        Number::Int { bits, symmetric } => (bits, symmetric, "int"),
+        Number::Float(element) => (element.bits(), true, "float"),
+    };
+    let (strategy, dynamic, size) = match (grid.sharing, grid.scale) {
+        (Sharing::Tensor, _) => ("tensor", json!(false), None),
+        (Sharing::Token, _) => ("token", json!(true), None),
+        (Sharing::Columns(g), ScaleType::E4M3) => ("tensor_group", json!("local"), Some(g)),
+        (Sharing::Columns(g), _) => ("group", json!(true), Some(g)),
+    };
+    let scale = match grid.scale {
+        ScaleType::E8M0 => ScaleKind::PowerOfTwo,
+        ScaleType::E4M3 => ScaleKind::Float8,
+        _ => ScaleKind::Plain,
+    };
+    json!({
+        "actorder": null,
+        "block_structure": null,
+        "dynamic": dynamic,
+        "group_size": size,
+        "num_bits": bits,
+        "observer": if grid.has_stored_scale() { Some("static_minmax") } else { None },
+        "observer_kwargs": {},
+        "scale_dtype": scale_dtype(scale),
+        "strategy": strategy,
+        "symmetric": symmetric,
+        "type": kind,
+        "zp_dtype": if symmetric { Value::Null } else { json!("torch.int8") },
+    })
+}
+
+/// Why an input that is rounded so is not written, if it is not.
+pub(super) fn why_not_input(grid: ActivationGrid) -> Option<String> {
+    let is_known = matches!(
+        (grid.number, grid.sharing, grid.scale),
+        (Number::Int { .. } | Number::Float(Minifloat::E4M3), _, ScaleType::F32)
+            | (Number::Float(Minifloat::E4M3 | Minifloat::E2M1), Sharing::Columns(32), ScaleType::E8M0)
+            | (Number::Float(Minifloat::E2M1), Sharing::Columns(16), ScaleType::E4M3)
+    );
+    (!is_known).then(|| format!("compressed-tensors has no inputs in {grid}"))
 }
 
 /// The format that holds small floats of a scheme, or why none does.
@@ -73,6 +124,7 @@ pub(super) fn float_format(scheme: FloatScheme) -> Result<&'static str, String> 
 }
 
 fn weights(scheme: &Scheme) -> Value {
+    let scheme = scheme.weights();
     let (bits, group, symmetric, kind, scale) = match scheme {
         Scheme::Int(s) => (s.bits, s.group, s.symmetric, "int", Value::Null),
         Scheme::Float(s) => (s.element.bits(), s.group, true, "float", scale_dtype(s.scale)),
@@ -140,7 +192,7 @@ fn over_blocks(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::{IntScheme, Quantization};
+    use crate::layout::Quantization;
 
     fn int(bits: u8, group: Group) -> Scheme {
         Scheme::Int(IntScheme { bits, group, symmetric: true, second: None })
@@ -148,7 +200,7 @@ mod tests {
 
     /// What a reader of the settings makes of each module is what was written, and no entry is idle.
     fn check(modules: &[(String, Option<Scheme>)]) -> Value {
-        let settings = quantization_config(modules);
+        let settings = quantization_config(modules, None);
         let back = Quantization::parse(&json!({ "quantization_config": settings }), None).unwrap();
         for (name, scheme) in modules {
             assert_eq!(back.scheme_of(name), scheme.as_ref(), "{name} in {settings}");

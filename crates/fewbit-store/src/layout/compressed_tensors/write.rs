@@ -1,11 +1,13 @@
 use fewbit_format::{
-    Dtype, Error, FloatCodes, Group, IntCodes, IntGrid, Minifloat, Result, ScaleType, Storage, Tensor, Zeros,
+    ActivationFormat, ActivationGrid, Band, Dtype, Error, FloatCodes, Group, IntCodes, IntGrid, Minifloat, Result,
+    ScaleType, Storage, Tensor, Zeros,
 };
 use serde_json::Value;
 
 use super::settings;
+use crate::layout::input;
 use crate::layout::module::scale_dtype;
-use crate::layout::scheme::FloatScheme;
+use crate::layout::scheme::{FloatScheme, IntScheme};
 use crate::layout::words::{pack_columns, pack_rows, transposed, words_for};
 use crate::layout::{Layout, Scheme};
 
@@ -100,8 +102,32 @@ impl Layout for CompressedTensors {
         Ok(tensors)
     }
 
-    fn quantization_config(&self, modules: &[(String, Option<Scheme>)]) -> Value {
-        settings::quantization_config(modules)
+    fn can_hold_input(&self, _: &Storage, input: ActivationGrid) -> Result<(), String> {
+        settings::why_not_input(input).map_or(Ok(()), Err)
+    }
+
+    fn rounded_tensors(
+        &self,
+        module: &str,
+        bands: &[Band],
+        format: &ActivationFormat,
+    ) -> Result<Vec<(String, Tensor)>> {
+        if format.clip < 1.0 {
+            return Err(Error::input(format!("`{module}`: compressed-tensors has no share of the greatest magnitude"))
+                .hint("write it with `--format fewbit`"));
+        }
+        let mut tensors = match bands {
+            [Band { storage: Storage::Int(codes), .. }] if settings::is_bytes(IntScheme::of(codes), format.grid) => {
+                bytes(module, codes)?
+            }
+            _ => self.band_tensors(module, bands)?,
+        };
+        tensors.extend(input::tensors(module, format)?);
+        Ok(tensors)
+    }
+
+    fn quantization_config(&self, modules: &[(String, Option<Scheme>)], cache: Option<ActivationGrid>) -> Value {
+        settings::quantization_config(modules, cache)
     }
 }
 
@@ -130,4 +156,18 @@ fn float(module: &str, codes: &FloatCodes) -> Result<Vec<(String, Tensor)>> {
         tensors.push(named("weight_global_scale", Tensor::from_f32(Dtype::F32, &[1], &[global])?));
     }
     Ok(tensors)
+}
+
+/// `int-quantized`: `weight` I8 `[out, in]`, one signed value a byte, and `weight_scale`.
+fn bytes(module: &str, codes: &IntCodes) -> Result<Vec<(String, Tensor)>> {
+    let ([rows, cols], grid) = (codes.shape(), codes.grid());
+    let mut signed = vec![0; rows * cols];
+    for (r, row) in signed.chunks_exact_mut(cols).enumerate() {
+        codes.row_codes(r, row);
+        row.iter_mut().for_each(|q| *q = q.wrapping_sub(128));
+    }
+    let scale_shape: &[usize] = if grid.group == Group::Tensor { &[1] } else { &[rows, 1] };
+    let scales = Tensor::from_f32(scale_dtype(grid.scale), scale_shape, &codes.scales().values())?;
+    let weight = Tensor { dtype: Dtype::I8, shape: vec![rows, cols], bytes: signed.into() };
+    Ok(vec![(format!("{module}.weight"), weight), (format!("{module}.weight_scale"), scales)])
 }

@@ -65,7 +65,7 @@ impl FewbitConfig {
 }
 
 /// The `quantization_config` for these linears: the commonest scheme is the default; modules with another are named.
-pub(super) fn quantization_config(modules: &[(String, Option<Scheme>)]) -> Value {
+pub(super) fn quantization_config(modules: &[(String, Option<Scheme>)], cache: Option<ActivationGrid>) -> Value {
     let mut counts: Vec<(&Scheme, usize)> = Vec::new();
     for scheme in modules.iter().filter_map(|(_, s)| s.as_ref()).filter(|s| !matches!(s.weights(), Scheme::Bands(_))) {
         match counts.iter_mut().find(|(known, _)| *known == scheme) {
@@ -86,5 +86,6 @@ pub(super) fn quantization_config(modules: &[(String, Option<Scheme>)]) -> Value
         "version": VERSION,
         "default": default.map(Scheme::to_json),
         "modules": others,
+        "cache": cache.map(input::to_json),
     })
 }

@@ -1,7 +1,7 @@
 use fewbit_format::{
-    Band, Dtype, Error, FloatCodes, FloatGrid, IntCodes, IntGrid, LATTICE_DIM, LatticeCodes, Numbers, Online, Result,
-    SecondStage, Sides, Storage, TILE, TableCodes, TableGrid, Tensor, TrellisCodes, VectorCodes, Zeros, pack_bits,
-    packed_len,
+    ActivationGrid, Band, Dtype, Error, FloatCodes, FloatGrid, IntCodes, IntGrid, LATTICE_DIM, LatticeCodes, Numbers,
+    Online, Result, SecondStage, Sides, Storage, TILE, TableCodes, TableGrid, Tensor, TrellisCodes, VectorCodes, Zeros,
+    pack_bits, packed_len,
 };
 use serde_json::Value;
 
@@ -198,8 +198,8 @@ impl Layout for Fewbit {
         online::tensors(module, ends)
     }
 
-    fn quantization_config(&self, modules: &[(String, Option<Scheme>)]) -> Value {
-        config::quantization_config(modules)
+    fn quantization_config(&self, modules: &[(String, Option<Scheme>)], cache: Option<ActivationGrid>) -> Value {
+        config::quantization_config(modules, cache)
     }
 }
 
