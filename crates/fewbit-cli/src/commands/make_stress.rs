@@ -9,7 +9,7 @@ use fewbit_format::{Dtype, Error, Result, Tensor};
 use fewbit_graph::{Edge, Graph, Part, Site, Symmetry, Tied, ValueId, sites};
 use fewbit_kernel::Team;
 use fewbit_runtime::{Arithmetic, Batch, Hooks, Layer, Rotations, Workspace, embed};
-use fewbit_store::{ModelFile, PartWeights};
+use fewbit_store::ModelFile;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
@@ -170,8 +170,7 @@ fn first_token_units(file: &ModelFile, team: &Team) -> Result<Vec<usize>> {
     let (rotations, mut workspace) = (Rotations::new(&file.model().ropes, &batch), Workspace::default());
     let mut units = Vec::new();
     for (i, graph) in file.model().blocks.iter().enumerate() {
-        let PartWeights { linears, vectors } = file.part(Part::Block(i))?;
-        let layer = Layer::new(Arc::new(graph.clone()), PartWeights { linears, vectors }, Arithmetic::Exact)?;
+        let layer = Layer::new(Arc::new(graph.clone()), file.part(Part::Block(i))?, Arithmetic::Exact)?;
         let value = graph.values.iter().position(|v| v.name == "down_in");
         let mut look = First { value, most: BTreeMap::new() };
         layer.run(team, &batch, &rotations, None, &mut look, &mut workspace, &mut x);

@@ -247,7 +247,7 @@ fn a_recipe_is_a_file_too() {
         ("[[pass]]\nuse = \"grid.int\"\nbits = 2\n[[pass]]\nuse = \"solve.neerest\"\n", "did you mean `solve.nearest`"),
         ("[[pass]]\nuse = \"grid.int\"\nbitz = 2\n[[pass]]\nuse = \"solve.nearest\"\n", "did you mean `bits`"),
         ("[[pass]]\nuse = \"solve.nearest\"\n", "says not to which numbers"),
-        ("[[pass]]\nuse = \"gird.int\"\n", "kinds are transform, grid, residual, solve, learn, alternate"),
+        ("[[pass]]\nuse = \"gird.int\"\n", "kinds are transform, act, grid, residual, solve, learn, alternate"),
         ("[[pass]]\nbits = 3\n", "has no `use"),
         ("pass = 3\n", "pass"),
         ("[[pass]\n", "line 5"),
