@@ -324,9 +324,8 @@ def cost_page(results):
         by_work, total = r["seconds_by_work"], sum(r["seconds_by_work"].values()) or 1.0
         cpu = {kind: r["cpu_seconds"] * s / total / r["blocks"] for kind, s in by_work.items()}
         more = r["tokens"] and TOKENS_OF_7B / r["tokens"]
-        is_second_order = cpu.get("gram", 0) > 0 and r["recipe"] != "rtn"
-        growth = {"forward": large[0] / weights * more, "gram": large[1] / squares * more,
-                  "solve": large[2] / cubes if is_second_order else large[0] / weights}
+        rounding = large[2] / cubes if cpu.get("gram", 0) > 0 else large[0] / weights
+        growth = {"forward": large[0] / weights * more, "gram": large[1] / squares * more, "transform": rounding, "solve": rounding}
         projected = blocks * sum(s * growth.get(kind, large[0] / weights) for kind, s in cpu.items())
         share = "–"
         products = cpu.get("forward", 0) + cpu.get("gram", 0)
@@ -340,7 +339,7 @@ def cost_page(results):
         "## What it costs\n\n"
         "The shape of TinyLlama-1.1B with random weights. A kind of work is projected to 7B (32 blocks of 4096 and 11008,\n"
         f"{TOKENS_OF_7B} calibration tokens) by what it grows with: forwards with weights × tokens, XᵀX with Σ in² × tokens,\n"
-        "second-order rounding with Σ out·in², all else with the weights. The share of the f32 peak counts one forward through\n"
+        "search and rounding by XᵀX with Σ out·in², all else with the weights. The share of the f32 peak counts one forward through\n"
         "the linears and half of each XᵀX, without attention, against the processor time of both.\n\n"
         "| method | blocks | tokens | CPU-s a block | peak MiB | share of f32 peak in products | 7B, CPU-h |\n"
         "|---|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n")
