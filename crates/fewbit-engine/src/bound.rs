@@ -122,6 +122,10 @@ impl Bound {
         needs = transforms.iter().fold(needs, |n, t| n.and(t.needs()));
         needs = needs.and(program.needs());
         needs = input.iter().chain(&cache).fold(needs, |n, a| n.and(a.needs()));
+        if needs.fisher && !(transforms.is_empty() && online.is_none()) {
+            return Err(Error::input("the recipe measures gradients of weights that its transforms change afterwards")
+                .hint("leave the transform out, or choose another importance than `fisher`"));
+        }
         let is_original_stream = calibration.stream == StreamOf::Original;
         if is_original_stream && learns.iter().any(|l| l.settings.scope == Scope::Block) {
             return Err(Error::input(
@@ -287,7 +291,7 @@ impl Bound {
 
     /// Whether calibration text has to be run.
     pub(crate) fn reads_text(&self) -> bool {
-        self.needs.any() || !self.learns.is_empty() || self.allocation.is_some()
+        self.needs.any() || self.needs.fisher || !self.learns.is_empty() || self.allocation.is_some()
     }
 
     /// Whether the head is compressed too.

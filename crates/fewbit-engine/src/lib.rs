@@ -10,6 +10,7 @@ mod importance;
 mod journal;
 pub mod kinds;
 mod mapped;
+mod measure;
 mod origin;
 mod outputs;
 mod own_text;

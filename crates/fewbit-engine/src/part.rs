@@ -390,7 +390,9 @@ impl Run<'_> {
         let weight = mapped::weight(self.team, weight, input, output.as_ref());
         // Every matrix has its own random numbers.
         let seed = self.request.seed.wrapping_add((i << 20 | w) as u64);
-        let mut done = program.run(&Target { name: &name, weight: &weight, grid: &**grid, seed }, bias)?;
+        let fisher = self.fisher.as_ref().map(|f| f.of(&self.bound, i, graph, w));
+        let target = Target { name: &name, weight: &weight, grid: &**grid, fisher: fisher.as_ref(), seed };
+        let mut done = program.run(&target, bias)?;
         report.solve_seconds += clock.elapsed().as_secs_f64();
         report.warnings.extend(done.warning);
         done.linear.input.extend(input.cloned());

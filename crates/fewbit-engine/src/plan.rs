@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use fewbit_graph::{Container, Graph, Op, Part, Weight, WeightId};
+use fewbit_graph::{Container, Graph, Model, Op, Part, Weight, WeightId};
 use fewbit_store::ModelFile;
 use serde::Serialize;
 
@@ -10,6 +10,7 @@ use crate::Recipe;
 use crate::allocate::{Allocation, Sensitivity};
 use crate::bound::{Bound, compressible};
 use crate::kinds::Space;
+use crate::measure::Fisher;
 use crate::tune::Scope;
 use crate::walk::CHUNK_TOKENS;
 
@@ -52,7 +53,12 @@ impl Bound {
             let work = format!("{name} of {count} candidates for each linear over {samples} × {length} tokens");
             Sweep { kind: "measure", blocks, work }
         });
-        measure.into_iter().chain([self.compress_sweep(recipe, blocks, samples, length)]).collect()
+        let gradients = self.needs.fisher.then(|| {
+            let work = format!("squared gradients over {samples} × {length} tokens");
+            Sweep { kind: "measure", blocks, work }
+        });
+        let compress = self.compress_sweep(recipe, blocks, samples, length);
+        gradients.into_iter().chain(measure).chain([compress]).collect()
     }
 
     /// The sweep that compresses every block once.
@@ -122,6 +128,11 @@ impl Bound {
         let per_token = if file.checkpoint().container() == Container::Gguf { TRANSLATION } else { TOKENIZER };
         let tokenizer = Memory { small: per_token * model.vocabulary as u64, large: 0 };
         peak = peak.or(last).or(tokenizer).or(self.learning_all(file, length));
+        if self.needs.fisher && tokens > 0 {
+            work_bytes += Fisher::bytes(self, compressible(file));
+            flops += 8.0 * model.parts().map(|(_, g)| g.parameters() as f64).sum::<f64>() * tokens as f64;
+            peak = model.parts().fold(peak, |m, (_, graph)| m.or(backward(model, graph, length)));
+        }
         Plan {
             sweeps: self.sweeps(recipe, model.blocks.len(), samples, length),
             peak_bytes: BASE_BYTES + peak.bytes().max(if tokens > 0 { ENCODING * text_bytes } else { 0 }),
@@ -253,7 +264,7 @@ impl Bound {
             }
             for w in &weights {
                 let [rows, cols] = graph.weights[*w].shape;
-                let mut solve = held;
+                let mut solve = if self.needs.fisher { held.and_f32s(floats(w)) } else { held };
                 if self.transforms.is_empty() {
                     solve = solve.and_f32s(floats(w));
                 } else {
@@ -311,6 +322,20 @@ fn forward(graph: &Graph, tokens: usize) -> Memory {
         .into_iter()
         .chain(within.map(|n| graph.values[n.output].width()))
         .fold(Memory::default(), |m, d| m.and_f32s(chunk * d))
+}
+
+/// A sequence on its way back through one part: its numbers and their gradients, what the way forward kept, and the
+/// boundaries of all blocks.
+fn backward(model: &Model, graph: &Graph, tokens: usize) -> Memory {
+    let kept: usize = graph.values.iter().map(|v| v.dim).sum();
+    // The head is taken some rows at a time.
+    let rows = if graph.values.iter().any(|v| v.dim == model.vocabulary) { tokens.min(256) } else { tokens };
+    let boundaries = (model.blocks.len() + 1) * tokens * model.hidden;
+    let weights = graph.weights.iter().fold(Memory::default(), |m, w| {
+        let floats = w.shape[0] * w.shape[1];
+        m.and_f32s(floats).and_f32s(floats)
+    });
+    weights.and_f32s(boundaries).and_f32s(3 * rows * kept)
 }
 
 /// The sizes of `XᵀX` of all inputs of linears.

@@ -186,6 +186,7 @@ pub(crate) struct Target<'a> {
     pub(crate) name: &'a str,
     pub(crate) weight: &'a Mat,
     pub(crate) grid: &'a dyn Grid,
+    pub(crate) fisher: Option<&'a Mat>,
     pub(crate) seed: u64,
 }
 
@@ -224,6 +225,12 @@ impl State {
     }
 }
 
+/// `Σ F Δ²`; `None` if it is no number.
+fn weighted(delta: &Mat, fisher: &Mat) -> Option<f64> {
+    let terms = delta.data().iter().zip(fisher.data()).map(|(d, f)| f64::from(*f) * f64::from(*d).powi(2));
+    Some(terms.sum()).filter(|e: &f64| e.is_finite())
+}
+
 impl InputProgram<'_> {
     /// Compresses one linear.
     pub(crate) fn run(&self, target: &Target<'_>, bias: Option<Vec<f32>>) -> Result<Compressed> {
@@ -257,9 +264,9 @@ impl InputProgram<'_> {
         let without = State { low_rank: None, ..state.clone() };
         let missing = without.missing(target.weight, true);
         let InputJob { stats, team, .. } = self.input;
-        let Target { name, weight, seed, .. } = *target;
-        match residual.fit(&ResidualJob { name, weight, missing: &missing, stats, seed, team })? {
-            Side::Keep(keep) => state.keep = keep,
+        let Target { name, weight, fisher, seed, .. } = *target;
+        match residual.fit(&ResidualJob { name, weight, missing: &missing, stats, fisher, seed, team })? {
+            Side::Keep(keep) => state.keep = std::mem::take(&mut state.keep).and(keep),
             Side::LowRank(low_rank) => state.low_rank = Some(*low_rank),
         }
         Ok(())
@@ -268,9 +275,9 @@ impl InputProgram<'_> {
     fn solve(&self, target: &Target<'_>, state: &mut State) -> Result<()> {
         let solver = self.solver.as_ref().ok_or_else(|| Error::internal("a solver that did not begin"))?;
         let rest = state.low_rank.is_some().then(|| state.missing(target.weight, false));
-        let Target { name, weight, grid, seed } = *target;
+        let Target { name, weight, grid, fisher, seed } = *target;
         let weight = rest.as_ref().unwrap_or(weight);
-        let solved = solver.solve(&LinearJob { name, weight, grid, keep: &state.keep, seed })?;
+        let solved = solver.solve(&LinearJob { name, weight, grid, keep: &state.keep, fisher, seed })?;
         let Solved { storage, sparse, output_mse, warning } = solved;
         (state.codes, state.output_mse, state.warning) = (Some((storage, sparse)), output_mse, warning);
         Ok(())
@@ -280,7 +287,12 @@ impl InputProgram<'_> {
         let (mut best, mut least) = (None, f64::INFINITY);
         for _ in 0..rounds {
             self.steps(steps, target, state)?;
-            let error = self.error(&state.missing(target.weight, true)).unwrap_or(f64::INFINITY);
+            let missing = state.missing(target.weight, true);
+            let error = match (target.fisher, &self.input.stats.gram) {
+                (Some(fisher), None) => weighted(&missing, fisher),
+                _ => self.error(&missing),
+            };
+            let error = error.unwrap_or(f64::INFINITY);
             if error >= least {
                 break;
             }

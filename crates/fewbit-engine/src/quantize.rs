@@ -16,6 +16,7 @@ use crate::bound::{Bound, Choices, compressible};
 use crate::calibration::{Calibration, CalibrationSource};
 use crate::finish::Finished;
 use crate::journal::{Done, Identity, JOURNAL, Journal};
+use crate::measure::Fisher;
 use crate::origin::Origin;
 use crate::outputs::Format;
 use crate::places::Places;
@@ -34,6 +35,8 @@ pub(crate) struct Run<'a> {
     pub(crate) calibration: Option<Calibration>,
     pub(crate) places: Places,
     pub(crate) stop: &'a AtomicBool,
+    /// Once it is measured, where a pass asks for it.
+    pub(crate) fisher: Option<Fisher>,
 }
 
 /// Says what a request means, without doing it.
@@ -68,7 +71,7 @@ pub fn quantize(
         }
     });
     let (source, calibration) = prepared?;
-    let run = Run { request, file, bound, team, calibration, places, stop };
+    let run = Run { request, file, bound, team, calibration, places, stop, fisher: None };
     run.all(&source, progress)
 }
 
@@ -217,8 +220,11 @@ impl Run<'_> {
             self.places.deliver()?;
             return Ok(self.report(journal.done.into_iter().map(|d| d.report).collect(), None));
         }
-        let allocation = self.allocate(progress)?;
         let parts: Vec<Part> = compressible(&self.file).map(|(part, _)| part).collect();
+        if journal.done.len() < parts.len() {
+            self.fisher = self.measure_fisher(progress)?;
+        }
+        let allocation = self.allocate(progress)?;
         let origin = Origin::new(&self.file, &self.bound, self.team, self.request.seed)?;
         let mut streams =
             if journal.done.len() < parts.len() { self.streams(journal.done.len(), &origin)? } else { None };

@@ -3,8 +3,8 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::{
-    ActivationFormat, Error, FloatCodes, GgmlBlocks, IntCodes, LatticeCodes, Mat, Online, Result, Sides, TableCodes,
-    Tensor, TrellisCodes, VectorCodes,
+    ActivationFormat, Error, FloatCodes, GgmlBlocks, IntCodes, LatticeCodes, Mat, Online, Result, Sides, SignCodes,
+    TableCodes, Tensor, TrellisCodes, VectorCodes,
 };
 
 /// How a band of rows is stored. One variant per family of layouts; each decodes in its own file.
@@ -16,6 +16,8 @@ pub enum Storage {
     Int(IntCodes),
     /// Codes into tables of numbers.
     Table(TableCodes),
+    /// Codes of sums of few numbers of a group.
+    Signs(SignCodes),
     /// Codes into the lattice E8, eight columns each.
     Lattice(LatticeCodes),
     /// Codes into codebooks of vectors along rows.
@@ -35,6 +37,7 @@ impl Storage {
             Self::Dense(t) => [t.shape[0], t.shape[1]],
             Self::Int(c) => c.shape(),
             Self::Table(c) => c.shape(),
+            Self::Signs(c) => c.shape(),
             Self::Lattice(c) => c.shape(),
             Self::Vector(c) => c.shape(),
             Self::Trellis(c) => c.shape(),
@@ -54,6 +57,7 @@ impl Storage {
             }
             Self::Int(c) => c.decode_rows(rows, out),
             Self::Table(c) => c.decode_rows(rows, out),
+            Self::Signs(c) => c.decode_rows(rows, out),
             Self::Lattice(c) => c.decode_rows(rows, out),
             Self::Vector(c) => c.decode_rows(rows, out),
             Self::Trellis(c) => c.decode_rows(rows, out),
@@ -75,6 +79,7 @@ impl Storage {
             }
             Self::Int(c) => Self::Int(c.select_rows(rows).ok_or_else(|| parted("scales of several rows"))?),
             Self::Table(c) => Self::Table(c.select_rows(rows).ok_or_else(|| parted("scales of several rows"))?),
+            Self::Signs(c) => Self::Signs(c.select_rows(rows)),
             Self::Lattice(c) => Self::Lattice(c.select_rows(rows)),
             Self::Vector(c) => {
                 let rows_of = format!("{} rows", c.grid().len);
@@ -116,6 +121,11 @@ impl Storage {
                     parts.iter().map(|p| if let Self::Table(c) = p { Some(c) } else { None }).collect();
                 TableCodes::stack(&codes?).map(Self::Table)
             }
+            [Self::Signs(_), ..] => {
+                let codes: Option<Vec<&SignCodes>> =
+                    parts.iter().map(|p| if let Self::Signs(c) = p { Some(c) } else { None }).collect();
+                SignCodes::stack(&codes?).map(Self::Signs)
+            }
             [Self::Lattice(_), ..] => {
                 let codes: Option<Vec<&LatticeCodes>> =
                     parts.iter().map(|p| if let Self::Lattice(c) = p { Some(c) } else { None }).collect();
@@ -152,6 +162,7 @@ impl Storage {
             Self::Dense(t) => 8 * t.bytes.len() as u64,
             Self::Int(c) => c.stored_bits(),
             Self::Table(c) => c.stored_bits(),
+            Self::Signs(c) => c.stored_bits(),
             Self::Lattice(c) => c.stored_bits(),
             Self::Vector(c) => c.stored_bits(),
             Self::Trellis(c) => c.stored_bits(),

@@ -1,4 +1,5 @@
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use crate::group::pick;
 use crate::{Error, Result, ScaleType, pack_bits, packed_len};
@@ -104,11 +105,41 @@ pub enum Blocks {
     Flat(usize),
 }
 
+/// What a code of the second level stands for before scale and offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Levels {
+    /// Itself.
+    Codes,
+    /// A number of the dynamic map of 8 bits, which is finer near zero ([`dynamic_map`]).
+    Dynamic,
+}
+
+/// bitsandbytes' dynamic map of 8 bits with a sign, ascending: for each of seven decades below 1, one, two, four … 64 even
+/// steps of `0.1 … 1`, at their middles; 0; and 1.
+pub fn dynamic_map() -> &'static [f32; 256] {
+    static MAP: LazyLock<[f32; 256]> = LazyLock::new(|| {
+        let mut map = vec![0.0f32, 1.0];
+        for decade in 0..7 {
+            let steps = 1 << decade;
+            for k in 0..steps {
+                let middle = 0.1 + 0.9 * (f64::from(k) + 0.5) / f64::from(steps);
+                let value = (middle * 10f64.powi(decade - 6)) as f32;
+                map.extend([value, -value]);
+            }
+        }
+        map.sort_by(f32::total_cmp);
+        std::array::from_fn(|i| map[i])
+    });
+    &MAP
+}
+
 /// What the codes of a second level mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NestedGrid {
     /// Bits of a code, 1 to 8.
     pub bits: u8,
+    /// What a code stands for.
+    pub levels: Levels,
     /// Which numbers share parameters.
     pub blocks: Blocks,
     /// Type of the stored parameters.
@@ -143,9 +174,10 @@ impl NestedGrid {
     }
 }
 
-/// Numbers `[rows, per_row]` as codes of few bits: `n = s[block] · L(code) + m[block]`, `L` the code itself or a table.
+/// Numbers `[rows, per_row]` as codes of few bits: `n = s[block] · L(code) + m[block]`, `L` the code itself or its
+/// number of a map.
 ///
-/// The scales of scales of SpQR (3 bits over 16 rows), of QLoRA's double quantization (8 bits into a table over 256 in a
+/// The scales of scales of SpQR (3 bits over 16 rows), of QLoRA's double quantization (the dynamic map over 256 in a
 /// row, one offset for all) and of ggml's K-quants.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Nested {
@@ -158,13 +190,11 @@ pub struct Nested {
     scales: Vec<f32>,
     /// By block, or one for all, or none.
     offsets: Vec<f32>,
-    /// `[2^bits]`, or empty: codes stand for themselves.
-    table: Vec<f32>,
 }
 
 impl Nested {
-    /// Takes unpacked codes `[rows · per_row]`, scales by block that the grid's type holds exactly, offsets by block, one
-    /// or none, and a table `[2^bits]` or none.
+    /// Takes unpacked codes `[rows · per_row]`, scales by block that the grid's type holds exactly, and offsets by block,
+    /// one or none.
     ///
     /// # Errors
     /// If a size is wrong, a code is beyond the bits, or a number is none.
@@ -174,17 +204,16 @@ impl Nested {
         codes: &[u8],
         scales: Vec<f32>,
         offsets: Vec<f32>,
-        table: Vec<f32>,
     ) -> Result<Self> {
-        if !(1..=8).contains(&grid.bits) || matches!(grid.blocks, Blocks::Rows(0) | Blocks::Flat(0)) {
-            return Err(Error::input("a second level of 1 to 8 bits in blocks that hold something is possible"));
+        if !(1..=8).contains(&grid.bits) {
+            return Err(Error::input(format!("a second level of {} bits, where 1 to 8 are possible", grid.bits)));
         }
         if codes.iter().fold(0, |all, c| all | c) > ((1u32 << grid.bits) - 1) as u8 {
             return Err(Error::input(format!("the second level holds a code beyond {} bits", grid.bits)));
         }
         let mut packed = vec![0; packed_len(codes.len(), grid.bits)];
         pack_bits(codes, grid.bits, &mut packed);
-        Self::from_packed([rows, per_row], grid, packed, scales, offsets, table)
+        Self::from_packed([rows, per_row], grid, packed, scales, offsets)
     }
 
     /// As [`new`](Self::new), from a bit stream.
@@ -197,26 +226,29 @@ impl Nested {
         packed: Vec<u8>,
         scales: Vec<f32>,
         offsets: Vec<f32>,
-        table: Vec<f32>,
     ) -> Result<Self> {
+        if grid.levels == Levels::Dynamic && grid.bits != 8 {
+            return Err(Error::input(format!("the dynamic map has codes of 8 bits, not of {}", grid.bits)));
+        }
+        if !(1..=8).contains(&grid.bits) || matches!(grid.blocks, Blocks::Rows(0) | Blocks::Flat(0)) {
+            return Err(Error::input("a second level of 1 to 8 bits in blocks that hold something is possible"));
+        }
         let (numbers, blocks) = (rows * per_row, grid.count(rows, per_row));
         let fits = packed.len() == packed_len(numbers, grid.bits)
             && scales.len() == blocks
-            && (offsets.len() <= 1 || offsets.len() == blocks)
-            && (table.is_empty() || table.len() == 1 << grid.bits);
+            && (offsets.len() <= 1 || offsets.len() == blocks);
         if !fits {
             return Err(Error::input(format!(
-                "a second level of {numbers} numbers in {blocks} blocks has {} bytes of codes, {} scales, {} offsets and {} levels",
+                "a second level of {numbers} numbers in {blocks} blocks has {} bytes of codes, {} scales and {} offsets",
                 packed.len(),
                 scales.len(),
-                offsets.len(),
-                table.len()
+                offsets.len()
             )));
         }
-        if !scales.iter().chain(&offsets).chain(&table).all(|v| v.is_finite()) {
+        if !scales.iter().chain(&offsets).all(|v| v.is_finite()) {
             return Err(Error::input("a second level holds what is no number"));
         }
-        Ok(Self { rows, per_row, grid, packed, scales, offsets, table })
+        Ok(Self { rows, per_row, grid, packed, scales, offsets })
     }
 
     /// What the codes mean.
@@ -234,9 +266,9 @@ impl Nested {
         &self.packed
     }
 
-    /// Scales by block; offsets by block, one or none; the table, if codes do not stand for themselves.
-    pub fn parameters(&self) -> [&[f32]; 3] {
-        [&self.scales, &self.offsets, &self.table]
+    /// Scales by block; offsets by block, one or none.
+    pub fn parameters(&self) -> [&[f32]; 2] {
+        [&self.scales, &self.offsets]
     }
 
     /// What code `q` stands for under the scale and offset of a block: the one meaning of a code of the second level.
@@ -256,7 +288,10 @@ impl Nested {
     /// Number `i`.
     fn get(&self, i: usize) -> f32 {
         let (q, block) = (self.code(i), self.grid.block_of(i, self.per_row));
-        let level = if self.table.is_empty() { q as f32 } else { self.table[q] };
+        let level = match self.grid.levels {
+            Levels::Codes => q as f32,
+            Levels::Dynamic => dynamic_map()[q],
+        };
         let offset = if self.offsets.len() > 1 { Some(self.offsets[block]) } else { self.offsets.first().copied() };
         Self::value(self.scales[block], offset, level)
     }
@@ -283,14 +318,14 @@ impl Nested {
         let by_block = |v: &[f32]| if v.len() > 1 { blocks.iter().map(|b| v[*b]).collect() } else { v.to_vec() };
         let scales = blocks.iter().map(|b| self.scales[*b]).collect();
         let shape = [rows.len(), self.per_row];
-        Self::new(shape, self.grid, &codes, scales, by_block(&self.offsets), self.table.clone()).ok()
+        Self::new(shape, self.grid, &codes, scales, by_block(&self.offsets)).ok()
     }
 
     fn stack(parts: &[&Self]) -> Option<Self> {
         let (last, whole) = parts.split_last()?;
         let height = last.grid.height(last.per_row)?;
         let is_alike = |p: &&Self| {
-            let is_kind = p.grid == last.grid && p.per_row == last.per_row && p.table == last.table;
+            let is_kind = p.grid == last.grid && p.per_row == last.per_row;
             let has_same = match (&p.offsets[..], &last.offsets[..]) {
                 ([], []) => true,
                 // One block in a part, several in another: which kind it is cannot be told apart from its number.
@@ -306,13 +341,13 @@ impl Nested {
         let all = |of: fn(&Self) -> &Vec<f32>| parts.iter().flat_map(|p| of(p).iter().copied()).collect::<Vec<f32>>();
         let offsets = if last.offsets.len() == 1 { last.offsets.clone() } else { all(|p| &p.offsets) };
         let rows = parts.iter().map(|p| p.rows).sum();
-        Self::new([rows, last.per_row], last.grid, &codes, all(|p| &p.scales), offsets, last.table.clone()).ok()
+        Self::new([rows, last.per_row], last.grid, &codes, all(|p| &p.scales), offsets).ok()
     }
 
-    /// Everything stored, in bits; an offset for all and a table are f32.
+    /// Everything stored, in bits; an offset for all is f32.
     fn stored_bits(&self) -> u64 {
         let by_block = self.scales.len() + if self.offsets.len() > 1 { self.offsets.len() } else { 0 };
-        let single = self.table.len() + usize::from(self.offsets.len() == 1);
+        let single = usize::from(self.offsets.len() == 1);
         8 * self.packed.len() as u64 + by_block as u64 * self.grid.scale.bits() + 32 * single as u64
     }
 }
@@ -326,11 +361,11 @@ mod tests {
     }
 
     fn nested(blocks: Blocks, [rows, per_row]: [usize; 2], has_offsets: bool) -> Nested {
-        let grid = NestedGrid { bits: 3, blocks, scale: ScaleType::F16 };
+        let grid = NestedGrid { bits: 3, levels: Levels::Codes, blocks, scale: ScaleType::F16 };
         let count = grid.count(rows, per_row);
         let scales = (0..count).map(|b| 0.5 + b as f32).collect();
         let offsets = if has_offsets { (0..count).map(|b| -(b as f32)).collect() } else { Vec::new() };
-        Nested::new([rows, per_row], grid, &codes(rows * per_row), scales, offsets, Vec::new()).unwrap()
+        Nested::new([rows, per_row], grid, &codes(rows * per_row), scales, offsets).unwrap()
     }
 
     #[test]
@@ -339,12 +374,23 @@ mod tests {
         // Codes 0 5 / 2 7 / 4 1; blocks 0 1 / 0 1 / 2 3.
         assert_eq!(*n.values(), [0.0, 6.5, 1.0, 9.5, 8.0, 0.5]);
         assert_eq!(n.stored_bits(ScaleType::F32), 24 + 8 * 16);
-        let grid = NestedGrid { bits: 2, blocks: Blocks::Flat(4), scale: ScaleType::F32 };
-        let table = vec![-1.0, 0.0, 0.5, 1.0];
-        let n = Nested::new([3, 2], grid, &[0, 1, 2, 3, 3, 0], vec![2.0, 4.0], vec![10.0], table).unwrap();
+        let grid = NestedGrid { bits: 8, levels: Levels::Dynamic, blocks: Blocks::Flat(4), scale: ScaleType::F32 };
+        let n = Nested::new([3, 2], grid, &[0, 127, 191, 255, 255, 0], vec![2.0, 4.0], vec![10.0]).unwrap();
         let n = Numbers::Nested(n);
-        assert_eq!(*n.values(), [8.0, 10.0, 11.0, 12.0, 14.0, 6.0]);
-        assert_eq!(n.stored_bits(ScaleType::F16), 16 + 2 * 32 + 32 + 4 * 32);
+        let at = |q: usize| dynamic_map()[q];
+        assert_eq!(*n.values(), [2.0 * at(0) + 10.0, 10.0, 2.0 * at(191) + 10.0, 12.0, 14.0, 4.0 * at(0) + 10.0]);
+        assert_eq!(n.stored_bits(ScaleType::F16), 48 + 2 * 32 + 32);
+    }
+
+    #[test]
+    fn the_dynamic_map_is_that_of_bitsandbytes() {
+        let map = dynamic_map();
+        assert!(map.windows(2).all(|w| w[0] < w[1]));
+        assert_eq!((map[127], map[255]), (0.0, 1.0));
+        // The ends, from bitsandbytes' `create_dynamic_map()`.
+        for (q, value) in [(0, -0.992_968_75), (1, -0.978_906_3), (128, 5.5e-7), (254, 0.992_968_75)] {
+            assert!((map[q] / value - 1.0).abs() < 1e-6, "{q}: {}", map[q]);
+        }
     }
 
     #[test]
@@ -364,8 +410,8 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let grid = |bits, blocks| NestedGrid { bits, blocks, scale: ScaleType::F16 };
-        let new = |grid, codes: &[u8], scales| Nested::new([2, 2], grid, codes, scales, Vec::new(), Vec::new());
+        let grid = |bits, blocks| NestedGrid { bits, levels: Levels::Codes, blocks, scale: ScaleType::F16 };
+        let new = |grid, codes: &[u8], scales| Nested::new([2, 2], grid, codes, scales, Vec::new());
         assert!(new(grid(3, Blocks::Rows(16)), &[0, 8, 0, 0], vec![1.0; 2]).is_err());
         assert!(new(grid(3, Blocks::Rows(16)), &[0; 4], vec![1.0; 3]).is_err());
         assert!(new(grid(3, Blocks::Rows(0)), &[0; 4], vec![1.0; 2]).is_err());

@@ -1,8 +1,6 @@
 use std::ops::Range;
 
-use half::f16;
-
-use crate::{Error, Mat, Result, Storage};
+use crate::{Mat, Result, Sparse, Storage};
 
 /// What stands beside the codes of a matrix: `W = bands + sparse + left · right`.
 #[derive(Clone, Debug, Default)]
@@ -45,93 +43,6 @@ impl Sides {
     }
 }
 
-/// Few entries of a matrix `[rows, cols]`, by rows: what is added to the decoded codes.
-///
-/// 32 bits an entry (a column in 16, a value in f16) and 32 bits a row.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sparse {
-    cols: usize,
-    /// Where each row begins, and where the last ends: `[rows + 1]`.
-    starts: Vec<u32>,
-    columns: Vec<u16>,
-    values: Vec<f16>,
-}
-
-impl Sparse {
-    /// Takes the entries of all rows, in order: `starts [rows + 1]`, columns that rise within a row, finite values.
-    ///
-    /// # Errors
-    /// If a column is beyond the matrix or 16 bits, the order is another, a value is no number, or the sizes differ.
-    pub fn new(cols: usize, starts: Vec<u32>, columns: Vec<u16>, values: Vec<f16>) -> Result<Self> {
-        let is_ordered = starts.first() == Some(&0)
-            && starts.windows(2).all(|w| w[0] <= w[1])
-            && starts.last().is_some_and(|n| *n as usize == columns.len());
-        if !is_ordered || columns.len() != values.len() {
-            return Err(Error::input("the rows of the sparse entries do not add up"));
-        }
-        let sparse = Self { cols, starts, columns, values };
-        let in_order = |r: usize| sparse.row(r).0.windows(2).all(|w| w[0] < w[1]);
-        if !(0..sparse.rows()).all(in_order) || sparse.columns.iter().any(|c| usize::from(*c) >= cols) {
-            return Err(Error::input("the columns of the sparse entries are out of order or beyond the matrix"));
-        }
-        if sparse.values.iter().any(|v| !v.is_finite()) {
-            return Err(Error::input("a sparse entry is no number that f16 holds"));
-        }
-        Ok(sparse)
-    }
-
-    /// Rows of the matrix.
-    pub fn rows(&self) -> usize {
-        self.starts.len() - 1
-    }
-
-    /// Columns of the matrix.
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-
-    /// Where each row begins in columns and values, and where the last ends.
-    pub fn starts(&self) -> &[u32] {
-        &self.starts
-    }
-
-    /// Columns and values of all rows.
-    pub fn entries(&self) -> (&[u16], &[f16]) {
-        (&self.columns, &self.values)
-    }
-
-    /// Columns and values of row `r`.
-    pub fn row(&self, r: usize) -> (&[u16], &[f16]) {
-        let at = self.starts[r] as usize..self.starts[r + 1] as usize;
-        (&self.columns[at.clone()], &self.values[at])
-    }
-
-    /// Adds rows `rows` to `out[rows.len() · cols]`.
-    pub fn add_rows(&self, rows: Range<usize>, out: &mut [f32]) {
-        for (r, row) in rows.zip(out.chunks_exact_mut(self.cols)) {
-            let (columns, values) = self.row(r);
-            columns.iter().zip(values).for_each(|(c, v)| row[usize::from(*c)] += v.to_f32());
-        }
-    }
-
-    /// The same entries with these rows, in this order.
-    pub fn select_rows(&self, rows: &[usize]) -> Self {
-        let (mut starts, mut columns, mut values) = (vec![0], Vec::new(), Vec::new());
-        for r in rows {
-            let (c, v) = self.row(*r);
-            columns.extend_from_slice(c);
-            values.extend_from_slice(v);
-            starts.push(columns.len() as u32);
-        }
-        Self { cols: self.cols, starts, columns, values }
-    }
-
-    /// Everything stored, in bits.
-    pub fn stored_bits(&self) -> u64 {
-        32 * (self.starts.len() + self.columns.len()) as u64
-    }
-}
-
 /// `left [out, rank] · right [rank, in]`, each in a storage of its own.
 #[derive(Clone, Debug)]
 pub struct LowRank {
@@ -164,6 +75,8 @@ impl LowRank {
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
     use crate::{Dtype, Tensor};
 
@@ -184,14 +97,5 @@ mod tests {
         sides.select_rows(&[2, 0]).unwrap().add_rows(0..2, &mut picked);
         assert_eq!((&picked[..4], &picked[4..]), (&out[8..], &out[..4]));
         assert_eq!(sides.stored_bits(), 32 * 7 + 16 * 7);
-    }
-
-    #[test]
-    fn entries_out_of_order_are_refused() {
-        let one = || vec![f16::ONE; 2];
-        assert!(Sparse::new(4, vec![0, 2], vec![3, 1], one()).is_err());
-        assert!(Sparse::new(4, vec![0, 2], vec![1, 4], one()).is_err());
-        assert!(Sparse::new(4, vec![0, 3], vec![1, 2], one()).is_err());
-        assert!(Sparse::new(4, vec![0, 2], vec![1, 2], vec![f16::INFINITY; 2]).is_err());
     }
 }

@@ -27,7 +27,7 @@ fn solved(w: &Mat, grid: &str) -> Storage {
     let h = Mat::from_fn(SHAPE[1], SHAPE[1], |a, b| (0..256).map(|t| x[(t, a)] * x[(t, b)]).sum());
     let stats = InputStats { gram: Some(h), tokens: 256, ..InputStats::default() };
     let input = InputJob { name: "test", stats: &stats, team: &Team::new(1) };
-    let job = LinearJob { name: "test", weight: w, grid: &*grid, keep: &Keep::Nothing, seed: 0 };
+    let job = LinearJob { name: "test", weight: w, grid: &*grid, keep: &Keep::Nothing, fisher: None, seed: 0 };
     solver.begin(input).unwrap().solve(&job).unwrap().storage
 }
 

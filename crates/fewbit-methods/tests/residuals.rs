@@ -36,7 +36,7 @@ fn stats(x: &Mat) -> InputStats {
 
 fn low_rank(text: &str, missing: &Mat, stats: &InputStats, threads: usize) -> LowRank {
     let team = Team::new(threads);
-    let job = ResidualJob { name: "test", weight: missing, missing, stats, seed: 3, team: &team };
+    let job = ResidualJob { name: "test", weight: missing, missing, stats, fisher: None, seed: 3, team: &team };
     let Side::LowRank(factors) = residual("lowrank", text).fit(&job).unwrap() else { panic!("no factors") };
     *factors
 }

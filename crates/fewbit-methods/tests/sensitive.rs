@@ -41,7 +41,7 @@ fn solve(solver: &dyn Solver, grid: &dyn Grid, w: &Mat, h: &Mat, threads: usize)
     solver
         .begin(input)
         .unwrap()
-        .solve(&LinearJob { name: "test", weight: w, grid, keep: &Keep::Nothing, seed: 0 })
+        .solve(&LinearJob { name: "test", weight: w, grid, keep: &Keep::Nothing, fisher: None, seed: 0 })
         .unwrap()
 }
 
@@ -71,7 +71,7 @@ fn sensitive(threshold: f32, grid_text: &str, w: &Mat, h: &Mat, threads: usize) 
     let input = InputJob { name: "test", stats: &stats, team: &Team::new(threads) };
     let keep = Keep::Sensitive { threshold };
     let (gptq, grid) = (solver("gptq", ""), grid(grid_text));
-    let job = LinearJob { name: "test", weight: w, grid: &*grid, keep: &keep, seed: 0 };
+    let job = LinearJob { name: "test", weight: w, grid: &*grid, keep: &keep, fisher: None, seed: 0 };
     let solved = gptq.begin(input).unwrap().solve(&job).unwrap();
     let mut seen = decoded(&solved, w);
     solved.sparse.as_ref().unwrap().add_rows(0..w.rows(), seen.data_mut());
@@ -93,7 +93,7 @@ fn weights_that_cost_too_much_stay_beside_the_codes() {
             let (solved, seen) = sensitive(threshold, grid_text, &w, &h, 1);
             let again = sensitive(threshold, grid_text, &w, &h, 3);
             assert_eq!(format!("{solved:?}"), format!("{:?}", again.0), "threads matter");
-            let (count, now) = (solved.sparse.as_ref().unwrap().entries().0.len(), loss(&w, &seen, &h, 0.0));
+            let (count, now) = (solved.sparse.as_ref().unwrap().count(), loss(&w, &seen, &h, 0.0));
             assert!(count > kept && now < error, "{threshold}: {count} after {kept}, {now} after {error}");
             (kept, error) = (count, now);
             // Kept weights have no part in the error that is fed back.

@@ -41,7 +41,7 @@ fn solve(solver: &dyn Solver, grid: &dyn Grid, w: &Mat, h: &Mat, threads: usize)
     solver
         .begin(input)
         .unwrap()
-        .solve(&LinearJob { name: "test", weight: w, grid, keep: &Keep::Nothing, seed: 0 })
+        .solve(&LinearJob { name: "test", weight: w, grid, keep: &Keep::Nothing, fisher: None, seed: 0 })
         .unwrap()
 }
 

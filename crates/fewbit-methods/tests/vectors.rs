@@ -49,7 +49,7 @@ fn correlated(n: usize, seed: u64) -> Mat {
 fn solve(solver: &dyn Solver, grid: &dyn Grid, w: &Mat, h: &Mat) -> Solved {
     let stats = InputStats { gram: Some(h.clone()), tokens: 1, ..InputStats::default() };
     let input = InputJob { name: "test", stats: &stats, team: &Team::new(2) };
-    let job = LinearJob { name: "test", weight: w, grid, keep: &Keep::Nothing, seed: 3 };
+    let job = LinearJob { name: "test", weight: w, grid, keep: &Keep::Nothing, fisher: None, seed: 3 };
     solver.begin(input).unwrap().solve(&job).unwrap()
 }
 

@@ -239,12 +239,13 @@ impl Run<'_> {
                 let maps = [map.clone(), self.map(&name, End::Output, original.rows(), false, place)];
                 let [input_map, output_map] = [&maps[0], &maps[1]].map(Option::as_ref);
                 let target = mapped::weight(self.team, original.clone(), input_map, output_map);
+                let fisher = self.fisher.as_ref().map(|f| f.of(&self.bound, here.i, graph, weight));
                 for (index, grids) in allocation.candidates.iter().enumerate() {
                     self.check_stop()?;
                     let grid = grids[here.i][weight].as_deref().ok_or_else(|| Error::internal("half a candidate"))?;
                     let seed = self.request.seed.wrapping_add(place);
-                    let mut linear =
-                        program.run(&Target { name: &name, weight: &target, grid, seed }, bias.clone())?.linear;
+                    let target = Target { name: &name, weight: &target, grid, fisher: fisher.as_ref(), seed };
+                    let mut linear = program.run(&target, bias.clone())?.linear;
                     if maps.iter().any(Option::is_some) {
                         linear = self.unmapped(&linear, &maps)?;
                     }

@@ -60,6 +60,20 @@ impl Weighting<'_> {
     }
 }
 
+/// What a grid's parameters are fitted to, of what is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeighBy {
+    /// All errors alike.
+    #[default]
+    Nothing,
+    /// The diagonal of `XᵀX`: [`Weighting::Column`].
+    Columns,
+    /// The diagonal blocks of `XᵀX`: [`Weighting::Gram`].
+    Blocks,
+    /// Squared gradients: [`Weighting::Element`].
+    Fisher,
+}
+
 /// A place in a matrix: a strip, and a column of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -97,6 +111,11 @@ pub trait Grid: Send + Sync + std::fmt::Debug {
     /// What has to be known to fit its parameters.
     fn needs(&self) -> super::Needs;
 
+    /// What [`BoundGrid::fit`] is to be given; all of it among its [`needs`](Self::needs).
+    fn weigh_by(&self) -> WeighBy {
+        if self.needs().gram { WeighBy::Blocks } else { WeighBy::Nothing }
+    }
+
     /// Bits that a matrix `[rows, cols]` takes, everything stored. Equal to the storage's own count.
     fn stored_bits(&self, rows: usize, cols: usize) -> u64;
 
@@ -132,6 +151,11 @@ pub trait BoundGrid: Send + Sync {
     /// parameters within a strip are better rounded by `fit`, which every solver calls.
     fn seal(&self, params: &mut [Vec<Params>]) {
         let _ = params;
+    }
+
+    /// Whether `seal` changes what `fit` gave: then all groups have to be fitted before any is rounded.
+    fn is_sealed_as_a_whole(&self) -> bool {
+        false
     }
 
     /// Rounds tiles `[width][lane]` of one group, one or several, the first of which begins at `at`: writes as many

@@ -12,19 +12,20 @@ mod solver;
 mod transform;
 
 pub use activation::{Activation, Edges};
-pub use grid::{BoundGrid, Grid, GridJob, LANES, Params, Place, Strip, Weighting};
+pub use grid::{BoundGrid, Grid, GridJob, LANES, Params, Place, Strip, WeighBy, Weighting};
 pub use learner::{Fake, Leaf, LeafJob, Learner};
 pub use online::{End, MapJob, OnlineTransform};
 pub(crate) use registry::near;
 pub use registry::{Description, Entry, Registry, parse};
 pub use residual::{Beside, Residual, ResidualJob, Side};
 pub use rotation::{Rotation, RotationJob, Space};
-pub use rounder::{Entries, Keep, Rounded, Rounder};
+pub use rounder::{Entries, Form, Keep, Rounded, Rounder};
 pub use solver::{InputJob, InputSolver, LinearJob, Solved, Solver};
 pub use transform::{Element, SiteJob, Transform};
 
 /// What a pass has to know about the inputs of linears before it can work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a statement of its own")]
 pub struct Needs {
     /// `XᵀX` of the input.
     pub gram: bool,
@@ -32,6 +33,8 @@ pub struct Needs {
     pub mean_abs: bool,
     /// The extremes of each `x_j`.
     pub range: bool,
+    /// Squared gradients of the weights, summed over sequences: the whole model is run backward before anything else.
+    pub fisher: bool,
 }
 
 impl Needs {
@@ -41,10 +44,11 @@ impl Needs {
             gram: self.gram || other.gram,
             mean_abs: self.mean_abs || other.mean_abs,
             range: self.range || other.range,
+            fisher: self.fisher || other.fisher,
         }
     }
 
-    /// Whether calibration text has to be run.
+    /// Whether the inputs of linears are looked at.
     pub fn any(self) -> bool {
         self.gram || self.mean_abs || self.range
     }

@@ -15,6 +15,8 @@ pub struct ResidualJob<'a> {
     pub missing: &'a Mat,
     /// What its input was like.
     pub stats: &'a InputStats,
+    /// Squared gradients of the weights, where a pass asked for them.
+    pub fisher: Option<&'a Mat>,
     /// Of everything random.
     pub seed: u64,
     /// The threads.

@@ -2,22 +2,44 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use fewbit_format::{Mat, Result, Sparse, Storage};
+use fewbit_format::{Mat, Result, Sparse, SparseIndex, SparseValues, Storage};
 use half::f16;
 
-use super::{BoundGrid, GridJob, InputJob, LANES, LinearJob, Params, Place, Strip, Weighting};
+use super::{BoundGrid, GridJob, InputJob, LANES, LinearJob, Params, Place, Strip, WeighBy, Weighting};
 
 /// Weights that stay beside the codes, by strip and column: a bit per lane.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entries {
     cols: usize,
     lanes: Vec<u16>,
+    form: Form,
+}
+
+/// How kept weights are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Form {
+    /// A bit for each weight says which are kept, in the place of a column for each that is.
+    pub is_bitmap: bool,
+    /// They are codes of 8 bits under a scale for each row, in the place of f16.
+    pub is_int8: bool,
 }
 
 impl Entries {
+    /// Adds all of `others`, of a matrix of the same shape.
+    pub fn add_all(&mut self, others: &Self) {
+        self.lanes.iter_mut().zip(&others.lanes).for_each(|(all, more)| *all |= more);
+    }
+
     /// None of a matrix `[rows, cols]`.
     pub fn none(rows: usize, cols: usize) -> Self {
-        Self { cols, lanes: vec![0; Strip::count(rows) * cols] }
+        Self { cols, lanes: vec![0; Strip::count(rows) * cols], form: Form::default() }
+    }
+
+    /// The same entries, stored in this form.
+    #[must_use]
+    pub fn stored_as(mut self, form: Form) -> Self {
+        self.form = form;
+        self
     }
 
     /// Adds the weight at `(row, column)`.
@@ -56,19 +78,47 @@ pub enum Keep {
     },
 }
 
+impl Keep {
+    /// What either keeps; of two rules for the solver the later counts.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Entries(mut all), Self::Entries(more)) => {
+                all.add_all(&more);
+                Self::Entries(all)
+            }
+            (some, Self::Nothing) => some,
+            (_, other) => other,
+        }
+    }
+}
+
 /// A grid bound to one linear, as solvers use it: it knows how errors count, and which weights stay beside the codes.
 ///
 /// A kept weight is invisible when parameters are fitted; its code is that of zero, and what the solver sees is the
 /// code's value plus the f16 that makes up the difference: exactly what is stored.
 pub struct Rounder<'a> {
     grid: Box<dyn BoundGrid>,
-    /// The diagonal blocks of `XᵀX` that belong to the groups; empty where the grid does not ask for them.
-    blocks: Vec<Mat>,
+    weights: Weights<'a>,
     entries: Option<&'a Entries>,
-    /// Per strip, what is added at `(lane, column)`.
-    kept: Vec<Mutex<BTreeMap<(usize, usize), f16>>>,
+    form: Form,
+    /// Per row, the scale of kept weights of 8 bits; empty where these are f16.
+    scales: Vec<f16>,
+    /// Per strip, what is added at `(lane, column)`: a number, or a code of 8 bits.
+    kept: Vec<Mutex<BTreeMap<(usize, usize), f32>>>,
     rows: usize,
     cols: usize,
+}
+
+/// How errors count.
+enum Weights<'a> {
+    None,
+    /// The diagonal of `XᵀX`.
+    Columns(Vec<f32>),
+    /// Its diagonal blocks that belong to the groups.
+    Blocks(Vec<Mat>),
+    /// Squared gradients.
+    Each(&'a Mat),
 }
 
 /// Codes `[column][lane]` and parameters `[group]` of one strip.
@@ -90,11 +140,17 @@ impl<'a> Rounder<'a> {
             }
         }
         let grid = job.grid.begin(&GridJob { weight: &seen, stats: input.stats, seed: job.seed, team: input.team })?;
-        let gram = input.stats.gram.as_ref().filter(|_| job.grid.needs().gram);
-        let blocks = gram.map_or_else(Vec::new, |h| diagonal_blocks(h, grid.group()));
+        let weights = match (job.grid.weigh_by(), input.stats.gram.as_ref()) {
+            (WeighBy::Columns, Some(h)) => Weights::Columns((0..h.cols()).map(|j| h[(j, j)]).collect()),
+            (WeighBy::Blocks, Some(h)) => Weights::Blocks(diagonal_blocks(h, grid.group())),
+            (WeighBy::Fisher, _) => job.fisher.map_or(Weights::None, Weights::Each),
+            _ => Weights::None,
+        };
         let kept = if *job.keep == Keep::Nothing { 0 } else { Strip::count(weight.rows()) };
         let kept = (0..kept).map(|_| Mutex::default()).collect();
-        Ok(Self { grid, blocks, entries, kept, rows: weight.rows(), cols: weight.cols() })
+        let form = entries.map_or_else(Form::default, |e| e.form);
+        let scales = entries.filter(|_| form.is_int8).map_or_else(Vec::new, |e| side_scales(weight, e));
+        Ok(Self { grid, weights, entries, form, scales, kept, rows: weight.rows(), cols: weight.cols() })
     }
 
     /// Columns that are rounded together.
@@ -130,14 +186,31 @@ impl<'a> Rounder<'a> {
                 return self.fit_seen(at, values, &seen);
             }
         }
-        let by = self.blocks.get(at.column / self.group()).map_or(Weighting::None, Weighting::Gram);
-        self.grid.fit(at, values, by)
+        let columns = at.column..at.column + values.len();
+        match &self.weights {
+            Weights::None => self.grid.fit(at, values, Weighting::None),
+            Weights::Columns(w) => self.grid.fit(at, values, Weighting::Column(&w[columns])),
+            Weights::Blocks(blocks) => {
+                let block = blocks.get(at.column / self.group()).map_or(Weighting::None, Weighting::Gram);
+                self.grid.fit(at, values, block)
+            }
+            Weights::Each(_) => self.fit_seen(at, values, &vec![[1.0; LANES]; values.len()]),
+        }
     }
 
     /// Parameters of the group that begins at `at`, from the values `[group][lane]` that are `seen`, with how much each
     /// counts; 0 is out of sight.
     pub fn fit_seen(&self, at: Place, values: &[[f32; LANES]], seen: &[[f32; LANES]]) -> Params {
-        self.grid.fit(at, values, Weighting::Element(seen))
+        let weight = |column: usize, lane: usize| match &self.weights {
+            Weights::None | Weights::Blocks(_) => 1.0,
+            Weights::Columns(w) => w[column],
+            Weights::Each(m) if at.strip * LANES + lane < m.rows() => m[(at.strip * LANES + lane, column)],
+            Weights::Each(_) => 0.0,
+        };
+        let weights: Vec<[f32; LANES]> = (seen.iter().enumerate())
+            .map(|(c, seen)| std::array::from_fn(|lane| seen[lane] * weight(at.column + c, lane)))
+            .collect();
+        self.grid.fit(at, values, Weighting::Element(&weights))
     }
 
     /// The parameters of all groups of one strip.
@@ -145,6 +218,11 @@ impl<'a> Rounder<'a> {
         let group = self.group();
         let groups = strip.data.chunks_exact(group).enumerate();
         groups.map(|(k, values)| self.fit(Place { strip: index, column: k * group }, values)).collect()
+    }
+
+    /// Whether all groups have to be fitted before any is rounded.
+    pub fn is_sealed_as_a_whole(&self) -> bool {
+        self.grid.is_sealed_as_a_whole()
     }
 
     /// Rounds the parameters of all strips, once all of them are fitted.
@@ -220,10 +298,17 @@ impl<'a> Rounder<'a> {
         for (c, lanes) in decoded.iter_mut().enumerate() {
             let kept = kept(c);
             for lane in (0..LANES).filter(|lane| kept >> lane & 1 == 1) {
-                // What f16 does not reach is cut, since an infinity would spoil the row.
-                let missing = (tile[c][lane] - lanes[lane]).clamp(f16::MIN.to_f32(), f16::MAX.to_f32());
-                let side = f16::from_f32(missing);
-                lanes[lane] += side.to_f32();
+                let missing = tile[c][lane] - lanes[lane];
+                let side = if let Some(scale) = self.scales.get(at.strip * LANES + lane).map(|s| s.to_f32()) {
+                    let code = (missing / scale).round_ties_even().clamp(-127.0, 127.0);
+                    lanes[lane] += scale * code;
+                    code
+                } else {
+                    // What f16 does not reach is cut, since an infinity would spoil the row.
+                    let side = f16::from_f32(missing.clamp(f16::MIN.to_f32(), f16::MAX.to_f32())).to_f32();
+                    lanes[lane] += side;
+                    side
+                };
                 all.insert((lane, at.column + c), side);
             }
         }
@@ -239,7 +324,8 @@ impl<'a> Rounder<'a> {
         self.grid.store(codes, params)?.decode_rows(0..self.rows, values.data_mut());
         for (index, strip) in self.kept.iter().enumerate() {
             for ((lane, column), side) in strip.lock().expect("no task panics while it holds its strip").iter() {
-                values[(index * LANES + lane, *column)] += side.to_f32();
+                let row = index * LANES + lane;
+                values[(row, *column)] += self.scales.get(row).map_or(1.0, |s| s.to_f32()) * side;
             }
         }
         Ok(values)
@@ -256,17 +342,43 @@ impl<'a> Rounder<'a> {
             return Ok((storage, None));
         }
         let (mut starts, mut columns, mut values) = (vec![0], Vec::new(), Vec::new());
+        let width = self.cols.div_ceil(8);
+        let mut bitmap = vec![0u8; if self.form.is_bitmap { self.rows * width } else { 0 }];
         let mut strips: Vec<_> = self.kept.into_iter().collect();
         for r in 0..self.rows {
             let strip = strips[r / LANES].get_mut().expect("no task panics while it holds its strip");
             for ((_, column), side) in strip.range((r % LANES, 0)..(r % LANES + 1, 0)) {
-                columns.push(*column as u16);
+                if self.form.is_bitmap {
+                    bitmap[r * width + column / 8] |= 1 << (column % 8);
+                } else {
+                    columns.push(*column as u16);
+                }
                 values.push(*side);
             }
-            starts.push(columns.len() as u32);
+            starts.push(values.len() as u32);
         }
-        Ok((storage, Some(Sparse::new(self.cols, starts, columns, values)?)))
+        let index = if self.form.is_bitmap { SparseIndex::Bitmap(bitmap) } else { SparseIndex::Columns(columns) };
+        let values = if self.form.is_int8 {
+            SparseValues::Int8 { codes: values.iter().map(|v| *v as i8).collect(), scales: self.scales }
+        } else {
+            SparseValues::F16(values.iter().copied().map(f16::from_f32).collect())
+        };
+        Ok((storage, Some(Sparse::with(self.cols, starts, index, values)?)))
     }
+}
+
+/// Scales for what kept weights have more than the code of zero: their greatest magnitude and the row's mean one, with
+/// room for what solvers add to them.
+fn side_scales(weight: &Mat, entries: &Entries) -> Vec<f16> {
+    const ROOM: f32 = 1.1;
+    let of_row = |r: usize| {
+        let row = weight.row(r);
+        let kept = row.iter().enumerate().filter(|(c, _)| entries.has(r, *c)).map(|(_, w)| w.abs());
+        let mean = row.iter().map(|w| w.abs()).sum::<f32>() / row.len().max(1) as f32;
+        let scale = f16::from_f32((ROOM * kept.fold(0.0, f32::max) + mean) / 127.0);
+        if scale > f16::ZERO && scale.is_finite() { scale } else { f16::ONE }
+    };
+    (0..weight.rows()).map(of_row).collect()
 }
 
 fn diagonal_blocks(h: &Mat, group: usize) -> Vec<Mat> {

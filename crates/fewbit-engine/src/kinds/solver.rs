@@ -25,6 +25,8 @@ pub struct LinearJob<'a> {
     pub grid: &'a dyn Grid,
     /// Which weights stay beside the codes.
     pub keep: &'a Keep,
+    /// Squared gradients of the weights, where a pass asked for them.
+    pub fisher: Option<&'a Mat>,
     /// Of everything random.
     pub seed: u64,
 }

@@ -23,7 +23,9 @@ pub fn can_hold_gguf(storage: &Storage) -> Result<Elements, String> {
         Storage::Dense(t) => Ok(dense_elements(t)),
         Storage::Ggml(blocks) => Ok(Elements::Blocks(blocks.kind)),
         Storage::Float(_) => Err("GGUF files of small floats are not written; use `--format fewbit`".to_owned()),
-        Storage::Table(_) => Err("GGUF has no codes into tables of their own; use `--format fewbit`".to_owned()),
+        Storage::Table(_) | Storage::Signs(_) => {
+            Err("GGUF has no codes into tables of their own; use `--format fewbit`".to_owned())
+        }
         Storage::Lattice(_) | Storage::Vector(_) | Storage::Trellis(_) => {
             Err("GGUF has no codes of this kind; use `--format fewbit`".to_owned())
         }

@@ -106,8 +106,9 @@ impl Beside {
             team.for_pieces(y, self.rows, &|t, y| {
                 let x = &x[t * cols..(t + 1) * cols];
                 for (r, y) in y.iter_mut().enumerate() {
-                    let (columns, values) = sparse.row(r);
-                    *y += columns.iter().zip(values).map(|(c, v)| x[usize::from(*c)] * v.to_f32()).sum::<f32>();
+                    let mut sum = 0.0;
+                    sparse.for_row(r, |c, v| sum += x[c] * v);
+                    *y += sum;
                 }
             });
         }

@@ -53,6 +53,7 @@ pub(super) fn layout(storage: &Storage) -> Option<Layout> {
     match storage {
         Storage::Dense(_)
         | Storage::Table(_)
+        | Storage::Signs(_)
         | Storage::Float(_)
         | Storage::Lattice(_)
         | Storage::Vector(_)

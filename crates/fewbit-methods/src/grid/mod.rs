@@ -5,17 +5,20 @@ use fewbit_format::{Group, ScaleType};
 use fewbit_kernel::strip::quadratic;
 use serde::Deserialize;
 
+mod cluster;
 mod e8p;
 mod float;
 mod int;
+mod learned;
 mod second;
+mod signs;
 mod table;
 mod trellis;
 mod vector;
 
 /// `grid.*`
 pub(crate) const GRIDS: &[Entry<dyn Grid>] =
-    &[int::ENTRY, table::ENTRY, float::ENTRY, e8p::ENTRY, trellis::ENTRY, vector::ENTRY];
+    &[int::ENTRY, table::ENTRY, float::ENTRY, learned::ENTRY, signs::ENTRY, e8p::ENTRY, trellis::ENTRY, vector::ENTRY];
 
 /// How many columns share parameters, as a recipe says it.
 #[derive(Clone, Copy, Debug, Deserialize)]

@@ -1,7 +1,7 @@
-//! Scales and zero points of a strip as codes of a second level.
+//! Scales and zero points as codes of a second level.
 
 use fewbit_engine::kinds::{LANES, Params};
-use fewbit_format::{Blocks, Nested, NestedGrid, Numbers, Result, ScaleType, packed_len};
+use fewbit_format::{Blocks, Error, Levels, Nested, NestedGrid, Numbers, Result, ScaleType, dynamic_map, packed_len};
 
 /// Blocks of sixteen rows, one group of columns each: `n = u q + o`, `q` of so many bits (SpQR, section 4.2).
 ///
@@ -10,6 +10,29 @@ use fewbit_format::{Blocks, Nested, NestedGrid, Numbers, Result, ScaleType, pack
 pub(super) struct Second {
     pub(super) bits: u8,
     pub(super) scale: ScaleType,
+}
+
+/// Scales of a whole matrix as codes of 8 bits into the dynamic map: `s = u L(q) + μ`, `μ` the mean of all, `u` the
+/// greatest distance from it among 256 scales in a row (QLoRA, section 3, as bitsandbytes has it).
+pub(super) const DOUBLE: NestedGrid =
+    NestedGrid { bits: 8, levels: Levels::Dynamic, blocks: Blocks::Flat(256), scale: ScaleType::F32 };
+
+/// The codes, scales and offset of the scales `[rows, per_row]` of a matrix, as they will be read.
+pub(super) fn double(scales: &[f32], shape: [usize; 2]) -> Result<Numbers> {
+    let mean = (scales.iter().map(|s| f64::from(*s)).sum::<f64>() / scales.len().max(1) as f64) as f32;
+    let Blocks::Flat(len) = DOUBLE.blocks else { return Err(Error::internal("blocks that are not flat")) };
+    let (map, mut codes, mut reaches) = (dynamic_map(), Vec::with_capacity(scales.len()), Vec::new());
+    for block in scales.chunks(len) {
+        let reach = block.iter().fold(0f32, |reach, s| reach.max((s - mean).abs()));
+        for s in block {
+            let x = if reach > 0.0 { (s - mean) / reach } else { 0.0 };
+            let above = map.partition_point(|level| *level < x);
+            let nearer = above.checked_sub(1).filter(|b| above == map.len() || x - map[*b] <= map[above] - x);
+            codes.push(nearer.unwrap_or(above) as u8);
+        }
+        reaches.push(reach);
+    }
+    Nested::new(shape, DOUBLE, &codes, reaches, vec![mean]).map(Numbers::Nested)
 }
 
 /// The numbers of one block as they are stored.
@@ -22,7 +45,7 @@ pub(super) struct Block {
 
 impl Second {
     fn grid(self) -> NestedGrid {
-        NestedGrid { bits: self.bits, blocks: Blocks::Rows(LANES), scale: self.scale }
+        NestedGrid { bits: self.bits, levels: Levels::Codes, blocks: Blocks::Rows(LANES), scale: self.scale }
     }
 
     /// Bits of `[rows, per_row]` numbers.
@@ -62,5 +85,5 @@ pub(super) fn numbers(second: Second, rows: usize, params: &[Vec<Params>], from:
     let codes: Vec<u8> = (0..rows * per_row).map(code).collect();
     let of_blocks = |at: usize| params.iter().flatten().map(|p| p.0[at][0]).collect::<Vec<f32>>();
     let (scales, offsets) = (of_blocks(from + 1), of_blocks(from + 2));
-    Nested::new([rows, per_row], second.grid(), &codes, scales, offsets, Vec::new()).map(Numbers::Nested)
+    Nested::new([rows, per_row], second.grid(), &codes, scales, offsets).map(Numbers::Nested)
 }

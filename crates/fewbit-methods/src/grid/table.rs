@@ -1,21 +1,34 @@
+use std::sync::Mutex;
+
 use fewbit_engine::kinds::{BoundGrid, Entry, Grid, GridJob, LANES, Needs, Params, Place, Weighting, parse};
-use fewbit_format::{Error, Group, Result, Storage, TableCodes, TableGrid, packed_len};
+use fewbit_format::{Error, Group, Numbers, Result, Storage, TableCodes, TableGrid, packed_len};
 use serde::Deserialize;
 
+use super::second::{DOUBLE, double};
 use super::{GroupSetting, ScaleSetting, flat_codes, flat_params, group_label};
 
 pub(crate) const ENTRY: Entry<dyn Grid> = Entry {
     name: "table",
     cite: "Dettmers et al., QLoRA: Efficient Finetuning of Quantized LLMs, 2023 (arXiv:2305.14314)",
     settings: &[
-        ("levels = \"nf4\"", "the numbers: `nf4` (quantiles of a normal distribution), `fp4` (bitsandbytes)"),
+        (
+            "levels = \"nf4\"",
+            "the numbers: `nf4`, `nf3`, `nf2` (quantiles of a normal distribution), `fp4` (bitsandbytes)",
+        ),
         ("group = 64", "columns that share a scale; `\"row\"` or `\"tensor\"`"),
         (
             "scale = \"source\"",
             "type of the stored scales: `f16`, `bf16`, `f32`; `source` is bf16 for a bf16 checkpoint, else f16",
         ),
+        ("double = false", "scales are codes of 8 bits themselves, over 256 of them (double quantization)"),
     ],
-    build: |table| Ok(Box::new(parse::<TableSettings>("grid.table", table)?)),
+    build: |table| {
+        let grid: TableSettings = parse("grid.table", table)?;
+        if grid.double && matches!(grid.group.into(), Group::Tensor) {
+            return Err(Error::input("`grid.double` needs scales of rows or groups, and there is one for the matrix"));
+        }
+        Ok(Box::new(grid))
+    },
 };
 
 /// A fixed table of numbers: `ŵ = s · T[q]`, the greatest magnitude of a group at the table's end.
@@ -27,11 +40,12 @@ pub(crate) struct TableSettings {
     levels: Levels,
     group: GroupSetting,
     scale: ScaleSetting,
+    double: bool,
 }
 
 impl Default for TableSettings {
     fn default() -> Self {
-        Self { levels: Levels::Nf4, group: GroupSetting::Columns(64), scale: ScaleSetting::F16 }
+        Self { levels: Levels::Nf4, group: GroupSetting::Columns(64), scale: ScaleSetting::F16, double: false }
     }
 }
 
@@ -39,6 +53,8 @@ impl Default for TableSettings {
 #[serde(rename_all = "lowercase")]
 enum Levels {
     Nf4,
+    Nf3,
+    Nf2,
     Fp4,
 }
 
@@ -62,10 +78,16 @@ const NF4: [f32; 16] = [
     1.0,
 ];
 
+/// The same with 4 and 5, and 2 and 3, steps (LQ-LoRA, appendix A).
+const NF3: [f32; 8] = [-1.0, -0.478_629_17, -0.217_141_82, 0.0, 0.160_930_17, 0.337_915_2, 0.562_616_94, 1.0];
+const NF2: [f32; 4] = [-1.0, 0.0, 0.337_915_2, 1.0];
+
 impl Levels {
     fn name(self) -> &'static str {
         match self {
             Self::Nf4 => "nf4",
+            Self::Nf3 => "nf3",
+            Self::Nf2 => "nf2",
             Self::Fp4 => "fp4",
         }
     }
@@ -74,6 +96,8 @@ impl Levels {
     fn table(self) -> Vec<f32> {
         let magnitudes: [f32; 8] = match self {
             Self::Nf4 => return NF4.to_vec(),
+            Self::Nf3 => return NF3.to_vec(),
+            Self::Nf2 => return NF2.to_vec(),
             Self::Fp4 => [0.0, 1.0 / 192.0, 1.0 / 6.0, 0.25, 1.0 / 3.0, 0.5, 2.0 / 3.0, 1.0],
         };
         magnitudes.iter().rev().map(|m| -m).chain(magnitudes).collect()
@@ -82,7 +106,12 @@ impl Levels {
 
 impl TableSettings {
     fn grid(&self) -> TableGrid {
-        TableGrid { bits: 4, group: self.group.into(), scale: self.scale.into() }
+        let bits = match self.levels {
+            Levels::Nf4 | Levels::Fp4 => 4,
+            Levels::Nf3 => 3,
+            Levels::Nf2 => 2,
+        };
+        TableGrid { bits, group: self.group.into(), scale: self.scale.into() }
     }
 }
 
@@ -98,7 +127,14 @@ impl Grid for TableSettings {
     fn stored_bits(&self, rows: usize, cols: usize) -> u64 {
         let TableGrid { bits, group, scale } = self.grid();
         let codes = 8 * (rows * packed_len(cols, bits)) as u64;
-        codes + group.count(rows, cols) as u64 * scale.bits() + 32 * self.grid().levels() as u64
+        let numbers = group.count(rows, cols);
+        let scales = if self.double {
+            // A reach for each block, and the mean.
+            8 * numbers as u64 + 32 * (DOUBLE.count(rows, numbers / rows) + 1) as u64
+        } else {
+            numbers as u64 * scale.bits()
+        };
+        codes + scales + 32 * self.grid().levels() as u64
     }
 
     fn begin(&self, job: &GridJob<'_>) -> Result<Box<dyn BoundGrid>> {
@@ -110,7 +146,8 @@ impl Grid for TableSettings {
             return Err(Error::internal("a table that does not fill its codes"));
         }
         let midpoints = table.windows(2).map(|pair| 0.5 * (pair[0] + pair[1])).collect();
-        let mut bound = Bound { grid, table, midpoints, rows: w.rows(), cols: w.cols(), shared: None };
+        let (double, sealed) = (self.double, Mutex::default());
+        let mut bound = Bound { grid, double, sealed, table, midpoints, rows: w.rows(), cols: w.cols(), shared: None };
         if grid.group == Group::Tensor {
             bound.shared = Some(bound.scale(w.data().iter().fold(0.0, |reach, v| reach.max(v.abs()))));
         }
@@ -118,12 +155,16 @@ impl Grid for TableSettings {
     }
 
     fn label(&self) -> String {
-        format!("{} {}", self.levels.name(), group_label(self.group.into()))
+        let double = if self.double { " double" } else { "" };
+        format!("{} {}{double}", self.levels.name(), group_label(self.group.into()))
     }
 }
 
 struct Bound {
     grid: TableGrid,
+    double: bool,
+    /// The scales of the whole matrix as they will be read.
+    sealed: Mutex<Option<Numbers>>,
     table: Vec<f32>,
     midpoints: Vec<f32>,
     rows: usize,
@@ -163,6 +204,25 @@ impl BoundGrid for Bound {
         Params(vec![reach.map(|r| self.scale(r))])
     }
 
+    fn is_sealed_as_a_whole(&self) -> bool {
+        self.double
+    }
+
+    /// Double quantization: the scales of the whole matrix become those that will be read.
+    fn seal(&self, params: &mut [Vec<Params>]) {
+        if !self.double {
+            return;
+        }
+        let scales = flat_params(self.grid.group, self.rows, self.cols, params, 0);
+        let per_row = scales.len() / self.rows;
+        // Sizes are right, and finite numbers stay finite.
+        let Ok(read) = double(&scales, [self.rows, per_row]) else { return };
+        for (i, s) in read.values().iter().enumerate() {
+            params[i / per_row / LANES][i % per_row].0[0][i / per_row % LANES] = *s;
+        }
+        *self.sealed.lock().expect("no task panics while it holds the scales") = Some(read);
+    }
+
     fn round(
         &self,
         _: Place,
@@ -188,6 +248,8 @@ impl BoundGrid for Bound {
     fn store(&self, codes: Vec<Vec<[u16; LANES]>>, params: Vec<Vec<Params>>) -> Result<Storage> {
         let flat = flat_codes(self.rows, self.cols, &codes);
         let scales = flat_params(self.grid.group, self.rows, self.cols, &params, 0);
+        let sealed = self.sealed.lock().expect("no task panics while it holds the scales").take();
+        let scales = sealed.unwrap_or_else(|| scales.into());
         TableCodes::new(self.rows, self.cols, self.grid, &flat, scales, self.table.clone()).map(Storage::Table)
     }
 }
@@ -216,22 +278,27 @@ mod tests {
     fn nearest(grid: &dyn Grid, w: &Mat) -> (Mat, Mat) {
         let bound =
             grid.begin(&GridJob { weight: w, stats: &InputStats::default(), seed: 0, team: &Team::new(1) }).unwrap();
-        let (mut all_codes, mut all_params, mut seen) = (Vec::new(), Vec::new(), Mat::zeros(w.rows(), w.cols()));
+        let fit = |i: usize| {
+            let groups = Strip::of(w, i).data;
+            let groups = groups.chunks(bound.group()).enumerate();
+            let at = |k| Place { strip: i, column: k * bound.group() };
+            groups.map(|(k, values)| bound.fit(at(k), values, Weighting::None)).collect::<Vec<_>>()
+        };
+        let mut all_params: Vec<_> = (0..Strip::count(w.rows())).map(fit).collect();
+        bound.seal(&mut all_params);
+        let (mut all_codes, mut seen) = (Vec::new(), Mat::zeros(w.rows(), w.cols()));
         for i in 0..Strip::count(w.rows()) {
             let strip = Strip::of(w, i);
             let (mut codes, mut decoded) = (vec![[0; LANES]; w.cols()], vec![[0.0; LANES]; w.cols()]);
-            let mut params = Vec::new();
-            for k in 0..w.cols() / bound.group() {
+            for (k, p) in all_params[i].iter().enumerate() {
                 let at = k * bound.group()..(k + 1) * bound.group();
                 let place = Place { strip: i, column: at.start };
-                params.push(bound.fit(place, &strip.data[at.clone()], Weighting::None));
-                bound.round(place, &params[k], &strip.data[at.clone()], &mut codes[at.clone()], &mut decoded[at]);
+                bound.round(place, p, &strip.data[at.clone()], &mut codes[at.clone()], &mut decoded[at]);
             }
             for (lane, r) in strip.rows.clone().enumerate() {
                 (0..w.cols()).for_each(|c| seen[(r, c)] = decoded[c][lane]);
             }
             all_codes.push(codes);
-            all_params.push(params);
         }
         let storage = bound.store(all_codes, all_params).unwrap();
         assert_eq!(storage.stored_bits(), grid.stored_bits(w.rows(), w.cols()));
@@ -243,7 +310,7 @@ mod tests {
     #[test]
     fn what_is_stored_is_the_nearest_level_and_rounding_it_again_changes_nothing() {
         let w = normal(21, 64, 1);
-        for levels in [Levels::Nf4, Levels::Fp4] {
+        for levels in [Levels::Nf4, Levels::Nf3, Levels::Nf2, Levels::Fp4] {
             for group in ["16", "\"row\"", "\"tensor\""] {
                 let grid = build(&format!("levels = \"{}\"\ngroup = {group}\nscale = \"f32\"", levels.name()));
                 let (stored, seen) = nearest(&*grid, &w);
@@ -255,7 +322,7 @@ mod tests {
                     let width = if group == "16" { 16 } else { 64 };
                     for (k, (ws, qs)) in w.row(r).chunks(width).zip(stored.row(r).chunks(width)).enumerate() {
                         let all = if group == "\"tensor\"" { w.data() } else { ws };
-                        let scale = all.iter().fold(0f32, |m, v| m.max(v.abs())) / table[15];
+                        let scale = all.iter().fold(0f32, |m, v| m.max(v.abs())) / table[table.len() - 1];
                         for (w, q) in ws.iter().zip(qs) {
                             let best = table.iter().map(|t| (w - scale * t).abs()).fold(f32::MAX, f32::min);
                             assert!((w - q).abs() <= best + 1e-6, "{levels:?}, row {r}, group {k}: {w} became {q}");
@@ -264,6 +331,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn double_quantization_costs_four_tenths_of_a_bit_less_and_hardly_any_precision() {
+        // 320 scales: blocks of 256 begin within rows, and the last is not full.
+        let w = normal(40, 512, 3);
+        let error = |q: &Mat| -> f64 { w.data().iter().zip(q.data()).map(|(a, b)| f64::from((a - b).powi(2))).sum() };
+        let [plain, double] = ["", "double = true"].map(build);
+        let ((once, _), (twice, seen)) = (nearest(&*plain, &w), nearest(&*double, &w));
+        assert_eq!(twice, seen);
+        assert!(error(&twice) < 1.01 * error(&once), "{} {}", error(&twice), error(&once));
+        assert_eq!(double.stored_bits(4096, 4096), 4096 * (4096 * 4 + 64 * 8 + 8) + 32 + 512);
     }
 
     #[test]

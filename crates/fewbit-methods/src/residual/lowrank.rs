@@ -14,7 +14,7 @@ pub(crate) const ENTRY: Entry<dyn Residual> = Entry {
         ("rank = 8", "rank of the correction"),
         (
             "weighting = \"none\"",
-            "which errors count: `none` (all alike, LoRC), `diagonal` (columns by mean |x|, L²QER), `activations` (those of the output, by XᵀX)",
+            "which errors count: `none` (all alike, LoRC), `diagonal` (columns by mean |x|, L²QER), `activations` (those of the output, by XᵀX), `fisher` (rows and columns by their squared gradients, LQ-LoRA)",
         ),
         ("bits = 8", "bits of a number in the factors, with a scale for each row; 16 is f16"),
     ],
@@ -29,7 +29,7 @@ pub(crate) const ENTRY: Entry<dyn Residual> = Entry {
 ///
 /// Best in `‖Δ − AB‖²`, in `‖(Δ − AB) diag(mean |x|)‖²` (LQER, section 3.3), or in the error of the output
 /// `tr((Δ − AB) H (Δ − AB)ᵀ)`. In each case `A` holds the leading left singular vectors `U` of `Δ S`, `S Sᵀ` being the
-/// metric, and `B = UᵀΔ`.
+/// metric, and `B = UᵀΔ`. With a scale for each row, as LQ-LoRA has beside those of columns, `A` is divided by it.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct LowRank {
@@ -44,6 +44,7 @@ enum Weighting {
     None,
     Diagonal,
     Activations,
+    Fisher,
 }
 
 impl Default for LowRank {
@@ -101,6 +102,7 @@ impl Residual for LowRank {
         Needs {
             gram: self.weighting == Weighting::Activations,
             mean_abs: self.weighting == Weighting::Diagonal,
+            fisher: self.weighting == Weighting::Fisher,
             ..Needs::default()
         }
     }
@@ -129,27 +131,48 @@ impl Residual for LowRank {
             Weighting::Activations => Some(job.stats.gram.as_ref().ok_or_else(unknown)?),
             _ => None,
         };
-        let scaled = match self.weighting {
-            Weighting::Diagonal => {
-                let scales = relative(job.stats.mean_abs.as_ref().ok_or_else(unknown)?);
-                Some(Mat::from_fn(missing.rows(), missing.cols(), |r, c| missing[(r, c)] * scales[c]))
-            }
-            _ => None,
+        let (m, n) = (missing.rows(), missing.cols());
+        let [rows, cols] = match self.weighting {
+            Weighting::Diagonal => [Vec::new(), relative(job.stats.mean_abs.as_ref().ok_or_else(unknown)?)],
+            Weighting::Fisher => root_means(job.fisher.ok_or_else(unknown)?),
+            _ => [Vec::new(), Vec::new()],
         };
+        let of = |scales: &[f32], i: usize| scales.get(i).copied().unwrap_or(1.0);
+        let has_scales = !(rows.is_empty() && cols.is_empty());
+        let scaled = has_scales.then(|| Mat::from_fn(m, n, |r, c| missing[(r, c)] * of(&rows, r) * of(&cols, c)));
         let svd = truncated_svd(job.team, scaled.as_ref().unwrap_or(missing), metric, self.rank, job.seed);
         let rank = svd.left.rows();
         // The same factor to both sides of the balance, so that f16 holds either.
         let by = svd.values.first().map_or(1.0, |s| s.sqrt()).max(1e-20) as f32;
-        let left = Mat::from_fn(missing.rows(), rank, |r, k| svd.left[(k, r)] * by);
-        let (m, n) = (missing.rows(), missing.cols());
+        let left = Mat::from_fn(m, rank, |r, k| svd.left[(k, r)] * by / of(&rows, r));
+        // `B = Uᵀ D Δ` with D the scales of rows: nothing has to be divided by those of columns.
+        let directions = Mat::from_fn(rank, m, |k, r| svd.left[(k, r)] * of(&rows, r));
         let mut right = Mat::zeros(rank, n);
-        product_nn(job.team, rank, n, m, by.recip(), svd.left.data(), m, missing.data(), n, right.data_mut(), n);
+        product_nn(job.team, rank, n, m, by.recip(), directions.data(), m, missing.data(), n, right.data_mut(), n);
         Ok(Side::LowRank(Box::new(Factors { left: self.stored(&left)?, right: self.stored(&right)? })))
     }
 
     fn label(&self) -> String {
         format!("rank {}", self.rank)
     }
+}
+
+/// The roots of the means of each row and each column, over their greatest: what is nearest to squared gradients among
+/// products of a factor for each row and each column (LQ-LoRA, section 3.3). Rows and columns without any count little.
+fn root_means(fisher: &Mat) -> [Vec<f32>; 2] {
+    let (m, n) = (fisher.rows(), fisher.cols());
+    let (mut rows, mut cols) = (vec![0f64; m], vec![0f64; n]);
+    for (r, sum) in rows.iter_mut().enumerate() {
+        for (v, col) in fisher.row(r).iter().zip(&mut cols) {
+            *sum += f64::from(*v);
+            *col += f64::from(*v);
+        }
+    }
+    [rows, cols].map(|sums| {
+        let most = sums.iter().fold(0.0, |m: f64, s| m.max(*s));
+        let root = |s: &f64| if most > 0.0 { (s / most).sqrt().max(1e-3) as f32 } else { 1.0 };
+        sums.iter().map(root).collect()
+    })
 }
 
 /// Mean magnitudes over the middle of their range (LQER, equation 13); a dead column counts as little as any.

@@ -178,6 +178,11 @@ impl OfInput<'_> {
     ) -> Result<(Vec<Rounded>, f64, f32)> {
         let (team, gram) = (self.input.team, self.gram);
         let factor = self.factor(rounder.width())?;
+        if !self.gptq.static_groups && rounder.is_sealed_as_a_whole() {
+            return Err(Error::input(
+                "the scales of this grid are rounded together, and `solve.static_groups` is false",
+            ));
+        }
         let (n, m) = (gram.cols(), weight.rows());
         let mut w = Mat::zeros(m, n);
         team.for_pieces(w.data_mut(), n, &|r, row| gather(weight.row(r), &factor.order, row));

@@ -103,7 +103,7 @@ fn output_error(w: &Mat, grid: &dyn Grid, s: &[f32], h: &Mat, site: &SiteJob<'_>
     let mut delta = Mat::zeros(w.rows(), n);
     // Ranges as they are: the search for the clip comes after the scale.
     let (stats, team) = (&InputStats::default(), site.team);
-    let linear = LinearJob { name: site.name, weight: &scaled, grid, keep: &Keep::Nothing, seed: 0 };
+    let linear = LinearJob { name: site.name, weight: &scaled, grid, keep: &Keep::Nothing, fisher: None, seed: 0 };
     let rounder = Rounder::new(InputJob { name: site.name, stats, team }, &linear, &scaled)?;
     round_all(&rounder, &scaled, team, Some(&mut delta));
     for r in 0..w.rows() {

@@ -27,7 +27,7 @@ pub use fewbit::{Fewbit, FewbitConfig};
 pub use float8::Float8Config;
 pub use gptq::GptqConfig;
 pub use quantization::Quantization;
-pub use scheme::{FloatScheme, IntScheme, ScaleKind, Scheme, SecondLevel};
+pub use scheme::{FloatScheme, IntScheme, ScaleKind, Scheme, SecondLevel, SignScheme};
 
 use module::Module;
 

@@ -1,8 +1,8 @@
 use std::fmt;
 
 use fewbit_format::{
-    ActivationGrid, Band, Blocks, Error, FloatCodes, Group, IntCodes, Minifloat, Numbers, Result, ScaleType,
-    SecondStage, Storage, TrellisCode, VectorGrid, Zeros,
+    ActivationGrid, Band, Blocks, Error, FloatCodes, Group, IntCodes, Levels, Minifloat, Nested, Numbers, Result,
+    ScaleType, SecondStage, Signs, Storage, TrellisCode, VectorGrid, Zeros,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -17,6 +17,8 @@ pub enum Scheme {
     Int(IntScheme),
     /// Codes into tables of numbers.
     Table(TableScheme),
+    /// Codes of sums of few numbers.
+    Signs(SignScheme),
     /// Codes into the lattice E8.
     Lattice(LatticeScheme),
     /// Codes into codebooks of vectors.
@@ -49,13 +51,15 @@ pub struct IntScheme {
 pub struct SecondLevel {
     /// Bits of a code.
     pub bits: u8,
+    /// What a code stands for.
+    pub levels: Levels,
     /// Which of them share parameters.
     pub blocks: Blocks,
 }
 
 impl SecondLevel {
     fn of(numbers: &Numbers) -> Option<Self> {
-        numbers.nested().map(|n| Self { bits: n.grid().bits, blocks: n.grid().blocks })
+        numbers.nested().map(Nested::grid).map(|g| Self { bits: g.bits, levels: g.levels, blocks: g.blocks })
     }
 
     fn to_json(self) -> Value {
@@ -63,7 +67,10 @@ impl SecondLevel {
             Blocks::Rows(height) => ("rows", height),
             Blocks::Flat(len) => ("flat", len),
         };
-        json!({ "bits": self.bits, key: size })
+        match self.levels {
+            Levels::Codes => json!({ "bits": self.bits, key: size }),
+            Levels::Dynamic => json!({ "bits": self.bits, key: size, "map": "dynamic" }),
+        }
     }
 
     /// The second level of a scheme `v`, if it has one.
@@ -74,11 +81,15 @@ impl SecondLevel {
         }
         let size = |key: &str| v[key].as_u64().filter(|n| *n > 0).and_then(|n| usize::try_from(n).ok());
         let blocks = size("rows").map(Blocks::Rows).or(size("flat").map(Blocks::Flat));
-        match (bits_of(v), blocks) {
-            (Some(bits), Some(blocks)) => Ok(Some(Self { bits, blocks })),
-            _ => {
-                Err(Error::input(format!("the second level {v} does not have `bits` from 1 to 8 and `rows` or `flat`")))
-            }
+        let levels = match &v["map"] {
+            Value::Null => Some(Levels::Codes),
+            map => (map == "dynamic" && v["bits"] == 8).then_some(Levels::Dynamic),
+        };
+        match (bits_of(v), blocks, levels) {
+            (Some(bits), Some(blocks), Some(levels)) => Ok(Some(Self { bits, levels, blocks })),
+            _ => Err(Error::input(format!(
+                "the second level {v} does not have `bits` from 1 to 8, `rows` or `flat`, and no `map` but `dynamic` of 8"
+            ))),
         }
     }
 }
@@ -92,6 +103,54 @@ pub struct TableScheme {
     pub group: Group,
     /// How scales are stored as codes of a second level, if they are.
     pub second: Option<SecondLevel>,
+}
+
+/// Codes of sums of few numbers of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SignScheme {
+    /// Which sums.
+    pub signs: Signs,
+    /// Which weights share numbers.
+    pub group: Group,
+}
+
+impl SignScheme {
+    fn to_json(self) -> Value {
+        let group = group_json(self.group);
+        match self.signs {
+            Signs::Planes { count, has_offset } => json!({ "signs": count, "offset": has_offset, "group": group }),
+            Signs::Ternary => json!({ "signs": "ternary", "group": group }),
+            Signs::Range => json!({ "signs": "range", "group": group }),
+            Signs::Dual => json!({ "signs": "dual", "group": group }),
+        }
+    }
+
+    fn from_json(v: &Value) -> Result<Self> {
+        let signs = match &v["signs"] {
+            Value::String(s) if s == "ternary" => Some(Signs::Ternary),
+            Value::String(s) if s == "range" => Some(Signs::Range),
+            Value::String(s) if s == "dual" => Some(Signs::Dual),
+            n => (n.as_u64().and_then(|n| u8::try_from(n).ok()).filter(|n| (1..=8).contains(n)))
+                .zip(v["offset"].as_bool())
+                .map(|(count, has_offset)| Signs::Planes { count, has_offset }),
+        };
+        match (signs, group_from(&v["group"])) {
+            (Some(signs), Some(group)) => Ok(Self { signs, group }),
+            _ => Err(Error::input(format!(
+                "the scheme {v} does not have `signs` (1 to 8 with `offset`, `ternary`, `range`, `dual`) and `group`"
+            ))),
+        }
+    }
+}
+
+impl fmt::Display for SignScheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.signs {
+            Signs::Planes { count, .. } => write!(f, "{count} signs {}", words(self.group)),
+            Signs::Ternary | Signs::Range => write!(f, "ternary {}", words(self.group)),
+            Signs::Dual => write!(f, "dual signs {}", words(self.group)),
+        }
+    }
 }
 
 /// Small floats with scales per group.
@@ -161,6 +220,9 @@ impl Scheme {
                 let second = SecondLevel::of(codes.scales());
                 Some(Self::Table(TableScheme { bits: codes.grid().bits, group: codes.grid().group, second }))
             }
+            Storage::Signs(codes) => {
+                Some(Self::Signs(SignScheme { signs: codes.grid().signs, group: codes.grid().group }))
+            }
             Storage::Lattice(codes) => {
                 let grid = codes.grid();
                 Some(Self::Lattice(LatticeScheme { second: grid.second, group: grid.group }))
@@ -203,6 +265,7 @@ impl Scheme {
                 let json = json!({ "bits": scheme.bits, "group": group_json(scheme.group), "table": true });
                 with_second(json, scheme.second)
             }
+            Self::Signs(scheme) => scheme.to_json(),
             Self::Lattice(scheme) => json!({
                 "lattice": "e8p",
                 "second": name_of(&SECOND_STAGES, &scheme.second),
@@ -249,6 +312,7 @@ impl Scheme {
                 bands.iter().map(band).collect::<Result<_>>().map(Self::Bands)
             }
             _ if !v["element"].is_null() => FloatScheme::from_json(v).map(Self::Float),
+            _ if !v["signs"].is_null() => SignScheme::from_json(v).map(Self::Signs),
             _ if v["table"] == true => match bits_and_group(v) {
                 (Some(bits), Some(group)) => {
                     Ok(Self::Table(TableScheme { bits, group, second: SecondLevel::from_json(v)? }))
@@ -471,6 +535,7 @@ impl fmt::Display for Scheme {
                 let second = scheme.second.map_or_else(String::new, |s| format!(", scales of {} bits", s.bits));
                 write!(f, "{} bit table {}{second}", scheme.bits, words(scheme.group))
             }
+            Self::Signs(scheme) => scheme.fmt(f),
             Self::Lattice(scheme) => {
                 let bits = 2 + scheme.second.bits() / 8;
                 write!(f, "{bits} bit lattice {}", words(scheme.group))

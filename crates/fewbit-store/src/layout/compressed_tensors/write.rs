@@ -47,6 +47,7 @@ impl Layout for CompressedTensors {
             Storage::Dense(_) => Ok(()),
             Storage::Int(codes) => Self::why_not(codes).map_or(Ok(()), Err),
             Storage::Table(_) => Err("compressed-tensors has no codes into tables".to_owned()),
+            Storage::Signs(_) => Err("compressed-tensors has no codes of signs".to_owned()),
             Storage::Lattice(_) | Storage::Vector(_) | Storage::Trellis(_) => {
                 Err("compressed-tensors has no codes that are vectors".to_owned())
             }
@@ -66,7 +67,12 @@ impl Layout for CompressedTensors {
             Storage::Int(codes) => codes,
             Storage::Dense(tensor) => return Ok(vec![named("weight", tensor.clone())]),
             Storage::Float(codes) => return float(module, codes),
-            Storage::Table(_) | Storage::Lattice(_) | Storage::Vector(_) | Storage::Trellis(_) | Storage::Ggml(_) => {
+            Storage::Table(_)
+            | Storage::Signs(_)
+            | Storage::Lattice(_)
+            | Storage::Vector(_)
+            | Storage::Trellis(_)
+            | Storage::Ggml(_) => {
                 return Err(Error::internal("what it cannot hold was refused before"));
             }
         };

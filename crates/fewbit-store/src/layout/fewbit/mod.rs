@@ -24,6 +24,7 @@ const PARTS: &[&str] = &[
     "zeros",
     "offsets",
     "points",
+    "numbers",
     "group_index",
     "table",
     "global_scale",

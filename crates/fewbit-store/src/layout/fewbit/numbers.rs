@@ -5,8 +5,8 @@ use fewbit_format::{Dtype, Error, Nested, NestedGrid, Numbers, Result, ScaleType
 use crate::layout::module::{Module, scale_dtype};
 use crate::layout::scheme::SecondLevel;
 
-/// The tensors of a second level: codes, scales, offsets, table.
-const PARTS: [&str; 4] = ["codes", "scales", "offsets", "table"];
+/// The tensors of a second level: codes, scales, offsets.
+const PARTS: [&str; 3] = ["codes", "scales", "offsets"];
 
 /// The numbers that may have a second level.
 pub(super) const NUMBERS: [&str; 3] = ["scales", "offsets", "points"];
@@ -30,7 +30,7 @@ pub(super) fn tensors(
         }
         Numbers::Nested(nested) => nested,
     };
-    let ([scales, offsets, table], scale) = (nested.parameters(), nested.grid().scale);
+    let ([scales, offsets], scale) = (nested.parameters(), nested.grid().scale);
     let packed = nested.packed().to_vec();
     let mut tensors = vec![
         (PARTS[0], Tensor { dtype: Dtype::U8, shape: vec![packed.len()], bytes: packed.into() }),
@@ -39,9 +39,6 @@ pub(super) fn tensors(
     if !offsets.is_empty() {
         let dtype = if offsets.len() == 1 { Dtype::F32 } else { scale_dtype(scale) };
         tensors.push((PARTS[2], Tensor::from_f32(dtype, &[offsets.len()], offsets)?));
-    }
-    if !table.is_empty() {
-        tensors.push((PARTS[3], Tensor::from_f32(Dtype::F32, &[table.len()], table)?));
     }
     Ok(tensors.into_iter().map(|(part, t)| (format!("{name}.{part}{end}"), t)).collect())
 }
@@ -63,19 +60,18 @@ pub(super) fn read(
     let [rows, per_row] = *shape else {
         return Err(place(Error::input("one scale for the whole matrix has no second level")));
     };
-    let SecondLevel { bits, blocks } = second;
+    let SecondLevel { bits, levels, blocks } = second;
     // The tensor is there, and as long as the matrix asks for: so are all that follow from it.
     let numbers = rows.checked_mul(per_row).filter(|n| n.checked_mul(8).is_some());
     let numbers = numbers.ok_or_else(|| place(Error::input("is beyond what can be addressed")))?;
     let packed = m.part_as(&part(PARTS[0]), Dtype::U8, &[packed_len(numbers, bits)])?;
-    let count = NestedGrid { bits, blocks, scale: ScaleType::F16 }.count(rows, per_row);
+    let count = NestedGrid { bits, levels, blocks, scale: ScaleType::F16 }.count(rows, per_row);
     let (scale, scales) = m.scales(&part(PARTS[1]), &[[count]])?;
     let optional = |of: &str, shapes: &[[usize; 1]]| {
         if m.has(&part(of)) { m.scales(&part(of), shapes).map(|(_, values)| values) } else { Ok(Vec::new()) }
     };
     let offsets = optional(PARTS[2], &[[count], [1]])?;
-    let table = optional(PARTS[3], &[[1 << bits]])?;
-    let grid = NestedGrid { bits, blocks, scale };
-    let nested = Nested::from_packed([rows, per_row], grid, packed.bytes.to_vec(), scales, offsets, table);
+    let grid = NestedGrid { bits, levels, blocks, scale };
+    let nested = Nested::from_packed([rows, per_row], grid, packed.bytes.to_vec(), scales, offsets);
     Ok((scale, Numbers::Nested(nested.map_err(place)?)))
 }

@@ -2,13 +2,13 @@ use std::ops::Range;
 
 use fewbit_format::{
     Band, Dtype, Error, FloatCodes, FloatGrid, IntCodes, IntGrid, LATTICE_DIM, LatticeCodes, LatticeGrid, Result,
-    SecondStage, Storage, TILE, TableCodes, TableGrid, TrellisCodes, TrellisGrid, VectorCodes, VectorGrid, Zeros,
-    packed_len, unpack_bits,
+    SecondStage, SignCodes, SignGrid, Storage, TILE, TableCodes, TableGrid, TrellisCodes, TrellisGrid, VectorCodes,
+    VectorGrid, Zeros, packed_len, unpack_bits,
 };
 
 use super::{FewbitConfig, numbers, scale_shape};
 use crate::layout::module::Module;
-use crate::layout::scheme::{FloatScheme, IntScheme, LatticeScheme, Scheme, TableScheme, TrellisScheme};
+use crate::layout::scheme::{FloatScheme, IntScheme, LatticeScheme, Scheme, SignScheme, TableScheme, TrellisScheme};
 
 /// Reads a module whose codes are there.
 pub(in crate::layout) fn read(config: &FewbitConfig, m: Module<'_>) -> Result<Vec<Band>> {
@@ -17,6 +17,7 @@ pub(in crate::layout) fn read(config: &FewbitConfig, m: Module<'_>) -> Result<Ve
     match config.scheme_of(m.name).map(Scheme::weights) {
         Some(Scheme::Int(scheme)) => one(Storage::Int(read_band(*scheme, m, 0..rows, "")?)),
         Some(Scheme::Table(scheme)) => one(Storage::Table(read_table(*scheme, m)?)),
+        Some(Scheme::Signs(scheme)) => one(Storage::Signs(read_signs(*scheme, m)?)),
         Some(Scheme::Float(scheme)) => one(Storage::Float(read_float(*scheme, m)?)),
         Some(Scheme::Lattice(scheme)) => one(Storage::Lattice(read_lattice(*scheme, m)?)),
         Some(Scheme::Vector(grid)) => one(Storage::Vector(read_vector(*grid, m)?)),
@@ -87,6 +88,15 @@ fn read_codes(m: Module<'_>, part: &str, rows: usize, bits: u8) -> Result<Vec<u8
         unpack_bits(row, bits, out);
     }
     Ok(codes)
+}
+
+fn read_signs(scheme: SignScheme, m: Module<'_>) -> Result<SignCodes> {
+    let (SignScheme { signs, group }, [rows, cols]) = (scheme, m.shape);
+    let place = |e: Error| e.tensor(&m.full_name("weight.codes"));
+    group.check(cols).map_err(place)?;
+    let packed = m.part_as("weight.codes", Dtype::U8, &[rows, signs.row_bytes(cols)])?;
+    let (scale, numbers) = m.scales("weight.numbers", &[[rows, group.per_row(cols), signs.numbers()]])?;
+    SignCodes::from_packed(rows, cols, SignGrid { signs, group, scale }, packed.bytes.to_vec(), numbers).map_err(place)
 }
 
 fn read_table(scheme: TableScheme, m: Module<'_>) -> Result<TableCodes> {

@@ -1,33 +1,55 @@
 //! What stands beside the codes of a weight.
 
-use fewbit_format::{Dtype, Error, LowRank, Result, Sides, Sparse, Tensor};
+use fewbit_format::{Dtype, Error, LowRank, Result, Sides, Sparse, SparseIndex, SparseValues, Tensor};
 use half::f16;
 
 use crate::layout::module::Module;
 use crate::layout::{Quantization, read_linear};
 
-/// The tensors of sparse entries: where rows begin, columns, values.
-pub(super) const SPARSE: [&str; 3] = ["weight.sparse.starts", "weight.sparse.columns", "weight.sparse.values"];
+/// The tensors of sparse entries: where rows begin, columns, or a bitmap in their place; values, and scales of rows.
+pub(super) const SPARSE: [&str; 5] = [
+    "weight.sparse.starts",
+    "weight.sparse.columns",
+    "weight.sparse.bitmap",
+    "weight.sparse.values",
+    "weight.sparse.scales",
+];
 
 /// The modules of a correction of low rank.
 pub(super) const FACTORS: [&str; 2] = ["left", "right"];
 
 /// Sparse entries as tensors.
 pub(super) fn sparse_tensors(module: &str, sparse: &Sparse) -> Vec<(String, Tensor)> {
-    let (columns, values) = sparse.entries();
-    let tensor = |dtype, len, bytes: Vec<u8>| Tensor { dtype, shape: vec![len], bytes: bytes.into() };
-    let starts = sparse.starts().iter().flat_map(|n| n.to_le_bytes()).collect();
-    let parts = [
-        tensor(Dtype::U32, sparse.starts().len(), starts),
-        tensor(Dtype::U16, columns.len(), columns.iter().flat_map(|c| c.to_le_bytes()).collect()),
-        tensor(Dtype::F16, values.len(), values.iter().flat_map(|v| v.to_le_bytes()).collect()),
-    ];
-    SPARSE.iter().map(|part| format!("{module}.{part}")).zip(parts).collect()
+    let [starts, columns, bitmap, values, scales] = SPARSE;
+    let mut tensors = Vec::new();
+    let mut add = |part: &str, dtype, shape: Vec<usize>, bytes: Vec<u8>| {
+        tensors.push((format!("{module}.{part}"), Tensor { dtype, shape, bytes: bytes.into() }));
+    };
+    let (index, entries) = sparse.parts();
+    match index {
+        SparseIndex::Columns(c) => {
+            let s = sparse.starts();
+            add(starts, Dtype::U32, vec![s.len()], s.iter().flat_map(|n| n.to_le_bytes()).collect());
+            add(columns, Dtype::U16, vec![c.len()], c.iter().flat_map(|c| c.to_le_bytes()).collect());
+        }
+        SparseIndex::Bitmap(bits) => {
+            add(bitmap, Dtype::U8, vec![sparse.rows(), sparse.cols().div_ceil(8)], bits.clone());
+        }
+    }
+    let halves = |v: &[f16]| v.iter().flat_map(|v| v.to_le_bytes()).collect();
+    match entries {
+        SparseValues::F16(v) => add(values, Dtype::F16, vec![v.len()], halves(v)),
+        SparseValues::Int8 { codes, scales: s } => {
+            add(values, Dtype::I8, vec![codes.len()], codes.iter().map(|q| *q as u8).collect());
+            add(scales, Dtype::F16, vec![s.len()], halves(s));
+        }
+    }
+    tensors
 }
 
 /// What stands beside the codes of a module, if anything.
 pub(in crate::layout) fn read_sides(q: &Quantization, m: Module<'_>) -> Result<Sides> {
-    let sparse = m.has(SPARSE[0]).then(|| read_sparse(m)).transpose()?;
+    let sparse = m.has(SPARSE[3]).then(|| read_sparse(m)).transpose()?;
     let [left, right] = FACTORS.map(|f| m.full_name(f));
     let rank = ["weight", "weight.codes"].iter().find_map(|part| {
         let name = format!("{right}.{part}");
@@ -47,13 +69,26 @@ pub(in crate::layout) fn read_sides(q: &Quantization, m: Module<'_>) -> Result<S
 }
 
 fn read_sparse(m: Module<'_>) -> Result<Sparse> {
+    let [starts, columns, bitmap, values, scales] = SPARSE;
     let [rows, cols] = m.shape;
-    let count = m.part(SPARSE[1])?.len();
-    let starts = m.part_as(SPARSE[0], Dtype::U32, &[rows + 1])?;
-    let columns = m.part_as(SPARSE[1], Dtype::U16, &[count])?;
-    let values = m.part_as(SPARSE[2], Dtype::F16, &[count])?;
-    let starts = starts.bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
-    let columns = columns.bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)).collect();
-    let values = values.bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
-    Sparse::new(cols, starts, columns, values).map_err(|e| e.tensor(&m.full_name(SPARSE[0])))
+    let entries = m.part(values)?;
+    let halves = |t: &Tensor| t.bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b)).collect::<Vec<f16>>();
+    let (starts, index) = if m.has(bitmap) {
+        let bits = m.part_as(bitmap, Dtype::U8, &[rows, cols.div_ceil(8)])?;
+        (Sparse::starts_of(&bits.bytes, rows, cols), SparseIndex::Bitmap(bits.bytes.to_vec()))
+    } else {
+        let starts = m.part_as(starts, Dtype::U32, &[rows + 1])?;
+        let columns = m.part_as(columns, Dtype::U16, &[entries.len()])?;
+        let starts = starts.bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
+        let columns = columns.bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)).collect();
+        (starts, SparseIndex::Columns(columns))
+    };
+    let count = entries.len();
+    let entries = if m.has(scales) {
+        let codes = m.part_as(values, Dtype::I8, &[count])?.bytes.iter().map(|b| *b as i8).collect();
+        SparseValues::Int8 { codes, scales: halves(&m.part_as(scales, Dtype::F16, &[rows])?) }
+    } else {
+        SparseValues::F16(halves(&m.part_as(values, Dtype::F16, &[count])?))
+    };
+    Sparse::with(cols, starts, index, entries).map_err(|e| e.tensor(&m.full_name(values)))
 }

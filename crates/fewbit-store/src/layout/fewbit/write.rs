@@ -1,7 +1,7 @@
 use fewbit_format::{
     ActivationGrid, Band, Dtype, Error, FloatCodes, FloatGrid, IntCodes, IntGrid, LATTICE_DIM, LatticeCodes, Numbers,
-    Online, Result, SecondStage, Sides, Storage, TILE, TableCodes, TableGrid, Tensor, TrellisCodes, VectorCodes, Zeros,
-    pack_bits, packed_len,
+    Online, Result, SecondStage, Sides, SignCodes, SignGrid, Storage, TILE, TableCodes, TableGrid, Tensor,
+    TrellisCodes, VectorCodes, Zeros, pack_bits, packed_len,
 };
 use serde_json::Value;
 
@@ -89,6 +89,14 @@ fn bytes(module: &str, part: &str, shape: Vec<usize>, bytes: Vec<u8>) -> (String
     (format!("{module}.weight.{part}"), Tensor { dtype: Dtype::U8, shape, bytes: bytes.into() })
 }
 
+fn signs(module: &str, codes: &SignCodes) -> Result<Vec<(String, Tensor)>> {
+    let ([rows, cols], SignGrid { signs, group, scale }) = (codes.shape(), codes.grid());
+    let shape = [rows, group.per_row(cols), signs.numbers()];
+    let numbers = Tensor::from_f32(scale_dtype(scale), &shape, codes.numbers())?;
+    let packed = bytes(module, "codes", vec![rows, signs.row_bytes(cols)], codes.packed().to_vec());
+    Ok(vec![packed, (format!("{module}.weight.numbers"), numbers)])
+}
+
 fn lattice(module: &str, codes: &LatticeCodes) -> Result<Vec<(String, Tensor)>> {
     let ([rows, cols], grid) = (codes.shape(), codes.grid());
     let words = |codes: &[u16]| codes.iter().flat_map(|c| c.to_le_bytes()).collect::<Vec<u8>>();
@@ -154,6 +162,7 @@ impl Layout for Fewbit {
             Storage::Dense(tensor) => Ok(vec![(format!("{module}.weight"), tensor.clone())]),
             Storage::Int(codes) => Self::band(module, codes, ""),
             Storage::Table(codes) => Self::table(module, codes),
+            Storage::Signs(codes) => signs(module, codes),
             Storage::Lattice(codes) => lattice(module, codes),
             Storage::Vector(codes) => vector(module, codes),
             Storage::Trellis(codes) => trellis(module, codes),
