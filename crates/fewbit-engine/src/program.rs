@@ -49,12 +49,14 @@ impl Program {
 
     /// What solvers leave out has to be known before them, and only some find it out themselves.
     fn check_order(&self) -> Result<()> {
-        let (mut is_late, mut solves, mut chooses, mut is_asked) = (false, false, false, false);
+        let (mut is_late, mut solves, mut chooses, mut asked) = (false, false, None, None);
         visit(&self.steps, &mut |s| match s {
             Step::Solve(s) => (solves, chooses) = (true, s.chooses_kept()),
             Step::Residual(r) => {
                 is_late |= solves && r.beside() != Beside::Correction;
-                is_asked |= r.beside() == Beside::ChosenWhileRounding;
+                if matches!(r.beside(), Beside::ChosenWhileRounding | Beside::ChosenInTurns) {
+                    asked = Some(r.beside());
+                }
             }
             Step::Alternate(..) => {}
         });
@@ -62,9 +64,10 @@ impl Program {
             return Err(Error::input("the recipe keeps weights beside codes that are there already")
                 .hint("put that `residual` pass before `solve`"));
         }
-        if is_asked && !chooses {
+        if let Some(asked) = asked.filter(|_| asked != chooses) {
+            let solver = if asked == Beside::ChosenInTurns { "quantease" } else { "gptq" };
             return Err(Error::input("the recipe's solver does not choose which weights stay beside the codes")
-                .hint("take `solve.gptq`, or keep weights by `residual.sparse`"));
+                .hint(format!("take `solve.{solver}`, or keep weights by `residual.sparse`")));
         }
         Ok(())
     }

@@ -28,6 +28,7 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("fp8-block", include_str!("../../../recipes/fp8-block.toml")),
     ("smoothquant-w8a8", include_str!("../../../recipes/smoothquant-w8a8.toml")),
     ("quantease", include_str!("../../../recipes/quantease.toml")),
+    ("quantease-outliers", include_str!("../../../recipes/quantease-outliers.toml")),
     ("mixed", include_str!("../../../recipes/mixed.toml")),
     ("autoround", include_str!("../../../recipes/autoround.toml")),
     ("adaround", include_str!("../../../recipes/adaround.toml")),

@@ -68,6 +68,9 @@ fn learned_tables_are_best_in_their_own_measure() {
         [&|q| weighted(&w, q, |_, _| 1.0), &|q| weighted(&w, q, |_, c| 1.0 + c as f32), &|q| {
             weighted(&w, q, |r, c| f[(r, c)])
         }];
+    // Where all gradients are alike they count for nothing.
+    let ones = Mat::from_fn(21, 192, |_, _| 1.0);
+    assert_eq!(nearest(&*grid("learned", "bits = 3"), &w, &ones, &Keep::Nothing, 1).0, none);
     let uniform = nearest(&*grid("int", "bits = 3\ngroup = \"row\"\nclip = \"mse\""), &w, &f, &Keep::Nothing, 1).0;
     for (i, measure) in measures.iter().enumerate() {
         let own = measure([&none, &activations, &by_fisher][i]);
@@ -140,24 +143,18 @@ fn a_correction_by_squared_gradients_is_best_where_they_are_a_product() {
     // Here, and only here, the weighted problem has a closed solution.
     let f = Mat::from_fn(30, 20, |r, c| (1.0 + (r % 5) as f32).powi(3) * (1.0 + (c % 3) as f32).powi(2));
     let team = Team::new(1);
-    let left = |weighting: &str| {
+    let left = |weighting: &str, f: &Mat| {
         let (stats, weight) = (InputStats::default(), &missing);
-        let job = ResidualJob {
-            name: "test",
-            weight,
-            missing: weight,
-            stats: &stats,
-            fisher: Some(&f),
-            seed: 0,
-            team: &team,
-        };
+        let job =
+            ResidualJob { name: "test", weight, missing: weight, stats: &stats, fisher: Some(f), seed: 0, team: &team };
         let text = format!("rank = 4\nbits = 16\nweighting = \"{weighting}\"");
         let Side::LowRank(factors) = residual("lowrank", &text).fit(&job).unwrap() else { panic!("no factors") };
         let mut sum = Mat::zeros(30, 20);
         factors.add_rows(0..30, sum.data_mut());
         sum
     };
-    let [plain, by_fisher] = ["none", "fisher"].map(left);
+    let [plain, by_fisher] = ["none", "fisher"].map(|weighting| left(weighting, &f));
+    assert_eq!(left("fisher", &Mat::from_fn(30, 20, |_, _| 1.0)), plain, "all gradients alike");
     let best = {
         let scaled = Mat::from_fn(30, 20, |r, c| missing[(r, c)] * f[(r, c)].sqrt());
         let values = fewbit_linalg::truncated_svd(&team, &scaled, None, 20, 1).values;

@@ -39,6 +39,8 @@ pub enum Beside {
     Weights,
     /// Weights that the solver is to choose while it rounds.
     ChosenWhileRounding,
+    /// Weights that the solver is to choose in turns with the codes.
+    ChosenInTurns,
     /// A correction, at any time.
     Correction,
 }

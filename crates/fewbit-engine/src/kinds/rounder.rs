@@ -76,6 +76,11 @@ pub enum Keep {
         /// The threshold, relative to the mean over the matrix.
         threshold: f32,
     },
+    /// So many of the matrix, which a solver finds in turns with the codes (QuantEase, Algorithm 3).
+    InTurns {
+        /// How many.
+        count: usize,
+    },
 }
 
 impl Keep {

@@ -1,7 +1,7 @@
 use fewbit_format::{Mat, Result, Sparse, Storage};
 use fewbit_kernel::Team;
 
-use super::{Grid, Keep, Needs};
+use super::{Beside, Grid, Keep, Needs};
 use crate::stats::InputStats;
 
 /// What linears that read one value have in common.
@@ -52,9 +52,10 @@ pub trait Solver: Send + Sync + std::fmt::Debug {
     /// What has to be known about the inputs.
     fn needs(&self) -> Needs;
 
-    /// Whether it can choose, while it rounds, which weights stay beside the codes ([`Keep::Sensitive`]).
-    fn chooses_kept(&self) -> bool {
-        false
+    /// How it can choose which weights stay beside the codes, if it can: [`Beside::ChosenWhileRounding`] is
+    /// [`Keep::Sensitive`], [`Beside::ChosenInTurns`] is [`Keep::InTurns`].
+    fn chooses_kept(&self) -> Option<Beside> {
+        None
     }
 
     /// Bytes that one solve allocates for a matrix `[rows, cols]`, beside the matrix and its statistics.

@@ -218,8 +218,30 @@ impl Bound {
         cost
     }
 
+    /// The even steps from one end of the values to the other, as sums of signs; several planes alone know them.
+    fn even(&self, points: &Points) -> Option<Vec<f32>> {
+        let Signs::Planes { count: count @ 2.., has_offset } = self.grid.signs else { return None };
+        let seen = || points.iter().filter(|(_, h)| *h > 0.0).map(|(w, _)| *w);
+        let (mut least, mut most) = (seen().fold(0.0, f32::min), seen().fold(0.0, f32::max));
+        if !has_offset {
+            most = most.max(-least);
+            least = -most;
+        }
+        let step = (most - least) / (self.grid.signs.levels() - 1) as f32;
+        let mut numbers: Vec<f32> = (0..count).map(|i| step * 0.5 * (1u32 << i) as f32).collect();
+        numbers.extend(has_offset.then_some(0.5 * (least + most)));
+        Some(numbers)
+    }
+
+    /// Of what is found from either beginning, that which costs less.
     fn fit_row(&self, points: &Points) -> Vec<f32> {
-        let mut numbers: Vec<f32> = self.first(points).iter().map(|n| self.grid.scale.round(*n)).collect();
+        let (greedy, cost) = self.alternate(points, self.first(points));
+        let other = self.even(points).filter(|_| self.rounds > 0).map(|even| self.alternate(points, even));
+        other.filter(|(_, other)| *other < cost).map_or(greedy, |(even, _)| even)
+    }
+
+    fn alternate(&self, points: &Points, first: Vec<f32>) -> (Vec<f32>, f64) {
+        let mut numbers: Vec<f32> = first.into_iter().map(|n| self.grid.scale.round(n)).collect();
         let mut codes = vec![0; points.len()];
         let (mut least, mut best) = (self.assign(points, &numbers, &mut codes), numbers.clone());
         for _ in 0..self.rounds {
@@ -231,7 +253,7 @@ impl Bound {
             }
             (least, best) = (cost, numbers.clone());
         }
-        best
+        (best, least)
     }
 }
 

@@ -3,8 +3,8 @@ use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 
 use fewbit_engine::kinds::{
-    Entry, InputJob, InputSolver, Keep, LANES, LinearJob, Needs, Params, Place, Rounded, Rounder, Solved, Solver,
-    Strip, parse,
+    Beside, Entry, InputJob, InputSolver, Keep, LANES, LinearJob, Needs, Params, Place, Rounded, Rounder, Solved,
+    Solver, Strip, parse,
 };
 use fewbit_format::{Error, Mat, Result};
 use fewbit_kernel::Team;
@@ -112,8 +112,8 @@ impl Gptq {
 }
 
 impl Solver for Gptq {
-    fn chooses_kept(&self) -> bool {
-        true
+    fn chooses_kept(&self) -> Option<Beside> {
+        Some(Beside::ChosenWhileRounding)
     }
 
     fn needs(&self) -> Needs {

@@ -6,6 +6,7 @@ mod gptq;
 mod nearest;
 mod quantease;
 mod sensitive;
+mod thresholding;
 
 pub(crate) use nearest::round_all;
 

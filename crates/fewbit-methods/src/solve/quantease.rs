@@ -3,7 +3,7 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 use fewbit_engine::kinds::{
-    Entry, InputJob, InputSolver, LANES, LinearJob, Needs, Place, Rounded, Rounder, Solved, Solver, parse,
+    Beside, Entry, InputJob, InputSolver, Keep, LANES, LinearJob, Needs, Place, Rounded, Rounder, Solved, Solver, parse,
 };
 use fewbit_format::{Error, Mat, Result};
 use fewbit_kernel::Team;
@@ -42,7 +42,7 @@ pub(crate) const ENTRY: Entry<dyn Solver> = Entry {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct QuantEase {
-    passes: usize,
+    pub(super) passes: usize,
     relax_every: usize,
     relax_until: usize,
     start: Start,
@@ -65,7 +65,7 @@ impl Default for QuantEase {
 const BLOCK: usize = 128;
 
 impl QuantEase {
-    fn is_relaxed(&self, pass: usize) -> bool {
+    pub(super) fn is_relaxed(&self, pass: usize) -> bool {
         self.start == Start::Weights
             && self.relax_every > 0
             && pass % self.relax_every == 1 % self.relax_every
@@ -75,6 +75,10 @@ impl QuantEase {
 }
 
 impl Solver for QuantEase {
+    fn chooses_kept(&self) -> Option<Beside> {
+        Some(Beside::ChosenInTurns)
+    }
+
     fn needs(&self) -> Needs {
         Needs { gram: true, ..Needs::default() }
     }
@@ -101,32 +105,37 @@ impl Solver for QuantEase {
 }
 
 /// QuantEase on the linears of one input.
-struct OfInput<'a> {
-    quantease: &'a QuantEase,
-    input: InputJob<'a>,
-    gram: &'a Mat,
+pub(super) struct OfInput<'a> {
+    pub(super) quantease: &'a QuantEase,
+    pub(super) input: InputJob<'a>,
+    pub(super) gram: &'a Mat,
     /// Makes the values where the descent begins; else it begins at the weights.
     start: Option<gptq::OfInput<'a>>,
 }
 
 impl InputSolver for OfInput<'_> {
     fn solve(&self, job: &LinearJob<'_>) -> Result<Solved> {
+        let Keep::InTurns { count } = *job.keep else { return self.descend(job) };
+        let keep = Keep::Entries(self.kept_in_turns(job, count)?);
+        self.descend(&LinearJob { keep: &keep, ..*job })
+    }
+}
+
+impl OfInput<'_> {
+    fn descend(&self, job: &LinearJob<'_>) -> Result<Solved> {
         let (gram, team, quantease) = (self.gram, self.input.team, self.quantease);
         let weight = if self.start.is_some() { without_dead(job.weight, gram) } else { Cow::Borrowed(job.weight) };
         let rounder = Rounder::new(self.input, job, &weight)?;
-        let (m, n) = (weight.rows(), weight.cols());
+        let m = weight.rows();
         let mut found = weight.clone().into_owned();
-        let strips: Vec<Rounded> = match &self.start {
-            None => fit_all(&rounder, &weight, team).into_iter().map(|params| (vec![[0; LANES]; n], params)).collect(),
+        let descent = match &self.start {
+            None => Descent::from_weights(&rounder, &weight, gram, team),
             Some(start) => {
                 let strips = start.round(job, &rounder, &weight)?.0;
                 found = rounder.decode(&strips)?;
-                strips
+                Descent::new(&rounder, gram, team, strips)
             }
         };
-        let state = strips.into_iter().map(Mutex::new).collect();
-        let inverses = tile_inverses(gram, rounder.width());
-        let descent = Descent { rounder: &rounder, gram, inverses, team, state };
         let mut is_coded = self.start.is_some();
         for pass in 0..quantease.passes {
             let rounds = !quantease.is_relaxed(pass);
@@ -144,7 +153,7 @@ impl InputSolver for OfInput<'_> {
 }
 
 /// What all passes share.
-struct Descent<'a> {
+pub(super) struct Descent<'a> {
     rounder: &'a Rounder<'a>,
     gram: &'a Mat,
     /// Of each tile's diagonal block of `H`.
@@ -154,9 +163,21 @@ struct Descent<'a> {
     state: Vec<Mutex<Rounded>>,
 }
 
-impl Descent<'_> {
+impl<'a> Descent<'a> {
+    /// From the weights, with parameters of their own.
+    pub(super) fn from_weights(rounder: &'a Rounder<'a>, weight: &Mat, gram: &'a Mat, team: &'a Team) -> Self {
+        let params = fit_all(rounder, weight, team).into_iter();
+        let strips = params.map(|params| (vec![[0; LANES]; weight.cols()], params));
+        Self::new(rounder, gram, team, strips.collect())
+    }
+
+    fn new(rounder: &'a Rounder<'a>, gram: &'a Mat, team: &'a Team, strips: Vec<Rounded>) -> Self {
+        let inverses = tile_inverses(gram, rounder.width());
+        Self { rounder, gram, inverses, team, state: strips.into_iter().map(Mutex::new).collect() }
+    }
+
     /// `Δ = W − Ŵ`, and `Δ H`.
-    fn residual(&self, w: &Mat, found: &Mat) -> (Mat, Mat) {
+    pub(super) fn residual(&self, w: &Mat, found: &Mat) -> (Mat, Mat) {
         let (m, n) = (w.rows(), w.cols());
         let mut delta = w.clone();
         delta.data_mut().iter_mut().zip(found.data()).for_each(|(d, f)| *d -= f);
@@ -167,7 +188,7 @@ impl Descent<'_> {
     }
 
     /// Chooses every column once: real values, or codes, which may replace those that there are.
-    fn pass(&self, w: &Mat, found: &mut Mat, rounds: Option<bool>) {
+    pub(super) fn pass(&self, w: &Mat, found: &mut Mat, rounds: Option<bool>) {
         let (_, mut residual) = self.residual(w, found);
         let (m, n) = (w.rows(), w.cols());
         let mut changes = vec![0.0f32; m * BLOCK.min(n)];
@@ -257,6 +278,7 @@ impl Descent<'_> {
             }
         }
     }
+
     /// The real steps of a tile to where its objective is least, from its part of `Δ H`.
     fn steps(&self, tile: usize, pull: &[[f32; LANES]]) -> Vec<[f32; LANES]> {
         let inverse = &self.inverses[tile];
