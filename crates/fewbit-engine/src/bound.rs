@@ -15,7 +15,7 @@ use crate::kinds::{
     Activation, Edges, End, Grid, GridJob, LANES, MapJob, Needs, OnlineTransform, Params, Place, Registry, Rotation,
     Space, Transform, Weighting,
 };
-use crate::outputs::Format;
+use crate::outputs::{Format, Schemes};
 use crate::program::Program;
 use crate::recipe::{CalibrationSettings, GridSettings, Pass, Sequential, StreamOf};
 use crate::stats::InputStats;
@@ -142,9 +142,11 @@ impl Bound {
             )
             .hint("round inputs by their own range, not by a stored one"));
         }
-        if online.is_some() && !learns.is_empty() {
-            return Err(Error::input("the recipe learns through maps that run with the model, which it cannot")
-                .hint("leave out the `learn` passes, or the transform that runs with the model"));
+        if online.as_deref().is_some_and(maps_outputs) && !learns.is_empty() {
+            return Err(Error::input(
+                "the recipe learns through maps of outputs that run with the model, which it cannot",
+            )
+            .hint("leave out the `learn` passes, or the transform that runs with the model"));
         }
         let mut bound = Self {
             rotations,
@@ -246,7 +248,7 @@ impl Bound {
     }
 
     /// What every linear of the written model is stored as, by module.
-    pub(crate) fn schemes(&self, file: &ModelFile) -> Result<Vec<(String, Option<Scheme>)>> {
+    pub(crate) fn schemes(&self, file: &ModelFile) -> Result<Schemes> {
         let mut schemes: BTreeMap<String, Option<Scheme>> = BTreeMap::new();
         for ((part, graph), grids) in compressible(file).zip(&self.grids) {
             for (w, grid) in graph.weights.iter().zip(grids) {

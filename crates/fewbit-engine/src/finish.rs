@@ -14,7 +14,7 @@ use crate::bound::Bound;
 use crate::calibration::{Calibration, CalibrationSource};
 use crate::journal::Done;
 use crate::journal::Identity;
-use crate::outputs::{Format, rename, shard_name, write_file};
+use crate::outputs::{Format, Schemes, rename, shard_name, write_file};
 use crate::places::Places;
 use crate::request::Request;
 use crate::stop::crash_point;
@@ -58,7 +58,7 @@ impl Finished<'_> {
     }
 
     /// Gives the shards their final names and writes the index; returns the scheme of every linear.
-    fn index(&self, parts: &Path) -> Result<Vec<(String, Option<Scheme>)>> {
+    fn index(&self, parts: &Path) -> Result<Schemes> {
         let count = self.shards;
         let (mut map, mut total) = (BTreeMap::new(), 0u64);
         for i in 0..count {

@@ -5,9 +5,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use fewbit_format::{Error, Result};
-use fewbit_store::layout::Scheme;
 use serde::{Deserialize, Serialize};
 
+use crate::outputs::Schemes;
 use crate::report::BlockReport;
 use crate::stop::crash_point;
 
@@ -58,7 +58,7 @@ pub(crate) struct Done {
     pub(crate) block: usize,
     pub(crate) report: BlockReport,
     /// How its linears were written, by module.
-    pub(crate) schemes: Vec<(String, Option<Scheme>)>,
+    pub(crate) schemes: Schemes,
 }
 
 /// The journal of `OUT.partial/`.

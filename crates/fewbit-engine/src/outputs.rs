@@ -52,12 +52,15 @@ struct Module {
     bias: Option<Vec<f32>>,
 }
 
+/// How each linear is stored, by module; `None` where as before.
+pub(crate) type Schemes = Vec<(String, Option<Scheme>)>;
+
 /// Gathers the tensors of one part.
 pub(crate) struct Shard<'a> {
     file: &'a ModelFile,
     layout: &'a dyn Layout,
     pub(crate) tensors: Vec<(String, Tensor)>,
-    pub(crate) schemes: Vec<(String, Option<Scheme>)>,
+    pub(crate) schemes: Schemes,
 }
 
 impl<'a> Shard<'a> {

@@ -10,7 +10,6 @@ use fewbit_grad::Parameters;
 use fewbit_graph::{Edge, Graph, Op, Part, Producer, Site, Stored, WeightId};
 use fewbit_runtime::{Arithmetic, Hooks, Layer, NoHooks};
 use fewbit_store::PartWeights;
-use fewbit_store::layout::Scheme;
 
 use crate::experts::{fill_up, warning};
 use crate::fold::{BlockTensors, fold, spread};
@@ -19,7 +18,7 @@ use crate::journal::Done;
 use crate::kinds::{Element, End, InputJob, MapJob, SiteJob};
 use crate::mapped;
 use crate::origin::Origin;
-use crate::outputs::{Shard, shard_name, write_shard};
+use crate::outputs::{Schemes, Shard, shard_name, write_shard};
 use crate::program::{InputProgram, Target};
 use crate::quantize::Run;
 use crate::recipe::TokenWeights;
@@ -57,7 +56,6 @@ impl Run<'_> {
             _ => None,
         };
         let mut cached = self.cached(&graph);
-        let mut formats: Vec<Option<ActivationFormat>> = vec![None; graph.weights.len()];
         for (inputs, _) in self.bound.stages(i, &graph) {
             let mut stats = Vec::new();
             let mut filled = BTreeSet::new();
@@ -93,8 +91,7 @@ impl Run<'_> {
                     let (mut linear, base) =
                         self.linear(i, part, &graph, w, &weights, changed, program, map, &mut report)?;
                     if let (Some(act), Some(_)) = (&self.bound.input, &self.bound.grids[i][w]) {
-                        formats[w] = Some(act.format(stats)?);
-                        linear.activation = formats[w];
+                        linear.activation = Some(act.format(stats)?);
                     }
                     current[w] = Arc::new(linear);
                     bases[w] = base;
@@ -111,7 +108,10 @@ impl Run<'_> {
         report.warnings.extend(warning(i, &report.tokens_per_expert, short.len()));
         let vectors = tensors.map_or_else(|| weights.vectors.clone(), |t| t.vectors);
         let goes_on = !self.bound.is_original_stream && self.bound.compresses_after(i);
-        let is_learned = bases.iter().any(Option::is_some);
+        if self.bound.keeps_bases() {
+            self.keep_bases(i, &bases)?;
+        }
+        let is_learned = self.bound.learns_blocks() && part != Part::Head && bases.iter().any(Option::is_some);
         if let Some(streams) = &mut *streams {
             let clock = Instant::now();
             if goes_on || is_learned {
@@ -120,9 +120,6 @@ impl Run<'_> {
             if is_learned {
                 let original = Parameters::of(&graph, &weights)?;
                 self.learn(i, &graph, &original, &vectors, &bases, &mut current, streams, &mut report)?;
-                for (linear, format) in current.iter_mut().zip(&formats).filter(|(_, f)| f.is_some()) {
-                    Arc::make_mut(linear).activation = *format;
-                }
             }
             report.learn_seconds = clock.elapsed().as_secs_f64();
         }
@@ -183,7 +180,7 @@ impl Run<'_> {
         linears: &[Arc<QuantizedLinear>],
         vectors: &[Vec<f32>],
         caches: &[ActivationFormat],
-    ) -> Result<Vec<(String, Option<Scheme>)>> {
+    ) -> Result<Schemes> {
         let mut shard = Shard::new(&self.file, self.bound.format.layout());
         if part == Part::Head {
             let embed = origin.part(Part::Embed)?;
@@ -400,6 +397,7 @@ impl Run<'_> {
         let bits = done.linear.stored_bits() as f64 / (weight.rows() * weight.cols()) as f64;
         let grid = grid.label() + &self.bound.program.side_label();
         report.linears.push(LinearReport { name, grid, bits_per_weight: bits, output_mse: done.output_mse });
-        Ok((done.linear, Some(weight).filter(|_| self.bound.learns_blocks())))
+        let is_kept = self.bound.keeps_bases() || self.bound.learns_blocks() && part != Part::Head;
+        Ok((done.linear, Some(weight).filter(|_| is_kept)))
     }
 }

@@ -82,7 +82,8 @@ impl Places {
         rename(&next, &self.parts())
     }
 
-    fn generation(&self, number: usize) -> PathBuf {
+    /// The folder of generation `number` of the parts.
+    pub(crate) fn generation(&self, number: usize) -> PathBuf {
         self.partial.join(format!("parts-{number}"))
     }
 

@@ -11,7 +11,7 @@ use crate::allocate::{Allocation, Sensitivity};
 use crate::bound::{Bound, compressible};
 use crate::kinds::Space;
 use crate::measure::Fisher;
-use crate::tune::Scope;
+use crate::tune::{Learn, Scope};
 use crate::walk::CHUNK_TOKENS;
 
 /// A sweep over the model, for people and for `--dry-run`.
@@ -110,11 +110,17 @@ impl Bound {
             let plain = Plain::all(file, part);
             out_bytes += self.stored(i, graph, &plain) + 4 * graph.vectors.iter().map(|v| v.dim as u64).sum::<u64>();
             flops += self.flops(i, graph, tokens);
-            let work = self.memory(i, graph, &plain, tokens).or(self.learning(graph, length));
+            let work = self.memory(i, graph, &plain, tokens).or(self.learning(graph, length, model.blocks.len()));
             peak = peak.or(work.with(self.rotating(part, graph)));
         }
-        let streams = if self.learns_blocks() { 4 } else { 2 };
+        let streams = if self.learns.iter().any(|l| l.settings.scope != Scope::Model) { 4 } else { 2 };
         let mut work_bytes = 4 * (tokens * (streams * model.hidden + self.kept_width(model))) as u64;
+        if self.keeps_bases() {
+            let parts = compressible(file).zip(&self.grids);
+            let rounded =
+                parts.flat_map(|((_, graph), grids)| graph.weights.iter().zip(grids).filter(|(_, g)| g.is_some()));
+            work_bytes += 4 * rounded.map(|(w, _)| (w.shape[0] * w.shape[1]) as u64).sum::<u64>();
+        }
         if let Some(allocation) = &self.allocation {
             let measured = allocation.settings.samples.min(samples) * length;
             let parts = compressible(file).filter(|(part, _)| *part != Part::Head).enumerate();
@@ -219,14 +225,17 @@ impl Bound {
     }
 
     /// What learning a block holds: of each weight the base, what is learned, its best, the optimizer's, the weight and its
-    /// gradient, here and in the original; of each token in a step all values, forward and backward.
-    fn learning(&self, graph: &Graph, length: usize) -> Memory {
-        let blocks = self.learns.iter().filter(|l| l.settings.scope == Scope::Block);
+    /// gradient, here and in the original; of each token in a step all values, forward and backward. A window has as much
+    /// for each of its blocks.
+    fn learning(&self, graph: &Graph, length: usize, blocks: usize) -> Memory {
         let values: usize = graph.values.iter().map(|v| v.dim).sum();
-        let of = |batch: usize| {
-            Memory::default().and_f32s(9 * graph.parameters() as usize).and_f32s(2 * batch * length * values)
+        let of = |l: &Learn| {
+            let width = if l.settings.scope == Scope::Window { l.settings.window.min(blocks) } else { 1 };
+            let tokens = l.settings.batch * length;
+            Memory::default().and_f32s(width * (9 * graph.parameters() as usize + 2 * tokens * values))
         };
-        blocks.map(|l| of(l.settings.batch)).fold(Memory::default(), Memory::or)
+        let learns = self.learns.iter().filter(|l| l.settings.scope != Scope::Model);
+        learns.map(of).fold(Memory::default(), Memory::or)
     }
 
     /// What learning the whole model holds, as [`learning`](Self::learning) of all its blocks, and the logits of a step.

@@ -1,5 +1,6 @@
 //! The run: calibration, block after block, shards, the finished folder.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -23,7 +24,7 @@ use crate::places::Places;
 use crate::report::{BlockReport, Progress, Report};
 use crate::request::Request;
 use crate::stop::check_stop;
-use crate::tune::Scope;
+use crate::tune::{Learn, Scope, Windows};
 use crate::walk::{Streams, Walker};
 
 /// Everything that a run knows.
@@ -246,23 +247,49 @@ impl Run<'_> {
             let (shards, done, allocation) = (parts.len(), done.to_vec(), allocation.as_ref());
             Finished { file, bound, request, calibration, identity, places, shards, done, allocation }
         };
-        let learns: Vec<_> = self.bound.learns.iter().filter(|l| l.settings.scope == Scope::Model).collect();
-        for (pass, learn) in learns.iter().enumerate().skip(journal.done.len() - parts.len()) {
-            self.places.settle_parts(pass)?;
-            progress.begin("learning", 1);
-            finished(&journal.done).open_parts()?;
-            let done = self.learn_model(pass, learn, &origin)?;
-            journal.add(done)?;
-            progress.at(1);
+        let learns = self.bound.learns.iter().filter(|l| l.settings.scope != Scope::Block);
+        let mut first = parts.len();
+        for (pass, learn) in learns.enumerate() {
+            let (last, at) = (first + learn.entries(self.file.model().blocks.len()), journal.done.len());
+            if at < last {
+                finished(&journal.done).open_parts()?;
+                self.learn_rounded(pass, learn, first..last, &origin, &mut journal, progress)?;
+            }
+            self.places.settle_parts(pass + 1)?;
+            first = last;
         }
-        self.places.settle_parts(learns.len())?;
         finished(&journal.done).write()?;
         Ok(self.report(journal.done.into_iter().map(|d| d.report).collect(), allocation))
     }
 
+    /// Goes on with a pass over the rounded model, whose lines of the journal are `lines`.
+    fn learn_rounded(
+        &self,
+        pass: usize,
+        learn: &Learn,
+        lines: Range<usize>,
+        origin: &Origin<'_>,
+        journal: &mut Journal,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
+        progress.begin("learning", lines.len() as u64);
+        if learn.settings.scope == Scope::Model {
+            journal.add(self.learn_model(pass, lines.start, learn, origin)?)?;
+        } else {
+            let mut windows = Windows::open(self, learn, pass, lines.start, journal.done.len(), origin)?;
+            for line in journal.done.len()..lines.end {
+                progress.at((line - lines.start) as u64);
+                journal.add(windows.next()?)?;
+            }
+        }
+        progress.at(lines.len() as u64);
+        Ok(())
+    }
+
     fn report(&self, mut blocks: Vec<BlockReport>, allocation: Option<AllocationReport>) -> Report {
-        if !self.bound.has_head() {
-            blocks.pop();
+        let head = self.file.model().blocks.len();
+        if !self.bound.has_head() && head < blocks.len() {
+            blocks.remove(head);
         }
         Report { blocks, format: self.bound.format, allocation }
     }

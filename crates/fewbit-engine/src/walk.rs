@@ -131,7 +131,7 @@ impl<'a> Walker<'a> {
     }
 
     /// The output becomes the next block's input.
-    fn next_block(&mut self) -> Result<()> {
+    pub(crate) fn next_block(&mut self) -> Result<()> {
         self.streams.1.flush()?;
         std::mem::swap(&mut self.streams.0, &mut self.streams.1);
         Ok(())

@@ -4,6 +4,7 @@
 //! there, and put a TOML file into `recipes/`.
 
 mod act;
+mod fence;
 mod grid;
 mod learn;
 mod recipes;

@@ -33,6 +33,7 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("autoround", include_str!("../../../recipes/autoround.toml")),
     ("adaround", include_str!("../../../recipes/adaround.toml")),
     ("flexround", include_str!("../../../recipes/flexround.toml")),
+    ("cbq", include_str!("../../../recipes/cbq.toml")),
     ("omniquant", include_str!("../../../recipes/omniquant.toml")),
     ("lsq", include_str!("../../../recipes/lsq.toml")),
     ("efficientqat", include_str!("../../../recipes/efficientqat.toml")),

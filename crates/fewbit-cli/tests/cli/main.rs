@@ -8,6 +8,7 @@ mod combinations;
 mod damage;
 mod evaluate;
 mod experts;
+mod learning;
 mod models;
 mod places;
 mod program;

@@ -12,7 +12,11 @@ use crate::bench::{Bench, files, same_bytes, small_model};
 ///
 /// With `replaces`, an older result stands where the new one goes: as long as the new one is not whole, it is there.
 fn dies_everywhere(name: &str, args: &[&str], replaces: bool) {
-    let bench = Bench::new("2");
+    dies_everywhere_with("2", name, args, replaces);
+}
+
+fn dies_everywhere_with(layers: &str, name: &str, args: &[&str], replaces: bool) {
+    let bench = Bench::new(layers);
     let whole = bench.whole(name, args);
     let out = bench.path(name);
     let partial = bench.path(&format!("{name}.partial"));
@@ -79,6 +83,12 @@ fn a_folder_with_a_gguf_file_dies_everywhere() {
 fn learning_dies_everywhere() {
     let few = ["--set", "learn.steps=3", "--set", "learn.batch=2"];
     dies_everywhere("out", &[&["--recipe", "efficientqat"], &few[..]].concat(), false);
+}
+
+#[test]
+fn windows_die_everywhere() {
+    let few = ["--set", "learn.steps=2", "--set", "learn.batch=2"];
+    dies_everywhere_with("3", "out", &[&["--recipe", "cbq"], &few[..]].concat(), false);
 }
 
 #[test]

@@ -22,12 +22,12 @@ pub(super) struct Learned {
 }
 
 impl Learned {
-    /// Begins with `base`, the weight without what stands beside its codes, of which `start` was made.
+    /// Begins with `base`, the weight before it was rounded, of which `start` was made.
     pub(super) fn begin(
         learn: &Learn,
         weight: WeightId,
         name: &str,
-        base: &Mat,
+        mut base: Mat,
         start: &QuantizedLinear,
         seed: u64,
     ) -> Result<Self> {
@@ -37,18 +37,33 @@ impl Learned {
         if !start.output.is_empty() {
             return Err(Error::input("a map after the product is not learned through").tensor(name));
         }
-        let job = LeafJob { name, weight: base, start: &band.storage, steps: learn.settings.steps, seed };
-        Ok(Self::new(&learn.settings, weight, learn.learner.begin(&job)?, start))
+        let sides = Self::sides(start);
+        if let Some(sides) = &sides {
+            base.data_mut().iter_mut().zip(sides.data()).for_each(|(w, s)| *w -= s);
+        }
+        let job = LeafJob { name, weight: &base, start: &band.storage, steps: learn.settings.steps, seed };
+        Ok(Self::new(&learn.settings, weight, learn.learner.begin(&job)?, sides, start))
     }
 
-    fn new(settings: &TuneSettings, weight: WeightId, fake: Box<dyn Fake>, start: &QuantizedLinear) -> Self {
-        let lens: Vec<usize> = fake.leaves().iter().map(|l| l.values.len()).collect();
-        let [rows, cols] = start.shape;
-        let sides = (!start.sides.is_empty()).then(|| {
+    /// What stands beside the codes, if anything does.
+    fn sides(linear: &QuantizedLinear) -> Option<Mat> {
+        let [rows, cols] = linear.shape;
+        (!linear.sides.is_empty()).then(|| {
             let mut sides = Mat::zeros(rows, cols);
-            start.sides.add_rows(0..rows, sides.data_mut());
+            linear.sides.add_rows(0..rows, sides.data_mut());
             sides
-        });
+        })
+    }
+
+    fn new(
+        settings: &TuneSettings,
+        weight: WeightId,
+        fake: Box<dyn Fake>,
+        sides: Option<Mat>,
+        start: &QuantizedLinear,
+    ) -> Self {
+        let lens: Vec<usize> = fake.leaves().iter().map(|l| l.values.len()).collect();
+        let cols = start.shape[1];
         Self {
             weight,
             fake,

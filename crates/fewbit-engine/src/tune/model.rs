@@ -5,20 +5,19 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use fewbit_format::{ActivationFormat, Band, Error, Mat, QuantizedLinear, Result, Storage};
-use fewbit_grad::loss::{cross_entropy, divergence};
+use fewbit_format::{Error, Result};
+use fewbit_grad::loss::{cross_entropy, divergence, log_softmax};
 use fewbit_grad::model::{ModelFunction, Visit};
 use fewbit_grad::{Gradients, Parameters};
 use fewbit_graph::{Graph, Part};
 use fewbit_kernel::Team;
 use fewbit_runtime::Batch;
-use fewbit_store::layout::Scheme;
-use fewbit_store::{ModelFile, PartWeights};
+use fewbit_store::ModelFile;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::learned::Learned;
-use super::{Descent, Learn, LossSetting, descend, draw};
+use super::{Descent, Learn, LossSetting, descend, draw, over_all};
 use crate::bound::compressible;
 use crate::calibration::Calibration;
 use crate::journal::Done;
@@ -114,40 +113,23 @@ struct Tuning<'a> {
 }
 
 impl Run<'_> {
-    /// Learns the model that lies in the parts' folder, the `pass`th that does so, and writes it anew.
-    pub(crate) fn learn_model(&self, pass: usize, learn: &Learn, origin: &Origin<'_>) -> Result<Done> {
+    /// Learns the model that lies in the parts' folder, the `pass`th that does so, and writes it anew; `line` is its line
+    /// of the journal.
+    pub(crate) fn learn_model(&self, pass: usize, line: usize, learn: &Learn, origin: &Origin<'_>) -> Result<Done> {
         let calibration = self.calibration.as_ref().ok_or_else(|| Error::internal("learning without text"))?;
         let clock = Instant::now();
-        let compressed = ModelFile::open(&self.places.parts())?;
+        let rounded = ModelFile::open(&self.places.parts())?;
         let (mut parts, mut learned, mut of_part) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
         let mut teacher = BTreeMap::new();
         let seed = self.request.seed ^ ((pass as u64) << 56);
         for (part, graph) in self.file.model().parts() {
-            let weights = compressed.part(part)?;
             teacher.insert(part, Arc::new(Parameters::of(graph, &self.file.part(part)?)?));
-            let first = learned.len();
-            if part != Part::Embed {
-                let i = compressible(&self.file).position(|(p, _)| p == part).unwrap_or(0);
-                let bases = origin.part(part)?;
-                for (w, start) in weights.linears.iter().enumerate() {
-                    if self.bound.grids[i][w].is_some() {
-                        // Where the source is not what was rounded, the codes are all that is known of it.
-                        let is_source = self.bound.transforms.is_empty() && start.is_plain();
-                        let base = if is_source { bases.linears[w].decode() } else { codes(start) };
-                        let seed = seed.wrapping_add((i << 20 | w) as u64);
-                        learned.push(Learned::begin(learn, w, &graph.weights[w].name, &base, start, seed)?);
-                    }
-                }
+            let (parameters, of_this) = self.open_part(learn, seed, part, &rounded, origin)?;
+            if !of_this.is_empty() {
+                of_part.insert(part, learned.len()..learned.len() + of_this.len());
             }
-            if learned.len() > first {
-                of_part.insert(part, first..learned.len());
-            }
-            let plain = |l: &Arc<QuantizedLinear>| {
-                let dense = QuantizedLinear { input: Vec::new(), ..QuantizedLinear::clone(l) };
-                Arc::new(dense)
-            };
-            let linears = weights.linears.iter().map(plain).collect();
-            parts.insert(part, Arc::new(Parameters::of(graph, &PartWeights { linears, ..weights })?));
+            learned.extend(of_this);
+            parts.insert(part, Arc::new(parameters));
         }
         let function = ModelFunction::new(self.file.model().clone())?;
         let batch = Batch::sequences(learn.settings.batch.min(calibration.samples), calibration.length);
@@ -163,36 +145,14 @@ impl Run<'_> {
         };
         let losses = descend(self, &learn.settings, [usize::MAX, pass], &mut tuning)?;
         let Student { learned, of_part, .. } = tuning.student;
-        let schemes = self.write_learned(pass + 1, &compressed, origin, &learned, &of_part)?;
+        let (folder, mut schemes) = (self.places.next_parts(pass + 1)?, Vec::new());
+        for (i, (part, _)) in compressible(&self.file).enumerate() {
+            let of_part = of_part.get(&part).map_or(&[][..], |r| &learned[r.clone()]);
+            schemes.extend(self.write_part(&folder, i, &rounded, origin, of_part)?.1);
+        }
         let learn_seconds = clock.elapsed().as_secs_f64();
         let report = BlockReport { learned: vec![losses], learn_seconds, ..BlockReport::default() };
-        Ok(Done { block: compressible(&self.file).count() + pass, report, schemes })
-    }
-
-    /// Writes a new generation of shards beside the present one, and puts it in its place.
-    fn write_learned(
-        &self,
-        generation: usize,
-        compressed: &ModelFile,
-        origin: &Origin<'_>,
-        learned: &[Learned],
-        of_part: &BTreeMap<Part, Range<usize>>,
-    ) -> Result<Vec<(String, Option<Scheme>)>> {
-        let folder = self.places.next_parts(generation)?;
-        let mut schemes = Vec::new();
-        for (i, (part, _)) in compressible(&self.file).enumerate() {
-            self.check_stop()?;
-            let PartWeights { mut linears, vectors, caches } = compressed.part(part)?;
-            for learned in of_part.get(&part).map_or(&[][..], |r| &learned[r.clone()]) {
-                let linear = &mut linears[learned.weight];
-                let storage: Storage = learned.fake.bake()?;
-                let band = Band { rows: 0..linear.shape[0], storage };
-                *linear = Arc::new(QuantizedLinear { bands: vec![band], ..QuantizedLinear::clone(linear) });
-            }
-            let caches: Vec<ActivationFormat> = caches.into_iter().flatten().collect();
-            schemes.extend(self.write(&folder, i, part, origin, &linears, &vectors, &caches)?);
-        }
-        Ok(schemes)
+        Ok(Done { block: line, report, schemes })
     }
 }
 
@@ -215,16 +175,8 @@ impl Descent for Tuning<'_> {
 
     fn loss(&mut self) -> Result<f64> {
         self.student.refresh(1.0)?;
-        let (samples, count) = (self.calibration.samples, self.batch.spans().len());
-        let (mut sum, mut batches) = (0.0, 0);
-        for first in (0..samples).step_by(count) {
-            self.run.check_stop()?;
-            // The last batch is filled up with sequences that were there before.
-            let sequences: Vec<usize> = (0..count).map(|i| (first + i) % samples).collect();
-            sum += self.pass(&sequences)?;
-            batches += 1;
-        }
-        Ok(sum / f64::from(batches))
+        let (run, samples, count) = (self.run, self.calibration.samples, self.batch.spans().len());
+        over_all(run, samples, count, |sequences| self.pass(sequences))
     }
 }
 
@@ -266,17 +218,4 @@ impl Tuning<'_> {
             function.loss(team, batch, &ids, student, &mut loss)
         }
     }
-}
-
-/// What the bands of a linear decode to.
-fn codes(linear: &QuantizedLinear) -> Mat {
-    QuantizedLinear::of_bands(linear.shape, linear.bands.clone(), None).decode()
-}
-
-/// Logarithms of the softmax of each row.
-fn log_softmax(team: &Team, logits: &mut [f32], vocabulary: usize) {
-    team.for_pieces(logits, vocabulary, &|_, row| {
-        let (_, log_sum) = fewbit_kernel::elementwise::log_softmax_stats(row);
-        row.iter_mut().for_each(|x| *x -= log_sum as f32);
-    });
 }

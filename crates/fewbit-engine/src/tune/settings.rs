@@ -10,7 +10,7 @@ pub struct TuneSettings {
     pub scope: Scope,
     /// What is pulled to what: a whole model's logits; a block's outputs are always compared by their squared error.
     pub loss: LossSetting,
-    /// Steps of the optimizer, for each block.
+    /// Steps of the optimizer, for each block, each window, or the model.
     pub steps: usize,
     /// Sequences of a step, drawn at random.
     pub batch: usize,
@@ -22,6 +22,10 @@ pub struct TuneSettings {
     pub mix: f32,
     /// Whether the original block's output on the same input is a second target (OmniQuant's `aug_loss`).
     pub aug: bool,
+    /// Weight of `KL(softmax(target) ‖ softmax(output))` beside a block's squared error (CBQ).
+    pub soft: f32,
+    /// Blocks of a window (CBQ).
+    pub window: usize,
 }
 
 /// What is learned at once.
@@ -30,6 +34,9 @@ pub struct TuneSettings {
 pub enum Scope {
     /// A block, its output pulled to that of the original block.
     Block,
+    /// Windows of consecutive blocks, once all of the model is rounded: what the last block of a window makes is pulled to
+    /// what the original makes, then the window moves on by one block.
+    Window,
     /// The model, once all of it is rounded.
     Model,
 }
@@ -74,6 +81,8 @@ impl Default for TuneSettings {
             decay: DecaySetting::Linear,
             mix: 0.0,
             aug: false,
+            soft: 0.0,
+            window: 2,
         }
     }
 }
@@ -81,17 +90,22 @@ impl Default for TuneSettings {
 impl TuneSettings {
     /// All settings with their defaults, for people: a recipe writes them beside the learner's own.
     pub const SETTINGS: &'static [(&'static str, &'static str)] = &[
-        ("scope = \"block\"", "what is learned at once: a `block`, or the `model`, once all of it is rounded"),
+        (
+            "scope = \"block\"",
+            "what is learned at once: a `block`; a `window` of blocks or the `model`, once all of it is rounded",
+        ),
         (
             "loss = \"kl\"",
             "what a whole model is pulled to: `kl` (the original's distribution), `ce` (the text's next token)",
         ),
-        ("steps = 200", "steps of the optimizer, for each block or for the model"),
+        ("steps = 200", "steps of the optimizer, for each block, each window, or the model"),
         ("batch = 8", "sequences of a step, drawn at random"),
         ("optimizer = \"sign\"", "`sign` (the gradient's sign alone) or `adam`"),
         ("decay = \"linear\"", "how rates fall: `constant`, `linear`, `cosine` (to a twentieth)"),
         ("mix = 0.0", "share of a block's input that comes from the original stream (QDrop)"),
         ("aug = false", "the original block's output on the same input as a second target (OmniQuant)"),
+        ("soft = 0.0", "weight of the divergence of the outputs' softmax beside a block's squared error (CBQ)"),
+        ("window = 2", "blocks of a window, which moves on by one block at a time (CBQ)"),
     ];
 
     /// Whether a setting of that name is one of all learners.
@@ -102,6 +116,16 @@ impl TuneSettings {
     pub(crate) fn check(&self) -> Result<()> {
         if self.steps == 0 || self.batch == 0 {
             return Err(Error::input("`learn.steps` and `learn.batch` are positive numbers"));
+        }
+        if self.window == 0 {
+            return Err(Error::input("`learn.window` is 0, where a positive number is needed"));
+        }
+        if !(self.soft.is_finite() && self.soft >= 0.0) {
+            return Err(Error::input(format!("`learn.soft` is {}, where 0 or a positive number is needed", self.soft)));
+        }
+        if self.scope != Scope::Block && self.mix > 0.0 {
+            return Err(Error::input("`learn.mix` mixes the inputs of single blocks")
+                .hint("set `learn.mix=0`, or `learn.scope=\"block\"`"));
         }
         if !(0.0..=1.0).contains(&self.mix) {
             return Err(Error::input(format!("`learn.mix` is {}, where 0 to 1 is possible", self.mix)));

@@ -7,4 +7,4 @@ mod squared;
 mod vocabulary;
 
 pub use squared::squared_error;
-pub use vocabulary::{cross_entropy, divergence};
+pub use vocabulary::{cross_entropy, divergence, log_softmax};

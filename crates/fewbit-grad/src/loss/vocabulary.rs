@@ -52,6 +52,17 @@ pub fn divergence(team: &Team, logits: &mut [f32], vocabulary: usize, log_p: &[f
     })
 }
 
+/// Each row `x` of `[tokens, vocabulary]` becomes `ln softmax(x)`.
+///
+/// # Panics
+/// If the rows are not whole.
+pub fn log_softmax(team: &Team, rows: &mut [f32], vocabulary: usize) {
+    team.for_pieces(rows, vocabulary, &|_, row| {
+        let (_, log_sum) = elementwise::log_softmax_stats(row);
+        row.iter_mut().for_each(|x| *x -= log_sum as f32);
+    });
+}
+
 /// Calls `task(row number, row, weight)` on each row, and adds what it returns in order.
 fn by_row(
     team: &Team,

@@ -5,6 +5,7 @@ use serde::Deserialize;
 
 use super::second::{self, Second};
 use super::{GroupSetting, ScaleSetting, errors, flat_codes, flat_params, group_label};
+use crate::fence::fence;
 
 pub(crate) const ENTRY: Entry<dyn Grid> = Entry {
     name: "int",
@@ -23,7 +24,7 @@ pub(crate) const ENTRY: Entry<dyn Grid> = Entry {
         ),
         (
             "clip = \"minmax\"",
-            "how a group's range is chosen: `minmax`, `mse` (least `Σ|w − ŵ|^2.4`), `output` (least error of the group's output; `minmax` while scales are searched), `proximal` (HQQ's offsets; with `zero = \"offset\"`)",
+            "how a group's range is chosen: `minmax`, `mse` (least `Σ|w − ŵ|^2.4`), `output` (least error of the group's output; `minmax` while scales are searched), `proximal` (HQQ's offsets; with `zero = \"offset\"`), `fence` (the extremes without the matrix's far tail: CBQ)",
         ),
         (
             "second = 0",
@@ -89,6 +90,8 @@ enum Clip {
     Output,
     /// The whole range, its offset moved by half-quadratic steps (HQQ).
     Proximal,
+    /// The extremes, the matrix's tail cut off where it begins (CBQ).
+    Fence,
 }
 
 impl IntSettings {
@@ -129,7 +132,7 @@ impl IntSettings {
     /// Shrink factors of the range, the whole range first.
     fn shrinks(&self) -> Vec<f32> {
         let (steps, share) = match self.clip {
-            Clip::Minmax | Clip::Proximal => return vec![1.0],
+            Clip::Minmax | Clip::Proximal | Clip::Fence => return vec![1.0],
             Clip::Mse => (if self.steps == 0 { 100 } else { self.steps }, 0.8),
             Clip::Output => (if self.steps == 0 { 20 } else { self.steps }, 0.5),
         };
@@ -171,6 +174,7 @@ impl Grid for IntSettings {
             shrinks: self.shrinks(),
             rows: w.rows(),
             cols: w.cols(),
+            limit: if self.clip == Clip::Fence { fence(w.data().iter().copied()) } else { f32::INFINITY },
             shared: None,
         };
         if grid.group == Group::Tensor {
@@ -178,7 +182,7 @@ impl Grid for IntSettings {
             for v in w.data() {
                 (lo, hi) = (lo.min(*v), hi.max(*v));
             }
-            bound.shared = Some(bound.params(lo, hi));
+            bound.shared = Some(bound.params(lo.max(-bound.limit), hi.min(bound.limit)));
         }
         Ok(Box::new(bound))
     }
@@ -198,6 +202,8 @@ struct Bound {
     shrinks: Vec<f32>,
     rows: usize,
     cols: usize,
+    /// The greatest magnitude that a range includes.
+    limit: f32,
     /// Scale and zero of the whole matrix, for [`Group::Tensor`].
     shared: Option<(f32, f32)>,
 }
@@ -339,10 +345,12 @@ impl Bound {
                 hi[lane] = hi[lane].max(column[lane]);
             }
         }
+        lo.iter_mut().for_each(|v| *v = v.max(-self.limit));
+        hi.iter_mut().for_each(|v| *v = v.min(self.limit));
         let mut best = self.all_params(&lo, &hi);
         let by = match (self.clip, by) {
             // The error of an output needs to know the inputs.
-            (Clip::Minmax, _) | (Clip::Output, Weighting::None) => return best,
+            (Clip::Minmax | Clip::Fence, _) | (Clip::Output, Weighting::None) => return best,
             (Clip::Proximal, _) => return self.proximal(values, best),
             (Clip::Mse, Weighting::Gram(_)) => Weighting::None,
             (_, by) => by,
@@ -486,6 +494,7 @@ mod tests {
                 "zero = \"point\"",
                 "scale = \"bf16\"",
                 "clip = \"mse\"",
+                "clip = \"fence\"",
                 "scale = \"f32\"",
                 "second = 3",
                 "second = 4\nsymmetric = true",

@@ -24,8 +24,8 @@ pub(super) enum Round {
     Offset,
     /// `v = w / (s exp(S₂ + s₃))`, one `S₂` a weight and one `s₃` a row (FlexRound, equation 2, in logarithms).
     Divide,
-    /// `v = ⌊w / s⌋ + h(V)`, `h` a rectified sigmoid (AdaRound); `V` its own leaf, or what it was at first and a
-    /// product of two factors (CBQ).
+    /// `v = ⌊w / s⌋ + h(V)`, `h` a rectified sigmoid (AdaRound); or `V` what it was at first and a product of two
+    /// factors, `h` rounded at each step (CBQ, but for that).
     Sigmoid { factors: Option<usize>, penalty: f32 },
     /// `v = (w + unit · δ) / s` (LSQ, EfficientQAT): `δ` in steps of a mean grid.
     Weight { unit: f32 },
@@ -145,12 +145,14 @@ impl Round {
                 let v = (w + unit * leaves[0].values[at]) / s;
                 hard(v, unit / s, -v / s)
             }
-            Self::Sigmoid { .. } => {
+            Self::Sigmoid { factors, .. } => {
                 let logit = leaves[0].values[at] + moved.get(at).copied().unwrap_or(0.0);
                 let (h, slope) = rectified(logit);
                 let floor = (w / s).floor();
-                let v = if progress < 1.0 { floor + h } else { floor + f32::from(h >= 0.5) };
-                Value { v, is_soft: progress < 1.0, by_leaf: slope, by_scale: 0.0 }
+                // Thin factors cannot drive each weight to its own side: softly rounded, the matrix would stay what it was.
+                let is_soft = progress < 1.0 && factors.is_none();
+                let v = if is_soft { floor + h } else { floor + f32::from(h >= 0.5) };
+                Value { v, is_soft, by_leaf: slope, by_scale: 0.0 }
             }
         }
     }

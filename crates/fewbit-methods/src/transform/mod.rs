@@ -2,6 +2,7 @@
 
 use fewbit_engine::kinds::{Entry, OnlineTransform, Rotation, Transform};
 
+mod fence;
 mod hadamard;
 mod incoherence;
 mod rotate;
@@ -9,7 +10,7 @@ mod scale;
 mod smooth;
 
 /// `transform.*` that work on sites of a block.
-pub(crate) const TRANSFORMS: &[Entry<dyn Transform>] = &[scale::ENTRY, smooth::ENTRY];
+pub(crate) const TRANSFORMS: &[Entry<dyn Transform>] = &[scale::ENTRY, smooth::ENTRY, fence::ENTRY];
 
 /// `transform.*` that work on the whole model.
 pub(crate) const ROTATIONS: &[Entry<dyn Rotation>] = &[rotate::ENTRY];

@@ -68,7 +68,7 @@ fn columns(weights: &[&Mat], cols: usize) -> Vec<f32> {
 }
 
 /// One number per element of the site: the greatest over the query heads that read one key-value head.
-fn shared(reach: &[f32], tied: Tied) -> Vec<f32> {
+pub(super) fn shared(reach: &[f32], tied: Tied) -> Vec<f32> {
     let Tied::PerKvGroup { head_dim, group } = tied else { return reach.to_vec() };
     let of_heads = |heads: &[f32]| -> Vec<f32> {
         (0..head_dim).map(|i| heads.iter().skip(i).step_by(head_dim).fold(0.0, |m: f32, v| m.max(*v))).collect()
