@@ -20,6 +20,7 @@ CONTROLS = {
                  '[[pass]]\nuse = "solve.gptq"\n[[pass]]\nuse = "act.int"\nbits = 4\n',
     "rtn-lowrank": '[[pass]]\nuse = "grid.int"\n[[pass]]\nuse = "solve.nearest"\n'
                    '[[pass]]\nuse = "residual.lowrank"\nrank = 32\n',
+    "rtn-2:4": '[[pass]]\nuse = "grid.sparse"\n[[pass]]\nuse = "solve.nearest"\n',
     "rtn-mxfp4": '[[pass]]\nuse = "grid.float"\nelement = "e2m1"\ngroup = 32\nscale = "e8m0"\n'
                  '[[pass]]\nuse = "solve.nearest"\n',
     "rtn-nvfp4": '[[pass]]\nuse = "grid.float"\nelement = "e2m1"\ngroup = 16\nscale = "e4m3"\n'
@@ -36,6 +37,7 @@ BASELINES = {
     "cbq": ["omniquant"], "efficientqat": ["omniquant"], "lorc": ["gptq"], "lqer": ["rtn-lowrank"], "lq-lora": ["nf4"],
     "mxfp4": ["rtn-mxfp4"], "nvfp4": ["rtn-nvfp4"], "vptq": ["gptq"], "quip-sharp": ["omniquant"], "qtip": ["quip-sharp"],
     "bcq": ["rtn"], "pb-llm": ["rtn"], "ternary": ["rtn"], "mixllm": ["gptq"], "mixed": ["gptq"],
+    "sparsegpt-2:4": ["rtn-2:4"], "quantease-outliers": ["quantease"], "db-llm": ["gptq"],
     "smoothquant-w8a8": ["rtn-w8a8"], "quarot-w4a4": ["gptq-w4a4"], "quarot-w4a8": ["rtn-w4a8"],
 }
 
@@ -84,6 +86,7 @@ RUNS = [
     ("3", "squeezellm", "--bits 3", ALL),
     ("3", "bcq", "--bits 3", BOTH),
     ("3", "mixed", "", BOTH),
+    *[("3", recipe, "", BOTH) for recipe in ("rtn-2:4", "sparsegpt-2:4", "quantease-outliers")],
     ("3", "quip-sharp", "--bits 3", BOTH),
     ("3", "qtip", "--bits 3", BOTH),
     *g128(3, "omniquant", "autoround", "adaround", "flexround", "lsq", "cbq", "efficientqat"),
@@ -105,7 +108,6 @@ RUNS = [
     *[("below 2", recipe, "--bits 1 --group 128", BOTH) for recipe in ("rtn", "gptq", "hqq", "quantease", "autoround")],
     *[("below 2", recipe, "", BOTH) for recipe in ("ternary", "pb-llm")],
     ("below 2", "bcq", "--bits 1", BOTH),
-    ("below 2", "sparsegpt-2:4", "", BOTH),
     *[("activations", recipe, "", BOTH) for recipe in (
         "rtn-w8a8", "smoothquant-w8a8", "fp8-dynamic", "fp8-static", "fp8-block", "rtn-w4a4", "gptq-w4a4", "quarot-w4a8",
         "quarot-w4a4", "mxfp4-w4a4", "nvfp4-w4a4", "fewbit-w8a8", "fewbit-fp8", "fewbit-nvfp4", "fewbit-mxfp4")],

@@ -24,6 +24,7 @@ mod sparse;
 mod table;
 mod tensor;
 mod trellis;
+mod two_of_four;
 mod vector;
 
 pub use activation::{ActivationFormat, ActivationGrid, Number, Sharing};
@@ -49,4 +50,5 @@ pub use sparse::{Sparse, SparseIndex, SparseValues};
 pub use table::{TableCodes, TableGrid};
 pub use tensor::Tensor;
 pub use trellis::{TILE, TILE_LEN, TrellisCode, TrellisCodes, TrellisGrid, pack_path};
+pub use two_of_four::TwoOfFour;
 pub use vector::{VectorCodes, VectorGrid};

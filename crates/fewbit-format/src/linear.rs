@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::{
     ActivationFormat, Error, FloatCodes, GgmlBlocks, IntCodes, LatticeCodes, Mat, Online, Result, Sides, SignCodes,
-    TableCodes, Tensor, TrellisCodes, VectorCodes,
+    TableCodes, Tensor, TrellisCodes, TwoOfFour, VectorCodes,
 };
 
 /// How a band of rows is stored. One variant per family of layouts; each decodes in its own file.
@@ -26,6 +26,8 @@ pub enum Storage {
     Trellis(TrellisCodes),
     /// Small floats with scales per group.
     Float(FloatCodes),
+    /// Two weights in every four columns, in any other storage.
+    TwoOfFour(TwoOfFour),
     /// Blocks of ggml.
     Ggml(GgmlBlocks),
 }
@@ -42,6 +44,7 @@ impl Storage {
             Self::Vector(c) => c.shape(),
             Self::Trellis(c) => c.shape(),
             Self::Float(c) => c.shape(),
+            Self::TwoOfFour(c) => c.shape(),
             Self::Ggml(b) => b.shape(),
         }
     }
@@ -62,6 +65,7 @@ impl Storage {
             Self::Vector(c) => c.decode_rows(rows, out),
             Self::Trellis(c) => c.decode_rows(rows, out),
             Self::Float(c) => c.decode_rows(rows, out),
+            Self::TwoOfFour(c) => c.decode_rows(rows, out),
             Self::Ggml(b) => b.decode_rows(rows, out),
         }
     }
@@ -87,6 +91,7 @@ impl Storage {
             }
             Self::Trellis(c) => Self::Trellis(c.select_rows(rows).ok_or_else(|| parted("16 rows"))?),
             Self::Float(c) => Self::Float(c.select_rows(rows)),
+            Self::TwoOfFour(c) => Self::TwoOfFour(c.select_rows(rows)?),
             Self::Ggml(b) => {
                 let bytes = gather(&b.bytes, b.bytes.len() / b.rows, rows);
                 Self::Ggml(GgmlBlocks { rows: rows.len(), bytes, ..b.clone() })
@@ -141,6 +146,11 @@ impl Storage {
                     parts.iter().map(|p| if let Self::Float(c) = p { Some(c) } else { None }).collect();
                 FloatCodes::stack(&codes?).map(Self::Float)
             }
+            [Self::TwoOfFour(_), ..] => {
+                let codes: Option<Vec<&TwoOfFour>> =
+                    parts.iter().map(|p| if let Self::TwoOfFour(c) = p { Some(c) } else { None }).collect();
+                TwoOfFour::stack(&codes?).map(Self::TwoOfFour)
+            }
             [Self::Ggml(first), ..] => {
                 let (mut rows, mut bytes) = (0, Vec::new());
                 for part in parts {
@@ -167,6 +177,7 @@ impl Storage {
             Self::Vector(c) => c.stored_bits(),
             Self::Trellis(c) => c.stored_bits(),
             Self::Float(c) => c.stored_bits(),
+            Self::TwoOfFour(c) => c.stored_bits(),
             Self::Ggml(b) => b.stored_bits(),
         }
     }

@@ -20,6 +20,7 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("ternary", include_str!("../../../recipes/ternary.toml")),
     ("pb-llm", include_str!("../../../recipes/pb-llm.toml")),
     ("db-llm", include_str!("../../../recipes/db-llm.toml")),
+    ("sparsegpt-2:4", include_str!("../../../recipes/sparsegpt-2:4.toml")),
     ("lqer", include_str!("../../../recipes/lqer.toml")),
     ("mxfp4-w4a4", include_str!("../../../recipes/mxfp4-w4a4.toml")),
     ("nvfp4-w4a4", include_str!("../../../recipes/nvfp4-w4a4.toml")),

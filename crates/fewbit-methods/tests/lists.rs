@@ -156,7 +156,12 @@ fn every_solver_on_every_grid_keeps_what_it_is_told_to() {
                 delta.map(|(a, b)| f64::from((a - b).powi(2))).sum()
             };
             // A learned table has levels for outliers too, which others then lack.
-            let most = if grid.name == "learned" { 0.6 } else { 0.1 };
+            let most = match grid.name {
+                "learned" => 0.6,
+                // What is zero anyway is lost with outliers and without.
+                "sparse" => 0.4,
+                _ => 0.1,
+            };
             assert!(error(&one) < most * error(&two), "{name}: {} {}", error(&one), error(&two));
         }
     }

@@ -220,3 +220,44 @@ fn weighted_tokens_are_rounded_for_themselves() {
     let (plain, own) = (loss(&w, &of(&even), &uneven, 0.0), loss(&w, &of(&uneven), &uneven, 0.0));
     assert!(own < 0.9 * plain, "{own} with the weights, {plain} without");
 }
+
+/// Masks within the loop know their loss, and are better than magnitudes first and GPTQ behind them (SparseGPT, section 5).
+#[test]
+fn masks_beside_grids_know_their_loss_and_beat_magnitudes() {
+    let (w, h) = (random(24, 64, 31), correlated(64, 32));
+    let int = "group = 32\n";
+    let sparse = |text: &str| {
+        let entry = REGISTRY.grids.iter().find(|e| e.name == "sparse").unwrap();
+        (entry.build)(text.parse().unwrap()).unwrap()
+    };
+    for text in [int, "floats = true"] {
+        let grid = sparse(text);
+        let [one, other] = [1, 3].map(|threads| solve(&*solver("gptq", ""), &*grid, &w, &h, threads));
+        let q = decoded(&one, &w);
+        assert_eq!(q, decoded(&other, &w), "threads matter");
+        assert_eq!(one.storage.stored_bits(), grid.stored_bits(24, 64));
+        for four in q.data().chunks(4) {
+            assert!(four.iter().filter(|v| **v == 0.0).count() >= 2, "{four:?}");
+        }
+        let said = one.output_mse.unwrap() * f64::from(4 * 64 * 24);
+        let found = loss(&w, &q, &h, 0.01);
+        assert!((said / found - 1.0).abs() < 2e-3, "{said} said, {found} found");
+        let nearest = loss(&w, &decoded(&solve(&*solver("nearest", ""), &*grid, &w, &h, 1), &w), &h, 0.0);
+        let plain = loss(&w, &q, &h, 0.0);
+        assert!(plain < 0.6 * nearest, "{plain} of {nearest}");
+        // The descent goes on from there, tile by tile.
+        let after = solve(&*solver("quantease", "start = \"gptq\"\npasses = 5"), &*grid, &w, &h, 1);
+        assert!(loss(&w, &decoded(&after, &w), &h, 0.0) < plain);
+        if text == int {
+            // Magnitudes choose, GPTQ rounds what they leave.
+            let pruned = decoded(&solve(&*solver("nearest", ""), &*sparse("floats = true"), &w, &h, 1), &w);
+            let apart = decoded(&solve(&*solver("gptq", ""), &*self::grid(text), &pruned, &h, 1), &w);
+            assert!(plain < 0.7 * loss(&w, &apart, &h, 0.0), "{plain}, apart {}", loss(&w, &apart, &h, 0.0));
+        }
+    }
+    // Columns that know nothing of each other are masked by magnitude and input.
+    let white = Mat::from_fn(64, 64, |a, b| if a == b { 7.0 } else { 0.0 });
+    let grid = sparse(int);
+    let [gptq, nearest] = ["gptq", "nearest"].map(|s| decoded(&solve(&*solver(s, ""), &*grid, &w, &white, 1), &w));
+    assert_eq!(gptq, nearest);
+}

@@ -169,6 +169,22 @@ pub trait BoundGrid: Send + Sync {
         decoded: &mut [[f32; LANES]],
     );
 
+    /// [`round`](Self::round) of one tile in which an error of one column is made up for by those behind it:
+    /// `e_i = (w_i − ŵ_i) / U[i, i]`, `w_j −= e_i U[i, j]` for `j > i`, with `u` the factor's block `[width, width]` of the
+    /// tile. A grid that can choose well makes `Σ e²` small.
+    fn round_coupled(
+        &self,
+        at: Place,
+        params: &Params,
+        tile: &[[f32; LANES]],
+        u: &[f32],
+        codes: &mut [[u16; LANES]],
+        decoded: &mut [[f32; LANES]],
+    ) {
+        let _ = u;
+        self.round(at, params, tile, codes, decoded);
+    }
+
     /// The stored form. `codes[strip][column]` and `params[strip][group]`, strips in order.
     ///
     /// # Errors

@@ -253,6 +253,23 @@ impl<'a> Rounder<'a> {
         }
     }
 
+    /// Rounds one tile whose columns are coupled by `u` ([`BoundGrid::round_coupled`]).
+    pub fn round_coupled(
+        &self,
+        at: Place,
+        params: &Params,
+        tile: &[[f32; LANES]],
+        u: &[f32],
+        codes: &mut [[u16; LANES]],
+        decoded: &mut [[f32; LANES]],
+    ) {
+        if self.entries.is_none() {
+            self.grid.round_coupled(at, params, tile, u, codes, decoded);
+        } else {
+            self.round(at, params, tile, codes, decoded);
+        }
+    }
+
     /// What tiles would become if none of their weights were kept; nothing is recorded.
     pub fn round_plain(
         &self,

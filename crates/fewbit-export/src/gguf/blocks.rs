@@ -26,7 +26,7 @@ pub fn can_hold_gguf(storage: &Storage) -> Result<Elements, String> {
         Storage::Table(_) | Storage::Signs(_) => {
             Err("GGUF has no codes into tables of their own; use `--format fewbit`".to_owned())
         }
-        Storage::Lattice(_) | Storage::Vector(_) | Storage::Trellis(_) => {
+        Storage::Lattice(_) | Storage::Vector(_) | Storage::Trellis(_) | Storage::TwoOfFour(_) => {
             Err("GGUF has no codes of this kind; use `--format fewbit`".to_owned())
         }
         Storage::Int(codes) => int_kind(codes)

@@ -54,6 +54,7 @@ pub(super) fn layout(storage: &Storage) -> Option<Layout> {
         Storage::Dense(_)
         | Storage::Table(_)
         | Storage::Signs(_)
+        | Storage::TwoOfFour(_)
         | Storage::Float(_)
         | Storage::Lattice(_)
         | Storage::Vector(_)

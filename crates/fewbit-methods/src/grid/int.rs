@@ -46,7 +46,7 @@ pub(crate) const ENTRY: Entry<dyn Grid> = Entry {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct IntSettings {
     bits: u8,
-    group: GroupSetting,
+    pub(super) group: GroupSetting,
     symmetric: bool,
     scale: ScaleSetting,
     zero: ZeroSetting,
@@ -100,7 +100,7 @@ impl IntSettings {
         IntGrid { bits: self.bits, group, symmetric: self.symmetric, scale }
     }
 
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         if !(1..=8).contains(&self.bits) {
             return Err(Error::input(format!("`grid.bits` is {}, where 1 to 8 are possible", self.bits)));
         }

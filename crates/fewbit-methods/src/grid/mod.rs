@@ -12,13 +12,23 @@ mod int;
 mod learned;
 mod second;
 mod signs;
+mod sparse;
 mod table;
 mod trellis;
 mod vector;
 
 /// `grid.*`
-pub(crate) const GRIDS: &[Entry<dyn Grid>] =
-    &[int::ENTRY, table::ENTRY, float::ENTRY, learned::ENTRY, signs::ENTRY, e8p::ENTRY, trellis::ENTRY, vector::ENTRY];
+pub(crate) const GRIDS: &[Entry<dyn Grid>] = &[
+    int::ENTRY,
+    table::ENTRY,
+    float::ENTRY,
+    learned::ENTRY,
+    signs::ENTRY,
+    sparse::ENTRY,
+    e8p::ENTRY,
+    trellis::ENTRY,
+    vector::ENTRY,
+];
 
 /// How many columns share parameters, as a recipe says it.
 #[derive(Clone, Copy, Debug, Deserialize)]

@@ -311,6 +311,7 @@ impl Pass<'_> {
         }
         let (codes, params) = state;
         let mut decoded = vec![[0.0f32; LANES]; width];
+        let mut coupling = vec![0.0f32; width * width];
         let mut sum = 0.0;
         for at in (0..len).step_by(width) {
             let column = cols.start + at;
@@ -321,7 +322,15 @@ impl Pass<'_> {
                 params[k] = self.fit_group(w, strip, &data[at..], stored, rows);
             }
             let (place, tile) = (Place { strip, column: stored }, &data[at..at + width]);
-            self.rounder.round(place, &params[k], tile, &mut codes[stored..stored + width], &mut decoded);
+            let codes_now = &mut codes[stored..stored + width];
+            if width == 1 {
+                self.rounder.round(place, &params[k], tile, codes_now, &mut decoded);
+            } else {
+                for (t, u) in coupling.chunks_exact_mut(width).enumerate() {
+                    u.copy_from_slice(&self.u.row(column + t)[column..column + width]);
+                }
+                self.rounder.round_coupled(place, &params[k], tile, &coupling, codes_now, &mut decoded);
+            }
             if let Some(costs) = &self.costs {
                 let lanes = costs.kept(column, &data[at], &decoded[0], rows);
                 if lanes != 0 {

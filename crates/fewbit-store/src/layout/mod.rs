@@ -249,7 +249,7 @@ pub fn is_quantized(q: &Quantization, tensors: &dyn Tensors, module: &str) -> bo
         Quantization::None => false,
         Quantization::CompressedTensors(_) => has("weight_packed") || has("weight_scale"),
         Quantization::Gptq(_) => has("qweight"),
-        Quantization::Fewbit(_) => has("weight.codes") || has("weight.codes.0"),
+        Quantization::Fewbit(_) => ["codes", "codes.0", "mask"].iter().any(|part| has(&format!("weight.{part}"))),
         Quantization::Float8(_) => has("weight_scale_inv") || has("weight_scale"),
         Quantization::Other(_) => {
             !has("weight") || tensors.tensor(&format!("{module}.weight")).is_ok_and(|t| !t.dtype.is_float())

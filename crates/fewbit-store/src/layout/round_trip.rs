@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use fewbit_format::{
     Band, Blocks, Dtype, FloatCodes, FloatGrid, GgmlBlocks, GgmlType, Group, IntCodes, IntGrid, LatticeCodes,
-    LatticeGrid, Levels, Minifloat, Nested, NestedGrid, Numbers, ScaleType, SecondStage, Storage, TableCodes,
-    TableGrid, Tensor, TrellisCode, TrellisCodes, TrellisGrid, VectorCodes, VectorGrid, Zeros, pack_bits, packed_len,
+    LatticeGrid, Levels, Minifloat, Nested, NestedGrid, Numbers, ScaleType, SecondStage, SignCodes, SignGrid, Signs,
+    Storage, TableCodes, TableGrid, Tensor, TrellisCode, TrellisCodes, TrellisGrid, TwoOfFour, VectorCodes, VectorGrid,
+    Zeros, pack_bits, packed_len,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -308,6 +309,72 @@ proptest! {
     fn codes_that_are_vectors_come_back_or_give_a_sentence(how in 0..5, which: prop::sample::Index, seed: u64) {
         for storage in vectors(seed) {
             prop_assert!(CompressedTensors.can_hold(&storage).unwrap_err().contains("vectors"));
+            let shape = storage.shape();
+            let mut tensors: BTreeMap<String, Tensor> = Fewbit.tensors("m", &storage).unwrap().into_iter().collect();
+            let q = quantization(&Fewbit, Scheme::of(&storage));
+            let names = tensor_names(&q, "m");
+            prop_assert!(is_quantized(&q, &tensors, "m") && tensors.keys().all(|t| names.contains(t)));
+            let stored: u64 = tensors.values().map(|t| 8 * t.bytes.len() as u64).sum();
+            prop_assert_eq!(stored, storage.stored_bits());
+            let name = which.get(&tensors.keys().cloned().collect::<Vec<_>>()).clone();
+            match how {
+                0 => { tensors.remove(&name); }
+                1 => { tensors.insert(name, Tensor::from_i32(&[3, 5], &[-1; 15])); }
+                2 => tensors.get_mut(&name).unwrap().shape.push(2),
+                _ => {
+                    let back = read_linear(&q, &tensors, "m", shape).unwrap();
+                    prop_assert_eq!(format!("{back:?}"), format!("{storage:?}"));
+                    continue;
+                }
+            }
+            let e = read_linear(&q, &tensors, "m", shape).unwrap_err();
+            prop_assert!(e.to_string().starts_with("tensor `m.weight"), "{}", e);
+            // Sizes that settings alone would make huge are refused before anything is allocated.
+            for size in [usize::MAX, usize::MAX / 16, 1 << 60] {
+                prop_assert!(read_linear(&q, &tensors, "m", [size, 16]).is_err());
+            }
+        }
+    }
+}
+
+/// Codes of signs, and two weights in four columns, in integers and in floats.
+fn signs_and_masks(seed: u64) -> Vec<Storage> {
+    let number = |i: usize| ((seed ^ i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize;
+    let kinds = [
+        Signs::Planes { count: 1 + (number(0) % 8) as u8, has_offset: number(1).is_multiple_of(2) },
+        Signs::Ternary,
+        Signs::Range,
+        Signs::Dual,
+    ];
+    let (rows, cols) = (1 + number(2) % 20, 12 * (1 + number(3) % 4));
+    let group = [Group::Row, Group::Columns(6)][number(4) % 2];
+    let scale = [ScaleType::F16, ScaleType::BF16, ScaleType::F32][number(5) % 3];
+    let mut all = Vec::new();
+    for signs in kinds {
+        let codes: Vec<u8> = (0..rows * cols).map(|i| (number(i) % signs.levels()) as u8).collect();
+        let count = group.count(rows, cols) * signs.numbers();
+        let numbers = (0..count).map(|i| scale.round(number(i) as f32 / 1e6 - 4.0)).collect();
+        let grid = SignGrid { signs, group, scale };
+        all.push(Storage::Signs(SignCodes::new(rows, cols, grid, &codes, numbers).unwrap()));
+    }
+    let four = |i: usize| [3u8, 5, 6, 9, 10, 12][number(i) % 6];
+    let upper = |i: usize, byte: usize| if 8 * byte + 4 < cols { four(i + 7777) } else { 0 };
+    let bytes = (0..rows).flat_map(|r| (0..cols.div_ceil(8)).map(move |b| (r * cols + b, b)));
+    let mask: Vec<u8> = bytes.map(|(i, byte)| four(i) | upper(i, byte) << 4).collect();
+    let grid = IntGrid { bits: 1 + (number(6) % 8) as u8, group, symmetric: true, scale };
+    let kept = codes(rows, cols / 2, grid, false, seed);
+    all.push(Storage::TwoOfFour(TwoOfFour::new(cols, mask.clone(), Storage::Int(kept)).unwrap()));
+    let floats: Vec<f32> = (0..rows * cols / 2).map(|i| number(i) as f32 / 1e6 - 4.0).collect();
+    let kept = Storage::Dense(Tensor::from_f32(Dtype::BF16, &[rows, cols / 2], &floats).unwrap());
+    all.push(Storage::TwoOfFour(TwoOfFour::new(cols, mask, kept).unwrap()));
+    all
+}
+
+proptest! {
+    #[test]
+    fn signs_and_masks_come_back_or_give_a_sentence(how in 0..5, which: prop::sample::Index, seed: u64) {
+        for storage in signs_and_masks(seed) {
+            prop_assert!(CompressedTensors.can_hold(&storage).is_err());
             let shape = storage.shape();
             let mut tensors: BTreeMap<String, Tensor> = Fewbit.tensors("m", &storage).unwrap().into_iter().collect();
             let q = quantization(&Fewbit, Scheme::of(&storage));

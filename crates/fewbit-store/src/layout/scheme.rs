@@ -27,6 +27,8 @@ pub enum Scheme {
     Trellis(TrellisScheme),
     /// Small floats.
     Float(FloatScheme),
+    /// Two weights in every four columns: how these are stored, `None` for plain floats.
+    TwoOfFour(Option<Box<Self>>),
     /// Bands of rows: the number of rows of each, and its codes.
     Bands(Vec<(usize, IntScheme)>),
     /// One of these, with an input that is rounded while the model runs.
@@ -234,6 +236,7 @@ impl Scheme {
                 Some(Self::Trellis(TrellisScheme { state_bits, tile_bits, code: g.code, group: g.group }))
             }
             Storage::Float(codes) => Some(Self::Float(FloatScheme::of(codes))),
+            Storage::TwoOfFour(codes) => Some(Self::TwoOfFour(Self::of(codes.kept()).map(Box::new))),
             Storage::Dense(_) | Storage::Ggml(_) => None,
         }
     }
@@ -284,6 +287,9 @@ impl Scheme {
                 "group": group_json(scheme.group)
             }),
             Self::Float(scheme) => scheme.to_json(),
+            Self::TwoOfFour(kept) => {
+                json!({ "two_of_four": kept.as_ref().map_or_else(|| json!("float"), |kept| kept.to_json()) })
+            }
             Self::Bands(bands) => {
                 let with_rows = |(rows, s): &(usize, IntScheme)| {
                     let mut band = s.to_json();
@@ -311,6 +317,13 @@ impl Scheme {
                 };
                 bands.iter().map(band).collect::<Result<_>>().map(Self::Bands)
             }
+            _ if v["two_of_four"] == "float" => Ok(Self::TwoOfFour(None)),
+            _ if !v["two_of_four"].is_null() => match Self::from_json(&v["two_of_four"])? {
+                Self::Bands(_) | Self::Rounded(..) | Self::TwoOfFour(_) => Err(Error::input(format!(
+                    "the scheme {v} has what is no scheme of single weights in `two_of_four`"
+                ))),
+                kept => Ok(Self::TwoOfFour(Some(Box::new(kept)))),
+            },
             _ if !v["element"].is_null() => FloatScheme::from_json(v).map(Self::Float),
             _ if !v["signs"].is_null() => SignScheme::from_json(v).map(Self::Signs),
             _ if v["table"] == true => match bits_and_group(v) {
@@ -548,6 +561,8 @@ impl fmt::Display for Scheme {
                 write!(f, "{} bit trellis {}", f64::from(scheme.tile_bits) / 256.0, words(scheme.group))
             }
             Self::Float(scheme) => scheme.fmt(f),
+            Self::TwoOfFour(Some(kept)) => write!(f, "two of four, {kept}"),
+            Self::TwoOfFour(None) => write!(f, "two of four"),
             Self::Rounded(weights, grid) => write!(f, "{weights}, input {grid}"),
             Self::Bands(bands) => {
                 for (i, (rows, scheme)) in bands.iter().enumerate() {

@@ -48,6 +48,7 @@ impl Layout for CompressedTensors {
             Storage::Int(codes) => Self::why_not(codes).map_or(Ok(()), Err),
             Storage::Table(_) => Err("compressed-tensors has no codes into tables".to_owned()),
             Storage::Signs(_) => Err("compressed-tensors has no codes of signs".to_owned()),
+            Storage::TwoOfFour(_) => Err("masks of two in four weights are not written for it".to_owned()),
             Storage::Lattice(_) | Storage::Vector(_) | Storage::Trellis(_) => {
                 Err("compressed-tensors has no codes that are vectors".to_owned())
             }
@@ -69,6 +70,7 @@ impl Layout for CompressedTensors {
             Storage::Float(codes) => return float(module, codes),
             Storage::Table(_)
             | Storage::Signs(_)
+            | Storage::TwoOfFour(_)
             | Storage::Lattice(_)
             | Storage::Vector(_)
             | Storage::Trellis(_)

@@ -31,6 +31,8 @@ const PARTS: &[&str] = &[
     "residual",
     "codebook",
     "columns",
+    "mask",
+    "kept",
 ];
 
 /// All tensor names that a module's weight may have.

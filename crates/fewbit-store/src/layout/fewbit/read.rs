@@ -2,8 +2,8 @@ use std::ops::Range;
 
 use fewbit_format::{
     Band, Dtype, Error, FloatCodes, FloatGrid, IntCodes, IntGrid, LATTICE_DIM, LatticeCodes, LatticeGrid, Result,
-    SecondStage, SignCodes, SignGrid, Storage, TILE, TableCodes, TableGrid, TrellisCodes, TrellisGrid, VectorCodes,
-    VectorGrid, Zeros, packed_len, unpack_bits,
+    SecondStage, SignCodes, SignGrid, Storage, TILE, TableCodes, TableGrid, TrellisCodes, TrellisGrid, TwoOfFour,
+    VectorCodes, VectorGrid, Zeros, packed_len, unpack_bits,
 };
 
 use super::{FewbitConfig, numbers, scale_shape};
@@ -13,16 +13,7 @@ use crate::layout::scheme::{FloatScheme, IntScheme, LatticeScheme, Scheme, SignS
 /// Reads a module whose codes are there.
 pub(in crate::layout) fn read(config: &FewbitConfig, m: Module<'_>) -> Result<Vec<Band>> {
     let [rows, cols] = m.shape;
-    let one = |storage| Ok(vec![Band { rows: 0..rows, storage }]);
     match config.scheme_of(m.name).map(Scheme::weights) {
-        Some(Scheme::Int(scheme)) => one(Storage::Int(read_band(*scheme, m, 0..rows, "")?)),
-        Some(Scheme::Table(scheme)) => one(Storage::Table(read_table(*scheme, m)?)),
-        Some(Scheme::Signs(scheme)) => one(Storage::Signs(read_signs(*scheme, m)?)),
-        Some(Scheme::Float(scheme)) => one(Storage::Float(read_float(*scheme, m)?)),
-        Some(Scheme::Lattice(scheme)) => one(Storage::Lattice(read_lattice(*scheme, m)?)),
-        Some(Scheme::Vector(grid)) => one(Storage::Vector(read_vector(*grid, m)?)),
-        Some(Scheme::Trellis(scheme)) => one(Storage::Trellis(read_trellis(*scheme, m)?)),
-        Some(Scheme::Rounded(..)) => Err(Error::internal("a scheme within a scheme")),
         Some(Scheme::Bands(schemes)) => {
             let mut bands = Vec::with_capacity(schemes.len());
             let mut first = 0usize;
@@ -35,9 +26,43 @@ pub(in crate::layout) fn read(config: &FewbitConfig, m: Module<'_>) -> Result<Ve
             }
             if first == rows { Ok(bands) } else { Err(bands_differ(m, schemes)) }
         }
+        Some(scheme) => Ok(vec![Band { rows: 0..rows, storage: read_one(scheme, m)? }]),
         None => Err(Error::input(format!("`{}` has codes, but the settings give it no scheme", m.name))
             .hint("mend `default` or `modules` in the `quantization_config` of config.json")),
     }
+}
+
+/// Reads a weight all of whose rows are of one kind.
+fn read_one(scheme: &Scheme, m: Module<'_>) -> Result<Storage> {
+    Ok(match scheme {
+        Scheme::Int(scheme) => Storage::Int(read_band(*scheme, m, 0..m.shape[0], "")?),
+        Scheme::Table(scheme) => Storage::Table(read_table(*scheme, m)?),
+        Scheme::Signs(scheme) => Storage::Signs(read_signs(*scheme, m)?),
+        Scheme::Float(scheme) => Storage::Float(read_float(*scheme, m)?),
+        Scheme::Lattice(scheme) => Storage::Lattice(read_lattice(*scheme, m)?),
+        Scheme::Vector(grid) => Storage::Vector(read_vector(*grid, m)?),
+        Scheme::Trellis(scheme) => Storage::Trellis(read_trellis(*scheme, m)?),
+        Scheme::TwoOfFour(kept) => Storage::TwoOfFour(read_two_of_four(kept.as_deref(), m)?),
+        Scheme::Bands(_) | Scheme::Rounded(..) => return Err(Error::internal("a scheme within a scheme")),
+    })
+}
+
+fn read_two_of_four(kept: Option<&Scheme>, m: Module<'_>) -> Result<TwoOfFour> {
+    let [rows, cols] = m.shape;
+    let mask = m.part_as("weight.mask", Dtype::U8, &[rows, TwoOfFour::mask_bytes(cols)])?.bytes.to_vec();
+    let half = Module { shape: [rows, cols / 2], ..m };
+    let kept = if let Some(scheme) = kept {
+        read_one(scheme, half)?
+    } else {
+        let tensor = m.part("weight.kept")?;
+        if !(tensor.dtype.is_float() && tensor.shape == half.shape) {
+            let (name, shape) = (tensor.dtype.name(), &tensor.shape);
+            return Err(Error::input(format!("is {name} {shape:?}, where floats {:?} are needed", half.shape))
+                .tensor(&m.full_name("weight.kept")));
+        }
+        Storage::Dense(tensor)
+    };
+    TwoOfFour::new(cols, mask, kept).map_err(|e| e.tensor(&m.full_name("weight.mask")))
 }
 
 fn bands_differ(m: Module<'_>, schemes: &[(usize, IntScheme)]) -> Error {

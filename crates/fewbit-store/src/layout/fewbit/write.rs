@@ -1,7 +1,7 @@
 use fewbit_format::{
     ActivationGrid, Band, Dtype, Error, FloatCodes, FloatGrid, IntCodes, IntGrid, LATTICE_DIM, LatticeCodes, Numbers,
     Online, Result, SecondStage, Sides, SignCodes, SignGrid, Storage, TILE, TableCodes, TableGrid, Tensor,
-    TrellisCodes, VectorCodes, Zeros, pack_bits, packed_len,
+    TrellisCodes, TwoOfFour, VectorCodes, Zeros, pack_bits, packed_len,
 };
 use serde_json::Value;
 
@@ -80,6 +80,18 @@ impl Fewbit {
         if let Some(global) = codes.global() {
             tensors.push(named("global_scale", Tensor::from_f32(Dtype::F32, &[1], &[global])?));
         }
+        Ok(tensors)
+    }
+}
+
+impl Fewbit {
+    fn two_of_four(&self, module: &str, codes: &TwoOfFour) -> Result<Vec<(String, Tensor)>> {
+        let [rows, cols] = codes.shape();
+        let mut tensors = match codes.kept() {
+            Storage::Dense(tensor) => vec![(format!("{module}.weight.kept"), tensor.clone())],
+            kept => self.tensors(module, kept)?,
+        };
+        tensors.push(bytes(module, "mask", vec![rows, TwoOfFour::mask_bytes(cols)], codes.mask().to_vec()));
         Ok(tensors)
     }
 }
@@ -167,6 +179,7 @@ impl Layout for Fewbit {
             Storage::Vector(codes) => vector(module, codes),
             Storage::Trellis(codes) => trellis(module, codes),
             Storage::Float(codes) => Self::float(module, codes),
+            Storage::TwoOfFour(codes) => self.two_of_four(module, codes),
             Storage::Ggml(_) => {
                 Err(Error::input(format!("`{module}`: the `fewbit` layout does not hold blocks of ggml"))
                     .hint("write it with `--format gguf`"))
