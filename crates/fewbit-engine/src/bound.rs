@@ -10,7 +10,7 @@ use fewbit_runtime::kept_between;
 use fewbit_store::ModelFile;
 use fewbit_store::layout::Scheme;
 
-use crate::allocate::{AllocateSettings, Allocation, Changes, Grids, PartGrids};
+use crate::allocate::{AllocateSettings, Allocation, Changes, Granularity, Grids, PartGrids, RowChoice};
 use crate::kinds::{
     Activation, Edges, End, Grid, GridJob, LANES, MapJob, Needs, OnlineTransform, Params, Place, Registry, Rotation,
     Space, Transform, Weighting,
@@ -41,6 +41,8 @@ pub(crate) struct Bound {
     pub(crate) grids: Grids,
     /// Among which grids is chosen; until then, `grids` are the largest.
     pub(crate) allocation: Option<Allocation>,
+    /// Linears some of whose rows have other grids.
+    pub(crate) rows: BTreeMap<(usize, WeightId), RowChoice>,
     pub(crate) format: Format,
     pub(crate) needs: Needs,
     pub(crate) notes: Vec<String>,
@@ -107,6 +109,12 @@ impl Bound {
                 .hint("put a `grid` and a `solve` pass into it"));
         }
         let has_sides = program.has_sides() || online.as_deref().is_some_and(maps_outputs);
+        let is_by_row = choices.allocate.is_some_and(|a| a.granularity == Granularity::Row);
+        if is_by_row && (program.has_sides() || !learns.is_empty()) {
+            return Err(Error::input("rows of one matrix have no place for what stands beside codes or is learned")
+                .hint("leave out `residual` and `learn` passes, or choose another `allocate.granularity`"));
+        }
+        let has_sides = has_sides || is_by_row;
         let settings = grid.as_ref().filter(|_| program.rounds());
         let grids_under = |changes: &Changes| -> Result<Grids> {
             let of_part = |(part, graph)| part_grids(file, part, graph, settings, has_sides, choices, changes);
@@ -158,6 +166,7 @@ impl Bound {
             cache,
             grids,
             allocation,
+            rows: BTreeMap::new(),
             format,
             needs,
             notes,
@@ -211,6 +220,7 @@ impl Bound {
     fn fitting_format(&mut self, file: &ModelFile) -> Result<Format> {
         let wanted = if self.format == Format::Auto { Format::CompressedTensors } else { self.format };
         let mut why_not = None;
+        let is_by_row = self.allocation.as_ref().is_some_and(|a| a.settings.granularity == Granularity::Row);
         for ((part, graph), grids) in self.all_grids(file) {
             for (w, grid) in grids.iter().enumerate() {
                 let Some(grid) = grid else { continue };
@@ -220,7 +230,12 @@ impl Bound {
                         Err("GGUF has no place for what is rounded while the model runs; use `--format fewbit`"
                             .to_owned())
                     }
+                    _ if is_by_row && !matches!(storage, Storage::Int(_)) => {
+                        return Err(Error::input("rows of two widths are stored as integers, and the grid is another")
+                            .hint("take `grid.int`, or another `allocate.granularity`"));
+                    }
                     Format::Fewbit => wanted.layout().can_hold(&storage),
+                    _ if is_by_row => Err("it has no place for rows of two widths".to_owned()),
                     _ if self.program.has_sides() => Err("it has no place for what stands beside codes".to_owned()),
                     _ if self.online.is_some() => Err("it has no place for maps that run with the model".to_owned()),
                     Format::Gguf => fewbit_export::can_hold_gguf(&storage).map(|_| ()),

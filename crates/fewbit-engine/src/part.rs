@@ -11,6 +11,7 @@ use fewbit_graph::{Edge, Graph, Op, Part, Producer, Site, Stored, WeightId};
 use fewbit_runtime::{Arithmetic, Hooks, Layer, NoHooks};
 use fewbit_store::PartWeights;
 
+use crate::allocate::RowChoice;
 use crate::experts::{fill_up, warning};
 use crate::fold::{BlockTensors, fold, spread};
 use crate::importance::{Received, token_weights};
@@ -389,13 +390,17 @@ impl Run<'_> {
         let seed = self.request.seed.wrapping_add((i << 20 | w) as u64);
         let fisher = self.fisher.as_ref().map(|f| f.of(&self.bound, i, graph, w));
         let target = Target { name: &name, weight: &weight, grid: &**grid, fisher: fisher.as_ref(), seed };
-        let mut done = program.run(&target, bias)?;
+        let split = self.bound.rows.get(&(i, w));
+        let mut done = match split {
+            Some(rows) => rows.compress(program, &target, bias)?,
+            None => program.run(&target, bias)?,
+        };
         report.solve_seconds += clock.elapsed().as_secs_f64();
         report.warnings.extend(done.warning);
         done.linear.input.extend(input.cloned());
         done.linear.output.extend(output.map(|m| m.inverse()));
         let bits = done.linear.stored_bits() as f64 / (weight.rows() * weight.cols()) as f64;
-        let grid = grid.label() + &self.bound.program.side_label();
+        let grid = grid.label() + &split.map_or_else(String::new, RowChoice::label) + &self.bound.program.side_label();
         report.linears.push(LinearReport { name, grid, bits_per_weight: bits, output_mse: done.output_mse });
         let is_kept = self.bound.keeps_bases() || self.bound.learns_blocks() && part != Part::Head;
         Ok((done.linear, Some(weight).filter(|_| is_kept)))

@@ -176,7 +176,7 @@ impl Bound {
         let again = match allocation.settings.sensitivity {
             Sensitivity::Kl => (self.grids.len() - i) * graph.weights.len() * allocation.candidates.len(),
             Sensitivity::Error => 1,
-            Sensitivity::Fisher | Sensitivity::Trace => 4,
+            Sensitivity::Fisher | Sensitivity::Trace | Sensitivity::Taylor => 4,
         };
         pass * again as f64 + solves * allocation.candidates.len() as f64 + inputs
     }

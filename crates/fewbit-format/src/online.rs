@@ -14,6 +14,8 @@ pub enum Online {
     },
     /// `x' = x ⊙ factors`.
     Diagonal(Vec<f32>),
+    /// `x'_k = x_from[k]`, each element once.
+    Reorder(Vec<u32>),
 }
 
 impl Online {
@@ -24,6 +26,11 @@ impl Online {
                 *block > 0 && dim.is_multiple_of(*block) && (flips.is_empty() || flips.len() == dim)
             }
             Self::Diagonal(factors) => factors.len() == dim,
+            Self::Reorder(from) => {
+                let mut seen = vec![false; dim];
+                let mut is_new = |k: &u32| seen.get_mut(*k as usize).is_some_and(|s| !std::mem::replace(s, true));
+                from.len() == dim && from.iter().all(&mut is_new)
+            }
         }
     }
 
@@ -34,7 +41,17 @@ impl Online {
                 Self::Hadamard { block: *block, flips: flips.clone(), is_inverse: !is_inverse }
             }
             Self::Diagonal(factors) => Self::Diagonal(factors.iter().map(|f| 1.0 / f).collect()),
+            Self::Reorder(from) => {
+                let mut back = vec![0; from.len()];
+                from.iter().enumerate().for_each(|(k, from)| back[*from as usize] = k as u32);
+                Self::Reorder(back)
+            }
         }
+    }
+
+    /// Bits of one place of a [`Reorder`](Self::Reorder) of `dim` elements in a file.
+    pub fn place_bits(dim: usize) -> u64 {
+        if dim <= 1 << 16 { 16 } else { 32 }
     }
 
     /// Bits that it takes in a file.
@@ -43,6 +60,7 @@ impl Online {
             // Signs in whole bytes; the block and whether it is the inverse.
             Self::Hadamard { flips, .. } => flips.len().next_multiple_of(8) as u64 + 64,
             Self::Diagonal(factors) => 32 * factors.len() as u64,
+            Self::Reorder(from) => Self::place_bits(from.len()) * from.len() as u64,
         }
     }
 }

@@ -19,6 +19,8 @@ pub enum Map {
     },
     /// `x' = x ⊙ factors`.
     Diagonal(Vec<f32>),
+    /// `x'_k = x_from[k]`.
+    Reorder(Vec<u32>),
 }
 
 impl Map {
@@ -35,6 +37,7 @@ impl Map {
                 Self::Hadamard { matrix, signs, is_inverse: *is_inverse }
             }
             Online::Diagonal(factors) => Self::Diagonal(factors.clone()),
+            Online::Reorder(from) => Self::Reorder(from.clone()),
         }
     }
 
@@ -45,6 +48,10 @@ impl Map {
             Self::Hadamard { matrix, signs, is_inverse: true } => matrix.rotate_back_all(team, rows, signs),
             Self::Diagonal(factors) => team.for_pieces(rows, factors.len(), &|_, row| {
                 row.iter_mut().zip(factors).for_each(|(x, f)| *x *= f);
+            }),
+            Self::Reorder(from) => team.for_pieces(rows, from.len(), &|_, row| {
+                let old = row.to_vec();
+                row.iter_mut().zip(from).for_each(|(x, from)| *x = old[*from as usize]);
             }),
         }
     }

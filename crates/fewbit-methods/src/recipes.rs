@@ -31,6 +31,7 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("quantease", include_str!("../../../recipes/quantease.toml")),
     ("quantease-outliers", include_str!("../../../recipes/quantease-outliers.toml")),
     ("mixed", include_str!("../../../recipes/mixed.toml")),
+    ("mixllm", include_str!("../../../recipes/mixllm.toml")),
     ("autoround", include_str!("../../../recipes/autoround.toml")),
     ("adaround", include_str!("../../../recipes/adaround.toml")),
     ("flexround", include_str!("../../../recipes/flexround.toml")),

@@ -189,3 +189,83 @@ fn a_mixed_model_is_nearer_to_its_original_than_a_uniform_one() {
     assert!(bits <= uniform_bits, "{bits} of {uniform_bits}");
     assert!(mixed < uniform * 0.97, "{mixed} where three bits everywhere have {uniform}");
 }
+
+#[test]
+fn rows_of_one_matrix_have_two_widths() {
+    let bench = Bench::new("3");
+    let args = ["--recipe", "mixllm", "--set", "allocate.bits=5.6", "--json"];
+    let out = bench.path("out");
+    let report = bench.run(&out, &[&args[..], &["--threads", "1"]].concat()).good();
+    let (stored, said) = (&report["bits_per_weight"], &report["allocation"]["bits_per_weight"]);
+    let (stored, said) = (stored.as_f64().unwrap(), said.as_f64().unwrap());
+    assert!(stored <= 5.6 && stored > 5.3 && (stored - said).abs() < 1e-9, "{stored} stored, {said} said");
+    let grids = report["allocation"]["linears"].as_array().unwrap().iter().map(|l| l["grid"].as_str().unwrap());
+    // How many rows of a linear have more bits is the model's matter.
+    let mut counts: Vec<&str> = grids.map(|g| g.split_once(" + ").map_or("0", |(_, rows)| rows)).collect();
+    counts.sort_unstable();
+    counts.dedup();
+    assert!(counts.len() > 3 && counts.iter().any(|c| c.contains("rows w8")), "{counts:?}");
+    let once = files(&out);
+    bench.run(&out, &[&args[..], &["--force", "--threads", "2"]].concat()).good();
+    same_bytes(&files(&out), &once, "threads");
+    let shown = fewbit(&["inspect", out.to_str().unwrap()]).stdout;
+    assert!(shown.contains("4 bit") && shown.contains("8 bit"), "{shown}");
+
+    let refused = |set: &[&str], words: &[&str]| {
+        let set: Vec<&str> = set.iter().flat_map(|s| ["--set", s]).collect();
+        bench.run(&bench.path("no"), &[&["--recipe", "mixllm"], &set[..]].concat()).refused(words);
+    };
+    refused(&["allocate.candidates=[{bits=2},{bits=4},{bits=8}]"], &["3 entries", "rows choose between 2"]);
+    refused(&["allocate.granularity=matrix"], &["`allocate.sensitivity = \"taylor\"`", "rows"]);
+    refused(&["allocate.sensitivity=kl"], &["allocate.granularity=row"]);
+    let spqr = ["--recipe", "spqr", "--set", "allocate.granularity=row", "--set", "allocate.sensitivity=taylor"];
+    let two = ["--set", "allocate.candidates=[{bits=3},{bits=4}]"];
+    bench.run(&bench.path("no"), &[&spqr[..], &two].concat()).refused(&["beside codes"]);
+    let format = ["--recipe", "mixllm", "--format", "compressed-tensors"];
+    bench.run(&bench.path("no"), &format).refused(&["no place for rows of two widths"]);
+}
+
+#[test]
+fn rows_are_chosen_where_the_model_feels_them() {
+    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
+    let (model, text) = (shared.join("models/stories260K"), shared.join("data/tinystories/valid.txt"));
+    if let Some(missing) = [&model, &text].into_iter().find(|p| !p.exists()) {
+        println!("{} is not there", missing.display());
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let run = |name: &str, more: &[&str]| -> (Value, f64) {
+        let out = dir.path().join(name);
+        let places = ["quantize", model.to_str().unwrap(), "--out", out.to_str().unwrap()];
+        let few = ["--group", "row", "--samples", "16", "--length", "256", "--set", "grid.clip=mse"];
+        let made = fewbit(&[&places[..], &few, more, &["--json"]].concat()).good();
+        let against = ["eval", out.to_str().unwrap(), "--against", model.to_str().unwrap(), "--text"];
+        let held = ["--length", "256", "--blocks", "16", "--json"];
+        let eval = fewbit(&[&against[..], &[text.to_str().unwrap()], &held].concat()).good();
+        (made["allocation"].clone(), eval["kl_mean"].as_f64().unwrap())
+    };
+    let two = "allocate.candidates=[{bits=3},{bits=8}]";
+    let (allocation, rows) = run("rows", &["--recipe", "mixllm", "--set", two, "--set", "allocate.bits=4.3"]);
+    let (_, three) = run("uniform", &["--recipe", "gptq", "--bits", "3"]);
+    // Rows that were drawn would save their share of the weights.
+    let (mut high, mut all) = (0.0, 0.0);
+    for l in allocation["linears"].as_array().unwrap() {
+        let [rows, cols] = shape(l["name"].as_str().unwrap());
+        let grid = l["grid"].as_str().unwrap();
+        let count = grid.split_once(" + ").map_or("0", |(_, rest)| rest.split_once(' ').unwrap().0);
+        let count: f64 = if grid.starts_with("w8") { rows } else { count.parse().unwrap() };
+        (high, all) = (high + count * cols, all + rows * cols);
+    }
+    let drawn = three * (1.0 - high / all);
+    assert!(rows < 0.9 * drawn, "{three} with 3 bits, {rows} with {high} of {all} weights in 8, {drawn} if drawn");
+}
+
+/// Of a linear of stories260K.
+fn shape(name: &str) -> [f64; 2] {
+    match name.rsplit('.').next().unwrap() {
+        "k_proj" | "v_proj" => [32.0, 64.0],
+        "q_proj" | "o_proj" => [64.0, 64.0],
+        "down_proj" => [64.0, 172.0],
+        _ => [172.0, 64.0],
+    }
+}

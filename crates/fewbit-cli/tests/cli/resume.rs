@@ -100,6 +100,12 @@ fn measurements_die_everywhere() {
     }
 }
 
+#[test]
+fn squared_gradients_and_rows_of_two_widths_die_everywhere() {
+    dies_everywhere("out", &["--recipe", "gwq"], false);
+    dies_everywhere("out", &["--recipe", "mixllm", "--set", "allocate.bits=5.5"], false);
+}
+
 /// Waits until the journal has the run's identity and so many blocks.
 fn wait_for(partial: &Path, blocks: usize, child: &mut Child) {
     let lines = || fs::read_to_string(partial.join("journal.jsonl")).map_or(0, |t| t.lines().count());

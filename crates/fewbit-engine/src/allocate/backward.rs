@@ -11,6 +11,8 @@ use fewbit_runtime::{Arithmetic, Batch, Layer, NoHooks, Rotations};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use fewbit_store::PartWeights;
+
 use super::measure::{Passage, difference};
 use super::{Allocation, PartCosts, Sensitivity, graph_part};
 use crate::calibration::Calibration;
@@ -141,6 +143,9 @@ impl<'a, 'r> Backward<'a, 'r> {
         let (part, graph) = graph_part(&run.file, i);
         let graph = Arc::new(graph.clone());
         let weights = self.origin.part(part)?;
+        let is_taylor = self.allocation.settings.sensitivity == Sensitivity::Taylor;
+        let deltas = if is_taylor && !rounded.is_empty() { self.deltas(i, part, &weights)? } else { Vec::new() };
+        let mut changes: Vec<Vec<f64>> = deltas.iter().map(|d| vec![0.0; d.as_ref().map_or(0, Mat::rows)]).collect();
         let mut squares: Vec<Option<Mat>> = vec![None; graph.weights.len()];
         rounded
             .iter()
@@ -162,7 +167,15 @@ impl<'a, 'r> Backward<'a, 'r> {
                     let at = self.at(last, s);
                     self.stream.write(at, &d);
                 }
-                for (f, g) in squares.iter_mut().zip(&mut gradients.weights) {
+                for ((sums, delta), g) in changes.iter_mut().zip(&deltas).zip(&gradients.weights) {
+                    let (Some(delta), Some(g)) = (delta, g) else { continue };
+                    run.team.for_pieces(sums, 1, &|r, sum| {
+                        let products = g.row(r).iter().zip(delta.row(r)).map(|(g, d)| f64::from(*g) * f64::from(*d));
+                        let change = products.sum::<f64>() * self.passage.sequences as f64 / tokens as f64;
+                        sum[0] += (change + 0.5 * change * change).abs();
+                    });
+                }
+                for (f, g) in squares.iter_mut().zip(&mut gradients.weights).filter(|_| !is_taylor) {
                     let (Some(f), Some(g)) = (f, g) else { continue };
                     run.team.for_paired_pieces(f.data_mut(), PIECE, g.data_mut(), PIECE, |_, f, g| {
                         f.iter_mut().zip(g).for_each(|(f, g)| *f += *g * *g);
@@ -172,6 +185,10 @@ impl<'a, 'r> Backward<'a, 'r> {
         }
         if rounded.is_empty() {
             return Ok(None);
+        }
+        if is_taylor {
+            run.file.drop_pages(part);
+            return Ok(Some(changes));
         }
         let layer = Layer::new(graph.clone(), weights.clone(), Arithmetic::Exact)?;
         // The block's output lies in the next slot already, to the bit.
@@ -194,6 +211,26 @@ impl<'a, 'r> Backward<'a, 'r> {
         })?;
         run.file.drop_pages(part);
         Ok(Some(costs))
+    }
+}
+
+impl Backward<'_, '_> {
+    /// `Ŵ − W` of a part's linears under the candidate of fewer bits. The way forward has left the part's input in its slot
+    /// and its output in the next, where it is made again, to the bit.
+    fn deltas(&mut self, i: usize, part: Part, weights: &PartWeights) -> Result<Vec<Option<Mat>>> {
+        let graph = Arc::new(graph_part(&self.run.file, i).1.clone());
+        let mut deltas = vec![None; graph.weights.len()];
+        let layer = Layer::new(graph, weights.clone(), Arithmetic::Exact)?;
+        let (stream, passage, slots) = (&mut self.stream, &mut self.passage, [i, i + 1]);
+        let here = self.run.observe(self.allocation, passage, stream, slots, (i, part), weights, &layer)?;
+        let lower = 1 - self.allocation.largest();
+        self.run.each_candidate(self.allocation, &here, &mut |c| {
+            if c.index == lower {
+                deltas[c.weight] = Some(difference(&c));
+            }
+            Ok(())
+        })?;
+        Ok(deltas)
     }
 }
 

@@ -4,6 +4,7 @@ mod backward;
 mod divergence;
 mod knapsack;
 mod measure;
+mod rows;
 mod settings;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use crate::origin::Origin;
 use crate::quantize::Run;
 use crate::report::Progress;
 use knapsack::Choice;
+pub(crate) use rows::Rows as RowChoice;
 pub use settings::{AllocateSettings, Granularity, Sensitivity};
 
 /// Per weight of a graph; `None` stays as it is.
@@ -126,7 +128,7 @@ impl Allocation {
                     Granularity::Matrix if source.rows != Rows::All => {
                         Some(*of_tensor.entry(source.name).or_insert(units.len()))
                     }
-                    Granularity::Matrix => None,
+                    Granularity::Matrix | Granularity::Row => None,
                 };
                 match known.and_then(|u| units.get_mut(u)) {
                     Some(unit) => unit.push((i, w)),
@@ -234,7 +236,7 @@ impl Allocation {
                 2 + (0..blocks).map(|i| self.rounded(i).len()).max().unwrap_or(0) * self.candidates.len()
             }
             Sensitivity::Error => 2,
-            Sensitivity::Fisher | Sensitivity::Trace => blocks + 2,
+            Sensitivity::Fisher | Sensitivity::Trace | Sensitivity::Taylor => blocks + 2,
         }
     }
 
@@ -243,7 +245,7 @@ impl Allocation {
         match self.settings.sensitivity {
             Sensitivity::Kl => vec![divergence::MOST_LOGITS.max(model.vocabulary); 2],
             Sensitivity::Error => Vec::new(),
-            Sensitivity::Fisher | Sensitivity::Trace => {
+            Sensitivity::Fisher | Sensitivity::Trace | Sensitivity::Taylor => {
                 vec![model.head.parameters() as usize, 3 * backward::HEAD_ROWS.min(length) * model.vocabulary]
             }
         }
@@ -279,6 +281,9 @@ impl Run<'_> {
             let origin = Origin::new(&self.file, &self.bound, self.team, self.request.seed)?;
             self.measure(&allocation, &origin, progress)?
         };
+        if allocation.settings.granularity == Granularity::Row {
+            return self.allocate_rows(allocation, &costs, progress).map(Some);
+        }
         let (chosen, report) = allocation.choose(&self.file, &costs)?;
         for ((i, w), k) in chosen {
             self.bound.grids[i][w] = allocation.candidates[k][i][w].take();

@@ -36,6 +36,9 @@ pub enum Sensitivity {
     /// `½ (Tr F / n) ‖Δ‖² / tokens` (HAWQ-V2, 2019): `F` as in `fisher`, but for tokens that the model draws, whose
     /// expectation is the Gauss-Newton Hessian of the loss.
     Trace,
+    /// Of each row: `Σ_sequences |d + ½ d²|` with `d = Σ_j G_j Δ_j` and `G` the gradient of a sequence's mean loss: the first
+    /// two terms of what the row's rounding changes, errors within a row cancelling (MixLLM, 2024, equation 4).
+    Taylor,
     /// The output's error as a share of the output, `tr(Δ H Δᵀ) / tr(W H Wᵀ)`: needs no gradients and one block alone.
     Error,
 }
@@ -49,6 +52,8 @@ pub enum Granularity {
     Matrix,
     /// All linears of a block.
     Block,
+    /// Each row of each linear, between two candidates.
+    Row,
 }
 
 impl Sensitivity {
@@ -58,13 +63,14 @@ impl Sensitivity {
             Self::Kl => "kl",
             Self::Fisher => "fisher",
             Self::Trace => "trace",
+            Self::Taylor => "taylor",
             Self::Error => "error",
         }
     }
 
     /// Whether it needs gradients.
     pub(crate) fn is_backward(self) -> bool {
-        matches!(self, Self::Fisher | Self::Trace)
+        matches!(self, Self::Fisher | Self::Trace | Self::Taylor)
     }
 }
 
@@ -88,9 +94,9 @@ impl AllocateSettings {
         ("candidates = [{bits=2},{bits=3},{bits=4},{bits=8}]", "settings of the grid among which is chosen"),
         (
             "sensitivity = \"kl\"",
-            "cost of a candidate: `kl` (measured at the logits), `fisher` (gradients² times errors²), `trace` (HAWQ-V2: mean trace of the Hessian), `error` (share of the linear's output)",
+            "cost of a candidate: `kl` (measured at the logits), `fisher` (gradients² times errors²), `trace` (HAWQ-V2: mean trace of the Hessian), `error` (share of the linear's output), `taylor` (of rows: gradients times errors, MixLLM)",
         ),
-        ("granularity = \"matrix\"", "what is chosen alike: `matrix` or `block`"),
+        ("granularity = \"matrix\"", "what is chosen alike: `matrix`, `block`, or `row` (between two candidates)"),
         ("samples = 16", "sequences of the calibration text that costs are measured on"),
     ];
 
@@ -105,6 +111,18 @@ impl AllocateSettings {
                 "`allocate.candidates` has {count} entries, where 1 to 256 are possible"
             ))
             .hint("such as `allocate.candidates=[{bits=2},{bits=4}]`"));
+        }
+        let is_row = self.granularity == Granularity::Row;
+        if is_row != (self.sensitivity == Sensitivity::Taylor) {
+            return Err(Error::input("`allocate.sensitivity = \"taylor\"` is for rows, and rows are for it")
+                .hint("set `allocate.granularity=row` too, or another sensitivity"));
+        }
+        if is_row && self.candidates.len() != 2 {
+            let count = self.candidates.len();
+            return Err(Error::input(format!(
+                "`allocate.candidates` has {count} entries, where rows choose between 2"
+            ))
+            .hint("such as `allocate.candidates=[{bits=4},{bits=8}]`"));
         }
         if self.samples == 0 {
             return Err(Error::input("`allocate.samples` is 0, where a positive number is needed"));

@@ -170,6 +170,10 @@ fn what_stands_beside_the_codes_is_added() {
 fn slow(map: &Online, x: &mut [f32]) {
     match map {
         Online::Diagonal(factors) => x.iter_mut().zip(factors).for_each(|(x, f)| *x *= f),
+        Online::Reorder(from) => {
+            let old = x.to_vec();
+            (0..x.len()).for_each(|k| x[k] = old[from[k] as usize]);
+        }
         Online::Hadamard { block, flips, is_inverse } => {
             // Sylvester's matrices are symmetric: the inverse differs in the place of the signs alone.
             let turn = |x: &mut [f32]| x.iter_mut().zip(flips).filter(|(_, f)| **f).for_each(|(x, _)| *x = -*x);

@@ -7,8 +7,9 @@ use crate::layout::module::Module;
 
 /// The ends of a linear.
 pub(super) const ENDS: [&str; 2] = ["input", "output"];
-/// The tensors of one map: a Hadamard matrix's block and whether it is the inverse; its signs; a diagonal.
-const PARTS: [&str; 3] = ["hadamard", "flips", "factors"];
+/// The tensors of one map: a Hadamard matrix's block and whether it is the inverse; its signs; a diagonal;
+/// an order.
+const PARTS: [&str; 4] = ["hadamard", "flips", "factors", "order"];
 /// Maps at one end, at most.
 const MOST: usize = 4;
 
@@ -45,6 +46,14 @@ pub(super) fn tensors(module: &str, ends: [&[Online]; 2]) -> Result<Vec<(String,
                 Online::Diagonal(factors) => {
                     tensors.push((name(PARTS[2]), Tensor::from_f32(Dtype::F32, &[factors.len()], factors)?));
                 }
+                Online::Reorder(from) => {
+                    let (dtype, bytes): (_, Vec<u8>) = if Online::place_bits(from.len()) == 16 {
+                        (Dtype::U16, from.iter().flat_map(|k| (*k as u16).to_le_bytes()).collect())
+                    } else {
+                        (Dtype::U32, from.iter().flat_map(|k| k.to_le_bytes()).collect())
+                    };
+                    tensors.push((name(PARTS[3]), Tensor { dtype, shape: vec![from.len()], bytes: bytes.into() }));
+                }
             }
         }
     }
@@ -55,7 +64,7 @@ pub(super) fn tensors(module: &str, ends: [&[Online]; 2]) -> Result<Vec<(String,
 pub(in crate::layout) fn read(m: Module<'_>, end: &str, dim: usize) -> Result<Vec<Online>> {
     let mut maps = Vec::new();
     for i in 0..MOST {
-        let [hadamard, flips, factors] = PARTS.map(|part| format!("{end}.{i}.{part}"));
+        let [hadamard, flips, factors, order] = PARTS.map(|part| format!("{end}.{i}.{part}"));
         if m.has(&hadamard) {
             let numbers = m.part_as(&hadamard, Dtype::I32, &[2])?.to_i32()?;
             let is_there = |b: &usize| *b > 0 && dim.is_multiple_of(*b) && Hadamard::of_order(*b).is_some();
@@ -72,6 +81,21 @@ pub(in crate::layout) fn read(m: Module<'_>, end: &str, dim: usize) -> Result<Ve
             maps.push(Online::Hadamard { block, flips, is_inverse: numbers[1] != 0 });
         } else if m.has(&factors) {
             maps.push(Online::Diagonal(m.scales(&factors, &[&[dim]])?.1));
+        } else if m.has(&order) {
+            let from: Vec<u32> = if Online::place_bits(dim) == 16 {
+                let bytes = m.part_as(&order, Dtype::U16, &[dim])?.bytes;
+                bytes.as_chunks::<2>().0.iter().map(|b| u32::from(u16::from_le_bytes(*b))).collect()
+            } else {
+                let bytes = m.part_as(&order, Dtype::U32, &[dim])?.bytes;
+                bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
+            };
+            let map = Online::Reorder(from);
+            if !map.fits(dim) {
+                return Err(
+                    Error::input(format!("does not name each of {dim} places once")).tensor(&m.full_name(&order))
+                );
+            }
+            maps.push(map);
         } else {
             break;
         }
@@ -92,7 +116,10 @@ mod tests {
             flips: if flips.is_empty() { vec![] } else { (0..12).map(|i| flips.contains(&i)).collect() },
             is_inverse,
         };
-        let input = vec![hadamard(4, &[1, 2, 11], false), Online::Diagonal(vec![0.5; 12]), hadamard(12, &[], true)];
+        let order = Online::Reorder((0..12).map(|k| (5 * k + 3) % 12).collect());
+        assert_eq!(order.inverse().inverse(), order);
+        let input =
+            vec![hadamard(4, &[1, 2, 11], false), Online::Diagonal(vec![0.5; 12]), hadamard(12, &[], true), order];
         let output = vec![hadamard(2, &[0], true)];
         let all: BTreeMap<String, Tensor> = tensors("m", [&input, &output]).unwrap().into_iter().collect();
         assert!(all.keys().all(|n| names("m").any(|k| k == *n)));
@@ -112,6 +139,10 @@ mod tests {
         for block in [0, -4, 6, i32::MAX] {
             assert!(broken("0.hadamard", Tensor::from_i32(&[2], &[block, 0])).contains("order"));
         }
+        assert!(
+            broken("3.order", Tensor { dtype: Dtype::U16, shape: vec![12], bytes: vec![0; 24].into() })
+                .contains("once")
+        );
         assert!(broken("0.flips", Tensor::from_i32(&[2], &[1, 1])).contains("where U8 [2] is needed"));
         assert!(broken("1.factors", Tensor::from_f32(Dtype::F32, &[12], &[f32::NAN; 12]).unwrap()).contains("NaN"));
     }
