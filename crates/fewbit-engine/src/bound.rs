@@ -151,10 +151,14 @@ impl Bound {
             .hint("round inputs by their own range, not by a stored one"));
         }
         if online.as_deref().is_some_and(maps_outputs) && !learns.is_empty() {
+            return Err(Error::input("the recipe learns through maps after products, which it cannot")
+                .hint("leave out the `learn` passes, or set `transform.sides=input`"));
+        }
+        if input.is_some() && program.has_sides() && !learns.is_empty() {
             return Err(Error::input(
-                "the recipe learns through maps of outputs that run with the model, which it cannot",
+                "the recipe learns what rounded inputs meet, and what stands beside the codes meets exact ones",
             )
-            .hint("leave out the `learn` passes, or the transform that runs with the model"));
+            .hint("leave out the `learn` passes, the `residual` passes, or `act`"));
         }
         let mut bound = Self {
             rotations,
@@ -240,7 +244,7 @@ impl Bound {
                     _ if self.online.is_some() => Err("it has no place for maps that run with the model".to_owned()),
                     Format::Gguf => fewbit_export::can_hold_gguf(&storage).map(|_| ()),
                     _ => wanted.layout().can_hold(&storage).and_then(|()| match &self.input {
-                        Some(input) => wanted.layout().can_hold_input(&storage, input.grid()),
+                        Some(input) => wanted.layout().can_hold_input(&storage, input.grid(), input.clip()),
                         None => Ok(()),
                     }),
                 };

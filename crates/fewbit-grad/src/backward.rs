@@ -1,4 +1,3 @@
-use fewbit_format::Mat;
 use fewbit_graph::{Activation, Graph, Node, Op, ValueId, WeightId};
 use fewbit_kernel::attention::{Forward, attention_backward, sinks_backward};
 use fewbit_kernel::product::{product_nn, product_tn};
@@ -6,6 +5,7 @@ use fewbit_kernel::{Team, elementwise};
 use fewbit_runtime::{Batch, Rotations};
 
 use crate::function::attention_shape;
+use crate::input::seen;
 use crate::saved::Pool;
 use crate::{Edges, Function, Gradients, Saved, View};
 
@@ -200,9 +200,9 @@ impl Step<'_> {
     }
 
     fn linear(&self, weight: usize, d: Vec<f32>, flow: &mut Flow, saved: &mut Saved, gradients: &mut Gradients) {
-        let (w, input) = (self.parameters.weights[weight], self.node.inputs[0]);
+        let input = self.node.inputs[0];
         let mut dx = self.open(input, flow, saved);
-        multiply_back(self.team, w, weight, &saved.values[input], &d, &mut dx, gradients);
+        multiply_back(self.team, self.parameters, weight, &saved.values[input], &d, &mut dx, gradients);
         flow.of[input] = dx;
         saved.pool.give_back(d);
     }
@@ -302,23 +302,34 @@ impl Step<'_> {
 /// unless this is empty.
 pub(crate) fn multiply_back(
     team: &Team,
-    w: &Mat,
+    parameters: &View<'_>,
     weight: WeightId,
     x: &[f32],
     d: &[f32],
     dx: &mut [f32],
     gradients: &mut Gradients,
 ) {
+    let (w, input) = (parameters.weights[weight], parameters.input(weight));
     let (out, width) = (w.rows(), w.cols());
     let rows = d.len() / out;
     if let Some(sum) = &mut gradients.weights[weight] {
-        product_tn(team, out, width, rows, d, out, x, width, sum.data_mut(), width);
+        let x = seen(team, input, x, width);
+        product_tn(team, out, width, rows, d, out, &x, width, sum.data_mut(), width);
     }
     if let Some(sum) = &mut gradients.biases[weight] {
         add_columns(team, d, sum);
     }
-    if !dx.is_empty() {
-        product_nn(team, rows, width, out, 1.0, d, out, w.data(), width, dx, width);
+    match input.filter(|i| !i.maps.is_empty() && !dx.is_empty()) {
+        Some(input) => {
+            let mut own = vec![0.0; dx.len()];
+            product_nn(team, rows, width, out, 1.0, d, out, w.data(), width, &mut own, width);
+            input.backward(team, &mut own, width);
+            team.for_rows(width, dx, &|at, dx| elementwise::add(dx, &own[at..at + dx.len()]));
+        }
+        None if !dx.is_empty() => {
+            product_nn(team, rows, width, out, 1.0, d, out, w.data(), width, dx, width);
+        }
+        None => {}
     }
 }
 

@@ -85,9 +85,10 @@ impl Step<'_> {
         let mut dx = self.open(input, flow, saved);
         let x = &saved.values[input];
         for (e, rows) in dispatched(self.graph, node.output, &saved.values).experts().enumerate() {
-            let (w, wide) = (self.parameters.weights[first + e], rows.start * width..rows.end * width);
+            let wide = rows.start * width..rows.end * width;
             let dx = if dx.is_empty() { &mut [] } else { &mut dx[wide.clone()] };
-            multiply_back(team, w, first + e, &x[wide], &d[rows.start * dim..rows.end * dim], dx, gradients);
+            let d = &d[rows.start * dim..rows.end * dim];
+            multiply_back(team, self.parameters, first + e, &x[wide], d, dx, gradients);
         }
         flow.of[input] = dx;
         saved.pool.give_back(d);

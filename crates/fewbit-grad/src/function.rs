@@ -1,12 +1,13 @@
 use std::sync::Arc;
 
-use fewbit_format::{Error, Mat, Result};
-use fewbit_graph::{Graph, Node, Op, ValueId};
+use fewbit_format::{Error, Result};
+use fewbit_graph::{Graph, Node, Op, ValueId, WeightId};
 use fewbit_kernel::attention::{AttentionShape, attention_with_log_sums};
 use fewbit_kernel::product::{Weights, product_nt};
 use fewbit_kernel::{Team, elementwise};
 use fewbit_runtime::{Batch, Dispatched, Rotations, run_rowwise};
 
+use crate::input::seen;
 use crate::{Edges, Saved, View};
 
 /// A graph as a differentiable function of its input and its parameters.
@@ -132,15 +133,14 @@ impl Function {
         let dim = self.graph.values[node.output].dim;
         match &node.op {
             Op::Linear { weight } => {
-                let w = parameters.weights[*weight];
-                multiply(team, w, parameters.biases[*weight], inputs[0], out);
+                multiply(team, parameters, *weight, inputs[0], out);
             }
             Op::ExpertLinear { first } => {
                 let width = self.graph.values[node.inputs[0]].dim;
                 for (e, rows) in dispatched(&self.graph, node.output, values).experts().enumerate() {
                     let (x, out) =
                         (&inputs[0][rows.start * width..rows.end * width], &mut out[rows.start * dim..rows.end * dim]);
-                    multiply(team, parameters.weights[first + e], parameters.biases[first + e], x, out);
+                    multiply(team, parameters, first + e, x, out);
                 }
             }
             Op::Dispatch => {
@@ -193,11 +193,13 @@ pub(crate) fn attention_shape<'a>(op: &Op, parameters: &View<'a>) -> Option<Atte
     }
 }
 
-/// `y = x Wᵀ + b` on the rows of `x`.
-fn multiply(team: &Team, w: &Mat, bias: Option<&[f32]>, x: &[f32], y: &mut [f32]) {
+/// `y = x Wᵀ + b` on the rows of `x`, as the linear sees them.
+fn multiply(team: &Team, parameters: &View<'_>, weight: WeightId, x: &[f32], y: &mut [f32]) {
+    let w = parameters.weights[weight];
     let (n, k) = (w.rows(), w.cols());
-    product_nt(team, x.len() / k, n, k, x, k, Weights::F32(w.data()), y, n, false);
-    if let Some(bias) = bias {
+    let x = seen(team, parameters.input(weight), x, k);
+    product_nt(team, x.len() / k, n, k, &x, k, Weights::F32(w.data()), y, n, false);
+    if let Some(bias) = parameters.biases[weight] {
         team.for_rows(n, y, &|_, y| elementwise::add_bias(y, bias));
     }
 }

@@ -1,6 +1,8 @@
 use fewbit_format::{Error, Mat, Result};
-use fewbit_graph::Graph;
+use fewbit_graph::{Graph, WeightId};
 use fewbit_store::PartWeights;
+
+use crate::Input;
 
 /// The numbers of one graph, in f32.
 #[derive(Clone, Debug, PartialEq)]
@@ -11,18 +13,20 @@ pub struct Parameters {
     pub biases: Vec<Option<Vec<f32>>>,
     /// By the graph's vectors: gains and biases of norms.
     pub vectors: Vec<Vec<f32>>,
+    /// By the graph's weights: what happens to the rows that each reads; empty where all read theirs as they are.
+    pub inputs: Vec<Option<Input>>,
 }
 
 impl Parameters {
-    /// Decodes the tensors of a part of a checkpoint.
+    /// Decodes the tensors of a part of a checkpoint, with the maps and the rounding of inputs.
     ///
     /// # Errors
-    /// If a linear has a map of its input or output that runs online: that is no part of its matrix.
+    /// If a linear has a map of its output that runs online: that is no part of its matrix.
     pub fn of(graph: &Graph, tensors: &PartWeights) -> Result<Self> {
         for (weight, linear) in graph.weights.iter().zip(&tensors.linears) {
-            if !(linear.input.is_empty() && linear.output.is_empty()) {
-                return Err(Error::input("is rotated while the model runs, and has no gradient here yet")
-                    .hint("choose a recipe without online rotations")
+            if !linear.output.is_empty() {
+                return Err(Error::input("is rotated after its product, and has no gradient here yet")
+                    .hint("choose a recipe without online rotations of outputs")
                     .tensor(&weight.name));
             }
         }
@@ -30,6 +34,7 @@ impl Parameters {
             weights: tensors.linears.iter().map(|l| l.decode()).collect(),
             biases: tensors.linears.iter().map(|l| l.bias.clone()).collect(),
             vectors: tensors.vectors.clone(),
+            inputs: tensors.linears.iter().map(|l| Input::of(l)).collect(),
         })
     }
 
@@ -39,6 +44,7 @@ impl Parameters {
             weights: self.weights.iter().collect(),
             biases: self.biases.iter().map(Option::as_deref).collect(),
             vectors: self.vectors.iter().map(|v| &**v).collect(),
+            inputs: self.inputs.iter().map(Option::as_ref).collect(),
         }
     }
 }
@@ -52,9 +58,16 @@ pub struct View<'a> {
     pub biases: Vec<Option<&'a [f32]>>,
     /// By the graph's vectors.
     pub vectors: Vec<&'a [f32]>,
+    /// By the graph's weights: what happens to the rows that each reads; empty where all read theirs as they are.
+    pub inputs: Vec<Option<&'a Input>>,
 }
 
 impl View<'_> {
+    /// What happens to the rows that a linear reads.
+    pub(crate) fn input(&self, weight: WeightId) -> Option<&Input> {
+        self.inputs.get(weight).copied().flatten()
+    }
+
     /// Whether everything has the graph's shape.
     ///
     /// # Errors

@@ -28,7 +28,15 @@ enum Factor {
 impl Orthogonal {
     /// A Hadamard matrix with random signs of its rows, in blocks where no matrix of order `n` is known.
     pub fn hadamard(n: usize, seed: u64) -> Self {
-        let h = Hadamard::of_greatest_order(n);
+        Self::blocks(n, Hadamard::of_greatest_order(n), seed)
+    }
+
+    /// Hadamard matrices of one order along the diagonal, with random signs of all rows.
+    ///
+    /// # Panics
+    /// If `h`'s order does not divide `n`.
+    pub fn blocks(n: usize, h: Hadamard, seed: u64) -> Self {
+        assert!(n.is_multiple_of(h.order()), "whole blocks");
         Self { order: n, factors: vec![Factor::Hadamard { h, signs: random_signs(seed, n) }] }
     }
 

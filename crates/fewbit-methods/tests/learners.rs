@@ -21,7 +21,8 @@ fn random(seed: u64) -> Mat {
 /// What GPTQ makes of a matrix whose inputs are correlated.
 fn solved(w: &Mat, grid: &str) -> Storage {
     let (grids, solvers) = (REGISTRY.grids, REGISTRY.solvers);
-    let grid = (grids.iter().find(|e| e.name == "int").unwrap().build)(grid.parse().unwrap()).unwrap();
+    let kind = if grid.contains("element") { "float" } else { "int" };
+    let grid = (grids.iter().find(|e| e.name == kind).unwrap().build)(grid.parse().unwrap()).unwrap();
     let solver = (solvers.iter().find(|e| e.name == "gptq").unwrap().build)("".parse().unwrap()).unwrap();
     let x = Mat::from_fn(256, SHAPE[1], |t, j| (((t * 37 + j * 11) % 101) as f32 - 50.0) / 20.0 + (t % 7) as f32);
     let h = Mat::from_fn(SHAPE[1], SHAPE[1], |a, b| (0..256).map(|t| x[(t, a)] * x[(t, b)]).sum());
@@ -43,24 +44,33 @@ fn decoded(storage: &Storage) -> Mat {
     m
 }
 
-const GRIDS: [&str; 4] = [
+const GRIDS: [&str; 8] = [
     "bits = 3\ngroup = 16",
     "bits = 2\ngroup = \"row\"\nscale = \"bf16\"",
     "bits = 4\ngroup = 32\nsymmetric = true",
     "bits = 3\ngroup = 16\nzero = \"offset\"",
+    "element = \"e2m1\"\ngroup = 16\nscale = \"e4m3\"\nclip = \"mse\"",
+    "element = \"e2m1\"\ngroup = 32\nscale = \"e8m0\"",
+    "element = \"e2m1\"\ngroup = [5, 24]",
+    "element = \"e3m0\"\ngroup = \"tensor\"\nscale = \"f32\"",
 ];
 
 const ROUNDS: [&str; 6] = ["none", "offset", "divide", "sigmoid", "low-rank", "weight"];
 
 /// All forms that go with a grid.
 fn forms(grid: &str) -> impl Iterator<Item = String> {
+    let is_float = grid.contains("element");
     let ranges: &[&str] = match grid {
+        _ if is_float => &["fixed", "scale"],
         _ if grid.contains("offset") => &["fixed", "scale"],
         _ if grid.contains("symmetric") => &["fixed", "scale", "clip", "sigmoid"],
         _ => &["fixed", "scale", "clip", "sigmoid", "scale-zero"],
     };
     let both = ROUNDS.iter().flat_map(move |round| ranges.iter().map(move |range| (round, range)));
     both.filter(|(round, range)| (**round, **range) != ("none", "fixed"))
+        .filter(move |(round, _)| !is_float || matches!(**round, "none" | "weight"))
+        // Half or twice a scale is seldom better, and that is all that a power of two can become.
+        .filter(move |(round, _)| !(grid.contains("e8m0") && **round == "none"))
         .map(|(round, range)| format!("round = \"{round}\"\nrange = \"{range}\""))
 }
 

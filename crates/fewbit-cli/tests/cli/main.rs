@@ -1,6 +1,7 @@
 //! The compiled program, driven end to end.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails loudly, and says what it lacks")]
 
+mod activations;
 mod allocation;
 mod bench;
 mod calibration;

@@ -26,6 +26,11 @@ pub trait Activation: Send + Sync + std::fmt::Debug {
     /// To which numbers.
     fn grid(&self) -> ActivationGrid;
 
+    /// Share of the greatest magnitude that is kept.
+    fn clip(&self) -> f32 {
+        1.0
+    }
+
     /// The format of one input or cache.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fewbit_format::{Error, Mat, QuantizedLinear, Result};
-use fewbit_grad::Parameters;
+use fewbit_grad::{Input, Parameters};
 use fewbit_graph::Graph;
 
 use super::chain::{Chain, Data, Link};
@@ -51,11 +51,12 @@ impl Run<'_> {
     }
 }
 
-/// Weights and biases as they are now.
+/// Weights, biases and what happens to inputs, as they are now.
 fn now(linears: &[Arc<QuantizedLinear>]) -> Parameters {
     Parameters {
         weights: linears.iter().map(|l| l.decode()).collect(),
         biases: linears.iter().map(|l| l.bias.clone()).collect(),
         vectors: Vec::new(),
+        inputs: linears.iter().map(|l| Input::of(l)).collect(),
     }
 }

@@ -181,7 +181,7 @@ impl Descent for Chain<'_, '_> {
             gradients.wants_input = k > 0;
             dy = function.backward(team, batch, turn, &now.view(), &mut NoEdges, dy, saved, &mut gradients);
             for learned in learned {
-                let gradient = gradients.weights[learned.weight].as_mut();
+                let gradient = gradients.weights[learned.weight].as_ref();
                 let gradient = gradient.ok_or_else(|| Error::internal("a gradient that was asked for"))?;
                 learned.step(team, done as u64 + 1, share, progress, gradient);
             }

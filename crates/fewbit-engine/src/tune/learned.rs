@@ -2,7 +2,6 @@ use fewbit_format::{Error, Mat, QuantizedLinear, Result};
 use fewbit_grad::optim::Optimizer;
 use fewbit_graph::WeightId;
 use fewbit_kernel::Team;
-use fewbit_kernel::online::Map;
 
 use super::{Learn, TuneSettings};
 use crate::kinds::{Fake, LeafJob};
@@ -15,10 +14,6 @@ pub(super) struct Learned {
     gradients: Vec<Vec<f32>>,
     /// What stands beside the codes.
     sides: Option<Mat>,
-    /// Undo the maps of the input, last to first.
-    back: Vec<Map>,
-    /// The maps of the input.
-    maps: Vec<Map>,
 }
 
 impl Learned {
@@ -42,7 +37,7 @@ impl Learned {
             base.data_mut().iter_mut().zip(sides.data()).for_each(|(w, s)| *w -= s);
         }
         let job = LeafJob { name, weight: &base, start: &band.storage, steps: learn.settings.steps, seed };
-        Ok(Self::new(&learn.settings, weight, learn.learner.begin(&job)?, sides, start))
+        Ok(Self::new(&learn.settings, weight, learn.learner.begin(&job)?, sides))
     }
 
     /// What stands beside the codes, if anything does.
@@ -55,37 +50,26 @@ impl Learned {
         })
     }
 
-    fn new(
-        settings: &TuneSettings,
-        weight: WeightId,
-        fake: Box<dyn Fake>,
-        sides: Option<Mat>,
-        start: &QuantizedLinear,
-    ) -> Self {
+    fn new(settings: &TuneSettings, weight: WeightId, fake: Box<dyn Fake>, sides: Option<Mat>) -> Self {
         let lens: Vec<usize> = fake.leaves().iter().map(|l| l.values.len()).collect();
-        let cols = start.shape[1];
         Self {
             weight,
             fake,
             optimizers: lens.iter().map(|n| settings.optimizer(*n)).collect(),
             gradients: lens.iter().map(|n| vec![0.0; *n]).collect(),
             sides,
-            back: start.input.iter().rev().map(|m| Map::new(&m.inverse(), cols)).collect(),
-            maps: start.input.iter().map(|m| Map::new(m, cols)).collect(),
         }
     }
 
-    /// The weight that stands for the linear in the graph: `y = W (x M)` is `y = (W Mᵀ) x`, and `M⁻¹ = Mᵀ`.
+    /// The weight that multiplies the linear's input, as it sees that.
     pub(super) fn forward(&self, team: &Team, progress: f32, out: &mut Mat) {
         self.fake.forward(team, progress, out);
         if let Some(sides) = &self.sides {
             out.data_mut().iter_mut().zip(sides.data()).for_each(|(o, s)| *o += s);
         }
-        self.back.iter().for_each(|m| m.apply(team, out.data_mut()));
     }
 
-    pub(super) fn step(&mut self, team: &Team, number: u64, share: f32, progress: f32, gradient: &mut Mat) {
-        self.maps.iter().for_each(|m| m.apply(team, gradient.data_mut()));
+    pub(super) fn step(&mut self, team: &Team, number: u64, share: f32, progress: f32, gradient: &Mat) {
         self.fake.backward(team, progress, gradient, &mut self.gradients);
         let leaves = self.fake.leaves_mut().into_iter();
         for ((leaf, optimizer), gradient) in leaves.zip(&mut self.optimizers).zip(&self.gradients) {

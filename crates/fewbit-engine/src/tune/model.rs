@@ -70,12 +70,12 @@ impl Visit for Student {
         gradients
     }
 
-    fn done(&mut self, part: Part, mut gradients: Gradients) -> Result<()> {
+    fn done(&mut self, part: Part, gradients: Gradients) -> Result<()> {
         let (Some(range), Some(Step { number, share, progress })) = (self.of_part.get(&part), self.step) else {
             return Ok(());
         };
         for learned in &mut self.learned[range.clone()] {
-            let gradient = gradients.weights[learned.weight].as_mut();
+            let gradient = gradients.weights[learned.weight].as_ref();
             let gradient = gradient.ok_or_else(|| Error::internal("a gradient that was asked for"))?;
             learned.step(&self.team, number, share, progress, gradient);
         }

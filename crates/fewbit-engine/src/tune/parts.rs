@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use fewbit_format::{ActivationFormat, QuantizedLinear, Result};
+use fewbit_format::{ActivationFormat, Result};
 use fewbit_grad::Parameters;
 use fewbit_graph::Part;
 use fewbit_store::{ModelFile, PartWeights};
@@ -16,7 +16,7 @@ use crate::outputs::Schemes;
 use crate::quantize::Run;
 
 impl Run<'_> {
-    /// A part's parameters, without the maps of inputs, which are the business of what is learned; and that.
+    /// A part's parameters, and what is learned of it.
     pub(super) fn open_part(
         &self,
         learn: &Learn,
@@ -36,10 +36,7 @@ impl Run<'_> {
                 learned.push(Learned::begin(learn, w, &graph.weights[w].name, base, start, seed)?);
             }
         }
-        let without_maps =
-            |l: &Arc<QuantizedLinear>| Arc::new(QuantizedLinear { input: Vec::new(), ..QuantizedLinear::clone(l) });
-        let linears = weights.linears.iter().map(without_maps).collect();
-        Ok((Parameters::of(graph, &PartWeights { linears, ..weights })?, learned))
+        Ok((Parameters::of(graph, &weights)?, learned))
     }
 
     /// Writes the shard of the `i`th part with what was learned; returns the part, and how its linears are stored.

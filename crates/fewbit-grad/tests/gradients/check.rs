@@ -39,7 +39,7 @@ pub(crate) fn random_parameters(graph: &Graph, noise: &mut Noise) -> Parameters 
     }
     let biases = graph.weights.iter().map(|w| w.has_bias.then(|| noise.vec(w.shape[0]))).collect();
     let vectors = graph.vectors.iter().map(|v| noise.vec(v.dim).into_iter().map(|v| 1.0 + 0.5 * v).collect()).collect();
-    Parameters { weights, biases, vectors }
+    Parameters { weights, biases, vectors, inputs: Vec::new() }
 }
 
 /// Keeps the gradient of every value.

@@ -5,6 +5,7 @@
 mod blocks;
 mod check;
 mod edges;
+mod inputs;
 mod models;
 mod operations;
 mod training;

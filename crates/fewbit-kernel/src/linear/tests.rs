@@ -197,11 +197,17 @@ fn slow(map: &Online, x: &mut [f32]) {
 #[test]
 fn inputs_are_rounded_unless_only_weights_count() {
     let n = &mut Numbers(9);
-    let fp8 = ActivationGrid { number: Number::Float(Minifloat::E4M3), sharing: Sharing::Token, scale: ScaleType::F32 };
+    let fp8 = ActivationGrid {
+        number: Number::Float(Minifloat::E4M3),
+        sharing: Sharing::Token,
+        scale: ScaleType::F32,
+        is_searched: false,
+    };
     let mx = ActivationGrid {
         number: Number::Float(Minifloat::E2M1),
         sharing: Sharing::Columns(32),
         scale: ScaleType::E8M0,
+        is_searched: false,
     };
     let storage =
         |n: &mut Numbers| [dense(n, 7, 64, Dtype::BF16), int(n, 9, 64, 8, Group::Row, 0), dense(n, 5, 64, Dtype::F32)];

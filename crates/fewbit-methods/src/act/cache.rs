@@ -41,7 +41,12 @@ impl Activation for Cache {
     fn grid(&self) -> ActivationGrid {
         // The builder has refused names that are none.
         let element = Minifloat::parse(&self.element).unwrap_or(Minifloat::E4M3);
-        ActivationGrid { number: Number::Float(element), sharing: Sharing::Tensor, scale: ScaleType::F32 }
+        ActivationGrid {
+            number: Number::Float(element),
+            sharing: Sharing::Tensor,
+            scale: ScaleType::F32,
+            is_searched: false,
+        }
     }
 
     fn format(&self, stats: &InputStats) -> Result<ActivationFormat> {

@@ -12,6 +12,7 @@ pub(crate) const ENTRY: Entry<dyn Activation> = Entry {
         ("element = \"e4m3\"", "bits of exponent and mantissa: `e4m3`, `e5m2`, `e2m1` …"),
         ("static = false", "one scale for all tokens, from the greatest magnitude over the calibration text"),
         ("group = 0", "columns of a token that share a scale; 0: all of them"),
+        super::SEARCH,
         (
             "scale = \"f32\"",
             "kind of the scales: `f32`; `e8m0` (powers of two: the MX formats); `e4m3` (under one number from calibration: NVFP4)",
@@ -20,10 +21,12 @@ pub(crate) const ENTRY: Entry<dyn Activation> = Entry {
     build: |table| {
         let float: Float = parse("act.float", table)?;
         Minifloat::parse(&float.element).map_err(|e| e.place("`act.element`"))?;
-        if float.is_static && (float.group > 0 || float.scale != Scale::F32) {
-            return Err(
-                Error::input("`act.static` is one scale for all columns").hint("leave `act.group` and `act.scale` out")
-            );
+        if float.is_static && (float.group > 0 || float.scale != Scale::F32 || float.search) {
+            return Err(Error::input("`act.static` is one scale for all columns")
+                .hint("leave `act.group`, `act.scale` and `act.search` out"));
+        }
+        if float.search && float.scale == Scale::E8m0 {
+            return Err(Error::input("`act.search` finds nothing among powers of two").hint("leave it out"));
         }
         Ok(Box::new(float))
     },
@@ -38,6 +41,7 @@ struct Float {
     is_static: bool,
     group: usize,
     scale: Scale,
+    search: bool,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
@@ -50,7 +54,7 @@ enum Scale {
 
 impl Default for Float {
     fn default() -> Self {
-        Self { element: "e4m3".to_owned(), is_static: false, group: 0, scale: Scale::F32 }
+        Self { element: "e4m3".to_owned(), is_static: false, group: 0, scale: Scale::F32, search: false }
     }
 }
 
@@ -81,7 +85,7 @@ impl Activation for Float {
             Scale::E8m0 => ScaleType::E8M0,
             Scale::E4m3 => ScaleType::E4M3,
         };
-        ActivationGrid { number: Number::Float(self.element()), sharing, scale }
+        ActivationGrid { number: Number::Float(self.element()), sharing, scale, is_searched: self.search }
     }
 
     fn format(&self, stats: &InputStats) -> Result<ActivationFormat> {

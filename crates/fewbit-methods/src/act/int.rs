@@ -17,6 +17,7 @@ pub(crate) const ENTRY: Entry<dyn Activation> = Entry {
         ),
         ("group = 0", "columns of a token that share a scale; 0: all of them"),
         ("clip = 1.0", "share of a token's greatest magnitude that is kept, 0 to 1"),
+        super::SEARCH,
     ],
     build: |table| {
         let int: Int = parse("act.int", table)?;
@@ -26,8 +27,9 @@ pub(crate) const ENTRY: Entry<dyn Activation> = Entry {
         if !(int.clip > 0.0 && int.clip <= 1.0) {
             return Err(Error::input(format!("`act.clip` is {}, where a share from 0 to 1 is needed", int.clip)));
         }
-        if int.is_static && int.group > 0 {
-            return Err(Error::input("`act.static` is one scale for all columns").hint("leave `act.group` out"));
+        if int.is_static && (int.group > 0 || int.search) {
+            return Err(Error::input("`act.static` is one scale for all columns")
+                .hint("leave `act.group` and `act.search` out"));
         }
         Ok(Box::new(int))
     },
@@ -43,11 +45,12 @@ struct Int {
     is_static: bool,
     group: usize,
     clip: f32,
+    search: bool,
 }
 
 impl Default for Int {
     fn default() -> Self {
-        Self { bits: 8, symmetric: true, is_static: false, group: 0, clip: 1.0 }
+        Self { bits: 8, symmetric: true, is_static: false, group: 0, clip: 1.0, search: false }
     }
 }
 
@@ -70,7 +73,12 @@ impl Activation for Int {
             number: Number::Int { bits: self.bits, symmetric: self.symmetric },
             sharing,
             scale: ScaleType::F32,
+            is_searched: self.search,
         }
+    }
+
+    fn clip(&self) -> f32 {
+        if self.is_static { 1.0 } else { self.clip }
     }
 
     fn format(&self, stats: &InputStats) -> Result<ActivationFormat> {

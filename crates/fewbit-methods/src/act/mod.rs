@@ -8,6 +8,12 @@ mod cache;
 mod float;
 mod int;
 
+/// The setting that members share.
+const SEARCH: (&str, &str) = (
+    "search = false",
+    "try a few scales for each token or group while the model runs, and take the one that rounds best",
+);
+
 /// `act.*`
 pub(crate) const ACTIVATIONS: &[Entry<dyn Activation>] = &[int::ENTRY, float::ENTRY, cache::ENTRY];
 

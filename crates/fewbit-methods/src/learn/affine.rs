@@ -5,6 +5,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 
+use super::float::Small;
 use super::round::{Round, RoundSetting, Value};
 
 pub(crate) const ENTRY: Entry<dyn Learner> = Entry {
@@ -94,6 +95,18 @@ impl Rounding {
         Ok(self)
     }
 
+    /// Of small floats, whose steps are not equal, the weight itself moves the code, and a factor the scale.
+    fn check_float(&self) -> Result<()> {
+        if !matches!(self.round, RoundSetting::Weight | RoundSetting::None) {
+            return Err(Error::input("the codes of small floats are moved by the weight itself")
+                .hint("set `learn.round=weight`, or `none`"));
+        }
+        if !matches!(self.range, RangeSetting::Scale | RangeSetting::Fixed) {
+            return Err(Error::input("small floats have scales alone").hint("set `learn.range=scale`, or `fixed`"));
+        }
+        Ok(())
+    }
+
     /// Peak rates of what moves codes, and of what moves grids.
     fn rates(&self, steps: usize) -> [f32; 2] {
         let by_steps = 1.0 / steps as f32;
@@ -115,8 +128,12 @@ impl Rounding {
 
 impl Learner for Rounding {
     fn check(&self, storage: &Storage) -> Result<()> {
+        if let Storage::Float(_) = storage {
+            return self.check_float();
+        }
         let Storage::Int(codes) = storage else {
-            return Err(Error::input("`learn.rounding` learns integer grids").hint("use `grid.int`"));
+            return Err(Error::input("`learn.rounding` learns integers and small floats")
+                .hint("use `grid.int` or `grid.float`"));
         };
         if codes.grid().group == Group::Tensor || codes.group_index().is_some() {
             return Err(Error::input("`learn.rounding` needs groups of neighbouring columns, or rows"));
@@ -139,8 +156,16 @@ impl Learner for Rounding {
 
     fn begin(&self, job: &LeafJob<'_>) -> Result<Box<dyn Fake>> {
         self.check(job.start).map_err(|e| e.tensor(job.name))?;
-        let Storage::Int(start) = job.start else { return Err(Error::internal("a storage that was checked")) };
-        Ok(Box::new(Affine::new(*self, job, start)))
+        match job.start {
+            Storage::Int(start) => Ok(Box::new(Affine::new(*self, job, start))),
+            Storage::Float(start) => {
+                let [rate, range_rate] = self.rates(job.steps);
+                let weight = (self.round == RoundSetting::Weight).then_some(rate);
+                let scale = (self.range == RangeSetting::Scale).then_some(range_rate);
+                Ok(Box::new(Small::new(job, start, weight, scale)))
+            }
+            _ => Err(Error::internal("a storage that was checked")),
+        }
     }
 }
 
@@ -189,7 +214,7 @@ struct Affine {
 }
 
 /// How far from the edge of its cell a weight begins that the solver put into another.
-const INSIDE: f32 = 0.01;
+pub(super) const INSIDE: f32 = 0.01;
 
 impl Affine {
     fn new(settings: Rounding, job: &LeafJob<'_>, codes: &IntCodes) -> Self {

@@ -3,6 +3,7 @@
 use fewbit_engine::kinds::{Entry, Learner};
 
 mod affine;
+mod float;
 mod round;
 
 /// `learn.*`

@@ -1,25 +1,17 @@
 use fewbit_engine::kinds::{End, Entry, MapJob, OnlineTransform, parse};
-use fewbit_format::{Error, Online};
-use fewbit_kernel::hadamard::Hadamard;
+use fewbit_format::Online;
 use fewbit_linalg::random_signs;
 use serde::Deserialize;
+
+use super::{BLOCK, check_block, matrix};
 
 pub(crate) const ENTRY: Entry<dyn OnlineTransform> = Entry {
     name: "incoherence",
     cite: "Tseng et al., QuIP#: Even Better LLM Quantization with Hadamard Incoherence and Lattice Codebooks, 2024 (arXiv:2402.04396)",
-    settings: &[
-        ("sides = \"both\"", "`input`: before the product; `both`: and after it"),
-        ("block = 0", "values that a Hadamard matrix mixes; 0: the greatest known order that divides the row"),
-    ],
+    settings: &[("sides = \"both\"", "`input`: before the product; `both`: and after it"), BLOCK],
     build: |table| {
         let own: Incoherence = parse("transform.incoherence", table)?;
-        if own.block > 0 && Hadamard::of_order(own.block).is_none() {
-            return Err(Error::input(format!(
-                "`transform.block` is {}, an order without a Hadamard matrix",
-                own.block
-            ))
-            .hint("powers of two have one"));
-        }
+        check_block(own.block)?;
         Ok(Box::new(own))
     },
 };
@@ -51,8 +43,7 @@ impl OnlineTransform for Incoherence {
         if job.end == End::Output && self.sides == Sides::Input {
             return None;
         }
-        let fits = self.block > 0 && job.dim.is_multiple_of(self.block);
-        let block = if fits { self.block } else { Hadamard::of_greatest_order(job.dim).order() };
+        let block = matrix(job.dim, self.block).order();
         let flips = random_signs(job.seed, job.dim).iter().map(|s| *s < 0.0).collect();
         Some(Online::Hadamard { block, flips, is_inverse: false })
     }

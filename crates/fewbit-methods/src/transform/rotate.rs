@@ -1,7 +1,9 @@
 use fewbit_engine::kinds::{Entry, Rotation, RotationJob, Space, parse};
-use fewbit_format::Result;
+use fewbit_format::{Error, Result};
 use fewbit_linalg::Orthogonal;
 use serde::Deserialize;
+
+use super::{BLOCK, check_block, matrix};
 
 pub(crate) const ENTRY: Entry<dyn Rotation> = Entry {
     name: "rotate",
@@ -9,8 +11,16 @@ pub(crate) const ENTRY: Entry<dyn Rotation> = Entry {
     settings: &[
         ("space = \"residual\"", "what is rotated: the `residual` stream, or the values of attention `heads`"),
         ("kind = \"hadamard\"", "`hadamard` with random signs, or a uniformly `random` orthogonal matrix"),
+        BLOCK,
     ],
-    build: |table| Ok(Box::new(parse::<Rotate>("transform.rotate", table)?)),
+    build: |table| {
+        let own: Rotate = parse("transform.rotate", table)?;
+        check_block(own.block)?;
+        if own.block > 0 && own.kind == Matrix::Random {
+            return Err(Error::input("blocks are of Hadamard matrices").hint("leave `transform.kind` out"));
+        }
+        Ok(Box::new(own))
+    },
 };
 
 /// An equivalent model in a basis in which no channel stands out: `x' = x Q`, folded into what makes and reads `x`.
@@ -22,9 +32,10 @@ pub(crate) const ENTRY: Entry<dyn Rotation> = Entry {
 pub(crate) struct Rotate {
     space: Space,
     kind: Matrix,
+    block: usize,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
 #[serde(rename_all = "lowercase")]
 enum Matrix {
     #[default]
@@ -39,7 +50,7 @@ impl Rotation for Rotate {
 
     fn choose(&self, job: &RotationJob<'_>) -> Result<Orthogonal> {
         Ok(match self.kind {
-            Matrix::Hadamard => Orthogonal::hadamard(job.order, job.seed),
+            Matrix::Hadamard => Orthogonal::blocks(job.order, matrix(job.order, self.block), job.seed),
             Matrix::Random => Orthogonal::random(job.team, job.order, job.seed),
         })
     }

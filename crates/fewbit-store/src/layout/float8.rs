@@ -41,7 +41,12 @@ impl Float8Config {
             (_, Some([_, width])) => Sharing::Columns(width),
             (_, None) => Sharing::Token,
         };
-        Some(ActivationGrid { number: Number::Float(Minifloat::E4M3), sharing, scale: ScaleType::F32 })
+        Some(ActivationGrid {
+            number: Number::Float(Minifloat::E4M3),
+            sharing,
+            scale: ScaleType::F32,
+            is_searched: false,
+        })
     }
 }
 

@@ -31,7 +31,11 @@ pub(super) fn to_json(grid: ActivationGrid) -> Value {
         ScaleType::E4M3 => json!("e4m3"),
         _ => Value::Null,
     };
-    json!({ "number": number, "symmetric": symmetric, "group": sharing, "scale": scale })
+    let mut v = json!({ "number": number, "symmetric": symmetric, "group": sharing, "scale": scale });
+    if grid.is_searched {
+        v["search"] = json!(true);
+    }
+    v
 }
 
 /// Reads what [`to_json`] wrote.
@@ -55,7 +59,10 @@ pub(super) fn from_json(v: &Value) -> Result<ActivationGrid> {
         Some(_) => None,
     };
     match (number, sharing, scale) {
-        (Some(number), Some(sharing), Some(scale)) => Ok(ActivationGrid { number, sharing, scale }),
+        (Some(number), Some(sharing), Some(scale)) => {
+            let is_searched = v["search"].as_bool().unwrap_or(false);
+            Ok(ActivationGrid { number, sharing, scale, is_searched })
+        }
         _ => Err(Error::input(format!(
             "the input {v} does not have `number` (such as `int8`, `e4m3`), `group` (`token`, `tensor` or a number) and `scale`"
         ))),

@@ -111,8 +111,8 @@ pub trait Layout {
     }
 
     /// Whether a weight of this storage can be written with an input that is rounded so; if not, why not.
-    fn can_hold_input(&self, storage: &Storage, input: ActivationGrid) -> Result<(), String> {
-        let _ = (storage, input);
+    fn can_hold_input(&self, storage: &Storage, input: ActivationGrid, clip: f32) -> Result<(), String> {
+        let _ = (storage, input, clip);
         Ok(())
     }
 

@@ -177,7 +177,7 @@ proptest! {
         let cols = if grouped { 32 * count } else { 1 + n.bits() as usize % 200 };
         let storage = int(n, rows, bits, cols, if grouped { Group::Columns(32) } else { Group::Row }, zeros, false);
         let sharing = if how == 0 { Sharing::Token } else { Sharing::Tensor };
-        let grid = ActivationGrid { number: Number::Int { bits: to, symmetric: how < 2 }, sharing, scale: ScaleType::F32 };
+        let grid = ActivationGrid { number: Number::Int { bits: to, symmetric: how < 2 }, sharing, scale: ScaleType::F32, is_searched: false };
         // Small enough that some values are cut at either end.
         let step = 1.6 / (1u32 << to) as f32;
         let format = ActivationFormat { scale: step, zero: if how == 2 { -5 } else { 0 }, ..grid.dynamic() };

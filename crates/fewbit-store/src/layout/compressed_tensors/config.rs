@@ -254,7 +254,7 @@ fn activation(v: &Value) -> Option<ActivationGrid> {
         ("tensor_group", local, Some(g)) if local == "local" && bits == 4 => (Sharing::Columns(g), ScaleType::E4M3),
         _ => return None,
     };
-    Some(ActivationGrid { number, sharing, scale })
+    Some(ActivationGrid { number, sharing, scale, is_searched: false })
 }
 
 /// Which weights share a scale.

@@ -108,7 +108,7 @@ pub(super) fn why_not_input(grid: ActivationGrid) -> Option<String> {
         (Number::Int { .. } | Number::Float(Minifloat::E4M3), _, ScaleType::F32)
             | (Number::Float(Minifloat::E4M3 | Minifloat::E2M1), Sharing::Columns(32), ScaleType::E8M0)
             | (Number::Float(Minifloat::E2M1), Sharing::Columns(16), ScaleType::E4M3)
-    );
+    ) && !grid.is_searched;
     (!is_known).then(|| format!("compressed-tensors has no inputs in {grid}"))
 }
 

@@ -110,7 +110,10 @@ impl Layout for CompressedTensors {
         Ok(tensors)
     }
 
-    fn can_hold_input(&self, _: &Storage, input: ActivationGrid) -> Result<(), String> {
+    fn can_hold_input(&self, _: &Storage, input: ActivationGrid, clip: f32) -> Result<(), String> {
+        if clip < 1.0 {
+            return Err("compressed-tensors has no share of the greatest magnitude".to_owned());
+        }
         settings::why_not_input(input).map_or(Ok(()), Err)
     }
 
@@ -121,8 +124,7 @@ impl Layout for CompressedTensors {
         format: &ActivationFormat,
     ) -> Result<Vec<(String, Tensor)>> {
         if format.clip < 1.0 {
-            return Err(Error::input(format!("`{module}`: compressed-tensors has no share of the greatest magnitude"))
-                .hint("write it with `--format fewbit`"));
+            return Err(Error::internal(format!("`{module}` keeps a share of the greatest magnitude")));
         }
         let mut tensors = match bands {
             [Band { storage: Storage::Int(codes), .. }] if settings::is_bytes(IntScheme::of(codes), format.grid) => {
