@@ -162,6 +162,24 @@ impl ActivationFormat {
             .map(|first| if self.grid.is_searched { self.best(part, first) } else { first })
     }
 
+    /// What a part loses by rounding, `Σ (x − x̂)²`, in eight sums that vectors hold.
+    fn error(&self, part: &[f32], (scale, zero): (f32, i32)) -> f32 {
+        fn sum(part: &[f32], rounded: impl Fn(f32) -> f32) -> f32 {
+            let mut sums = [0f32; 8];
+            for chunk in part.chunks(8) {
+                for (sum, x) in sums.iter_mut().zip(chunk) {
+                    let lost = x - rounded(*x);
+                    *sum += lost * lost;
+                }
+            }
+            sums.iter().sum()
+        }
+        match self.grid.number {
+            Number::Int { bits, .. } => sum(part, |x| (code(x, bits, (scale, zero)) - zero as f32) * scale),
+            Number::Float(element) => sum(part, |x| element.round(x / scale) * scale),
+        }
+    }
+
     /// The scale among the first and some beside it that leaves the least squared error; the first of equals.
     fn best(&self, part: &[f32], (first, zero): (f32, i32)) -> (f32, i32) {
         let ActivationGrid { number, sharing, scale, .. } = self.grid;
@@ -171,18 +189,10 @@ impl ActivationFormat {
             Number::Int { .. } => &CLIPS,
             Number::Float(_) => &WITHIN_A_BINADE,
         };
-        let error = |params: (f32, i32)| -> f32 {
-            part.iter()
-                .map(|x| {
-                    let e = x - self.value(*x, params);
-                    e * e
-                })
-                .sum()
-        };
-        let (mut best, mut least) = ((first, zero), error((first, zero)));
+        let (mut best, mut least) = ((first, zero), self.error(part, (first, zero)));
         for factor in factors {
             let tried = (self.stored(scale, first * factor), zero);
-            let error = error(tried);
+            let error = self.error(part, tried);
             if error < least {
                 (best, least) = (tried, error);
             }
