@@ -12,8 +12,8 @@ use fewbit_store::layout::Scheme;
 
 use crate::allocate::{AllocateSettings, Allocation, Changes, Granularity, Grids, PartGrids, RowChoice};
 use crate::kinds::{
-    Activation, Edges, End, Grid, GridJob, LANES, MapJob, Needs, OnlineTransform, Params, Place, Registry, Rotation,
-    Space, Transform, Weighting,
+    Activation, BoundGrid, Edges, End, Grid, GridJob, LANES, MapJob, Needs, OnlineTransform, Params, Place, Registry,
+    Rotation, Space, Transform, Weighting,
 };
 use crate::outputs::{Format, Schemes};
 use crate::program::Program;
@@ -178,6 +178,7 @@ impl Bound {
             is_whole,
             is_original_stream,
         };
+        bound.check_solver(file)?;
         bound.check_learners(file)?;
         bound.format = bound.fitting_format(file)?;
         if let Some(mut allocation) = bound.allocation.take() {
@@ -201,6 +202,19 @@ impl Bound {
     fn all_grids<'f>(&'f self, file: &'f ModelFile) -> impl Iterator<Item = ((Part, &'f Graph), &'f PartGrids)> {
         let open = self.allocation.iter().flat_map(|a| &a.candidates);
         open.chain([&self.grids]).flat_map(|grids| compressible(file).zip(grids))
+    }
+
+    /// Whether the recipe's solver can round to every grid.
+    fn check_solver(&self, file: &ModelFile) -> Result<()> {
+        for ((_, graph), grids) in self.all_grids(file) {
+            for (w, grid) in graph.weights.iter().zip(grids) {
+                let Some(grid) = grid else { continue };
+                let row = Mat::zeros(1, w.shape[1]);
+                let check = begin_probe(&**grid, &row).and_then(|g| self.program.check(&*g));
+                check.map_err(|e| e.tensor(&w.name).file(file.checkpoint().path()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether what rounded linears are stored as can be learned.
@@ -523,11 +537,15 @@ fn check_rotation(
     Ok(())
 }
 
+/// A grid for a row of zeros.
+fn begin_probe(grid: &dyn Grid, row: &Mat) -> Result<Box<dyn BoundGrid>> {
+    grid.begin(&GridJob { weight: row, stats: &InputStats::default(), seed: 0, team: &Team::new(1) })
+}
+
 /// The storage of one row of zeros: what a layout is asked about.
 fn probe(grid: &dyn Grid, cols: usize) -> Result<Storage> {
     let row = Mat::zeros(1, cols);
-    let job = GridJob { weight: &row, stats: &InputStats::default(), seed: 0, team: &Team::new(1) };
-    let bound = grid.begin(&job)?;
+    let bound = begin_probe(grid, &row)?;
     let group = bound.group();
     let zeros = vec![[0.0; LANES]; cols];
     let (mut codes, mut decoded) = (vec![[0; LANES]; cols], vec![[0.0; LANES]; group]);

@@ -3,7 +3,7 @@
 use fewbit_format::{Error, LowRank, Mat, QuantizedLinear, Result, Sides, Sparse, Storage};
 
 use crate::kinds::{
-    Beside, Grid, InputJob, InputSolver, Keep, LinearJob, Needs, Residual, ResidualJob, Side, Solved, Solver,
+    Beside, BoundGrid, Grid, InputJob, InputSolver, Keep, LinearJob, Needs, Residual, ResidualJob, Side, Solved, Solver,
 };
 
 /// One step.
@@ -70,6 +70,17 @@ impl Program {
                 .hint(format!("take `solve.{solver}`, or keep weights by `residual.sparse`")));
         }
         Ok(())
+    }
+
+    /// Whether the solver can round to a grid.
+    pub(crate) fn check(&self, grid: &dyn BoundGrid) -> Result<()> {
+        let (mut beside, mut solver) = (None, None);
+        visit(&self.steps, &mut |s| match s {
+            Step::Solve(s) => solver = Some(s),
+            Step::Residual(r) if r.beside() != Beside::Correction => beside = Some(r.beside()),
+            _ => {}
+        });
+        solver.map_or(Ok(()), |s| s.check(grid, beside))
     }
 
     /// Whether linears are rounded.

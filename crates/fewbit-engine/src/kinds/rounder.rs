@@ -225,11 +225,6 @@ impl<'a> Rounder<'a> {
         groups.map(|(k, values)| self.fit(Place { strip: index, column: k * group }, values)).collect()
     }
 
-    /// Whether all groups have to be fitted before any is rounded.
-    pub fn is_sealed_as_a_whole(&self) -> bool {
-        self.grid.is_sealed_as_a_whole()
-    }
-
     /// Rounds the parameters of all strips, once all of them are fitted.
     pub fn seal(&self, params: &mut [Vec<Params>]) {
         self.grid.seal(params);

@@ -1,7 +1,7 @@
 use fewbit_format::{Mat, Result, Sparse, Storage};
 use fewbit_kernel::Team;
 
-use super::{Beside, Grid, Keep, Needs};
+use super::{Beside, BoundGrid, Grid, Keep, Needs};
 use crate::stats::InputStats;
 
 /// What linears that read one value have in common.
@@ -56,6 +56,14 @@ pub trait Solver: Send + Sync + std::fmt::Debug {
     /// [`Keep::Sensitive`], [`Beside::ChosenInTurns`] is [`Keep::InTurns`].
     fn chooses_kept(&self) -> Option<Beside> {
         None
+    }
+
+    /// Whether it can round to a grid, and choose what stays beside its codes where it is asked to.
+    ///
+    /// # Errors
+    /// If it cannot.
+    fn check(&self, _grid: &dyn BoundGrid, _beside: Option<Beside>) -> Result<()> {
+        Ok(())
     }
 
     /// Bytes that one solve allocates for a matrix `[rows, cols]`, beside the matrix and its statistics.

@@ -27,7 +27,7 @@ pub(crate) const ENTRY: Entry<dyn Learner> = Entry {
         ("range-rate = 0.0", "learning rate of what moves grids, relative; 0 is the form's own (1/steps for `clip`)"),
         ("widest = 1.0", "largest factor of a range under `clip`"),
         ("rank = 5", "rank under `low-rank`"),
-        ("penalty = 0.01", "weight of what drives sigmoids to 0 and 1"),
+        ("penalty = 10.0", "weight of what drives sigmoids to 0 and 1, against the root of the mean squared gradient"),
     ],
     build: |table| {
         let settings: Rounding = parse("learn.rounding", table)?;
@@ -70,7 +70,7 @@ impl Default for Rounding {
             range_rate: 0.0,
             widest: 1.0,
             rank: 5,
-            penalty: 0.01,
+            penalty: 10.0,
         }
     }
 }
@@ -113,7 +113,7 @@ impl Rounding {
         let own = match self.round {
             RoundSetting::Offset => by_steps,
             RoundSetting::Divide | RoundSetting::None => 1e-3,
-            RoundSetting::Sigmoid | RoundSetting::LowRank => 1e-2,
+            RoundSetting::Sigmoid | RoundSetting::LowRank => 3e-2,
             RoundSetting::Weight => 2e-3,
         };
         let ranges = match self.range {

@@ -180,8 +180,14 @@ impl Round {
             }
             Self::Sigmoid { factors, penalty } => {
                 let logit = |at: usize| leaves[0].values[at] + moved.get(at).copied().unwrap_or(0.0);
-                for (at, g) in gradients[0].iter_mut().enumerate() {
-                    *g = by_code(at) + penalty * Self::penalty_slope(logit(at), progress);
+                gradients[0].iter_mut().enumerate().for_each(|(at, g)| *g = by_code(at));
+                // Losses have the scale of the model's outputs; the penalty has that of what it stands against.
+                let squares: f64 = gradients[0].iter().map(|g| f64::from(*g).powi(2)).sum();
+                let penalty = penalty * (squares / (rows * cols) as f64).sqrt() as f32;
+                if penalty > 0.0 {
+                    for (at, g) in gradients[0].iter_mut().enumerate() {
+                        *g += penalty * Self::penalty_slope(logit(at), progress);
+                    }
                 }
                 let Some(rank) = factors else { return };
                 let all = std::mem::take(&mut gradients[0]);

@@ -3,8 +3,8 @@ use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 
 use fewbit_engine::kinds::{
-    Beside, Entry, InputJob, InputSolver, Keep, LANES, LinearJob, Needs, Params, Place, Rounded, Rounder, Solved,
-    Solver, Strip, parse,
+    Beside, BoundGrid, Entry, InputJob, InputSolver, Keep, LANES, LinearJob, Needs, Params, Place, Rounded, Rounder,
+    Solved, Solver, Strip, parse,
 };
 use fewbit_format::{Error, Mat, Result};
 use fewbit_kernel::Team;
@@ -116,6 +116,18 @@ impl Solver for Gptq {
         Some(Beside::ChosenWhileRounding)
     }
 
+    fn check(&self, grid: &dyn BoundGrid, beside: Option<Beside>) -> Result<()> {
+        if !self.static_groups && grid.is_sealed_as_a_whole() {
+            return Err(Error::input("the scales of this grid are rounded together, after all of them are found")
+                .hint("set `solve.static_groups=true`"));
+        }
+        if beside == Some(Beside::ChosenWhileRounding) && grid.width() > 1 {
+            return Err(Error::input("weights are kept beside codes of one column, not of several together")
+                .hint("leave out the `residual` pass, or take another grid"));
+        }
+        Ok(())
+    }
+
     fn needs(&self) -> Needs {
         Needs { gram: true, ..Needs::default() }
     }
@@ -178,20 +190,11 @@ impl OfInput<'_> {
     ) -> Result<(Vec<Rounded>, f64, f32)> {
         let (team, gram) = (self.input.team, self.gram);
         let factor = self.factor(rounder.width())?;
-        if !self.gptq.static_groups && rounder.is_sealed_as_a_whole() {
-            return Err(Error::input(
-                "the scales of this grid are rounded together, and `solve.static_groups` is false",
-            ));
-        }
         let (n, m) = (gram.cols(), weight.rows());
         let mut w = Mat::zeros(m, n);
         team.for_pieces(w.data_mut(), n, &|r, row| gather(weight.row(r), &factor.order, row));
         let (order, u, is_static) = (&*factor.order, &factor.u, self.gptq.static_groups);
         let costs = match job.keep {
-            Keep::Sensitive { .. } if rounder.width() > 1 => {
-                return Err(Error::input("weights are kept beside codes of one column, not of several together")
-                    .tensor(job.name));
-            }
             Keep::Sensitive { threshold } => Some(Costs::new(weight, order, u, *threshold)),
             _ => None,
         };
