@@ -32,7 +32,7 @@ fn pass(name: &str, settings: &[(&str, &str)], r: &mut ChaCha8Rng) -> String {
     for (setting, meaning) in settings {
         let (key, default) = setting.split_once(" = ").unwrap();
         // The rows of the model are short.
-        let is_changed = r.random::<f32>() < 0.15;
+        let is_changed = r.random::<f32>() < 0.1;
         let is_width = key == "group" && default != "0";
         let default = if is_width { "32" } else { default };
         if !is_changed && !is_width {
@@ -55,7 +55,8 @@ fn recipe(r: &mut ChaCha8Rng) -> String {
     for t in REGISTRY.transforms.iter().filter(|_| r.random::<f32>() < 0.4).collect::<Vec<_>>() {
         text += &pass(&format!("transform.{}", t.name), t.settings, r);
     }
-    for t in REGISTRY.onlines.iter().filter(|_| r.random::<f32>() < 0.3).collect::<Vec<_>>() {
+    let online = REGISTRY.onlines.choose(r);
+    if let Some(t) = online.filter(|_| r.random::<f32>() < 0.4) {
         text += &pass(&format!("transform.{}", t.name), t.settings, r);
     }
     let (grid, solver) = (REGISTRY.grids.choose(r).unwrap(), REGISTRY.solvers.choose(r).unwrap());
