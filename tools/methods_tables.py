@@ -20,6 +20,8 @@ CONTROLS = {
                  '[[pass]]\nuse = "solve.gptq"\n[[pass]]\nuse = "act.int"\nbits = 4\n',
     "rtn-lowrank": '[[pass]]\nuse = "grid.int"\n[[pass]]\nuse = "solve.nearest"\n'
                    '[[pass]]\nuse = "residual.lowrank"\nrank = 32\n',
+    "gptq-sign": '[[pass]]\nuse = "grid.signs"\nbits = 1\noffset = true\ngroup = "row"\n[[pass]]\nuse = "solve.gptq"\n',
+    "rtn-ternary": '[[pass]]\nuse = "grid.signs"\nlevels = "range"\ngroup = "row"\n[[pass]]\nuse = "solve.nearest"\n',
     "rtn-2:4": '[[pass]]\nuse = "grid.sparse"\n[[pass]]\nuse = "solve.nearest"\n',
     "rtn-mxfp4": '[[pass]]\nuse = "grid.float"\nelement = "e2m1"\ngroup = 32\nscale = "e8m0"\n'
                  '[[pass]]\nuse = "solve.nearest"\n',
@@ -36,7 +38,7 @@ BASELINES = {
     "adaround": ["rtn"], "flexround": ["adaround"], "omniquant": ["rtn"], "autoround": ["gptq"], "lsq": ["rtn"],
     "cbq": ["omniquant"], "efficientqat": ["omniquant"], "lorc": ["gptq"], "lqer": ["rtn-lowrank"], "lq-lora": ["nf4"],
     "mxfp4": ["rtn-mxfp4"], "nvfp4": ["rtn-nvfp4"], "vptq": ["gptq"], "quip-sharp": ["omniquant"], "qtip": ["quip-sharp"],
-    "bcq": ["rtn"], "pb-llm": ["rtn"], "ternary": ["rtn"], "mixllm": ["gptq"], "mixed": ["gptq"],
+    "bcq": ["rtn"], "pb-llm": ["gptq-sign"], "ternary": ["rtn-ternary"], "mixllm": ["gptq"], "mixed": ["gptq"],
     "sparsegpt-2:4": ["rtn-2:4"], "quantease-outliers": ["quantease"], "db-llm": ["gptq"],
     "smoothquant-w8a8": ["rtn-w8a8"], "quarot-w4a4": ["gptq-w4a4"], "quarot-w4a8": ["rtn-w4a8"],
 }
@@ -97,6 +99,7 @@ RUNS = [
     *[("2", recipe, "--bits 2 --group 32", BOTH) for recipe in ("awq", "hqq", "quantease")],
     ("2", "spqr", "--bits 2", BOTH),
     ("2", "bcq", "--bits 2", BOTH),
+    ("2", "db-llm", "", BOTH),
     ("2", "quip-sharp", "--bits 2", ALL),
     ("2", "vptq", "", ALL),
     ("2", "qtip", "--bits 2", ALL),
@@ -106,7 +109,7 @@ RUNS = [
     ("2", "fewbit-2.5", "", BOTH),
     ("2", "fewbit-2", "", ALL),
     *[("below 2", recipe, "--bits 1 --group 128", BOTH) for recipe in ("rtn", "gptq", "hqq", "quantease", "autoround")],
-    *[("below 2", recipe, "", BOTH) for recipe in ("ternary", "pb-llm")],
+    *[("below 2", recipe, "", BOTH) for recipe in ("rtn-ternary", "ternary", "gptq-sign", "pb-llm")],
     ("below 2", "bcq", "--bits 1", BOTH),
     *[("activations", recipe, "", BOTH) for recipe in (
         "rtn-w8a8", "smoothquant-w8a8", "fp8-dynamic", "fp8-static", "fp8-block", "rtn-w4a4", "gptq-w4a4", "quarot-w4a8",
