@@ -184,8 +184,9 @@ impl ActivationFormat {
     fn best(&self, part: &[f32], (first, zero): (f32, i32)) -> (f32, i32) {
         let ActivationGrid { number, sharing, scale, .. } = self.grid;
         let factors: &[f32] = match number {
-            // Half or twice a power of two was never better in what was measured.
-            _ if sharing == Sharing::Tensor || scale == ScaleType::E8M0 => &[],
+            _ if sharing == Sharing::Tensor => &[],
+            // The greatest value may saturate, or leave half of the numbers unused.
+            _ if scale == ScaleType::E8M0 => &POWERS,
             Number::Int { .. } => &CLIPS,
             Number::Float(_) => &WITHIN_A_BINADE,
         };
@@ -200,6 +201,9 @@ impl ActivationFormat {
         best
     }
 }
+
+/// What scales that are powers of two are multiplied with in a search.
+const POWERS: [f32; 2] = [0.5, 2.0];
 
 /// What the scales of integers are multiplied with: the greatest values saturate.
 const CLIPS: [f32; 5] = [0.95, 0.9, 0.85, 0.8, 0.7];

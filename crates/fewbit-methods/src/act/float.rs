@@ -25,9 +25,6 @@ pub(crate) const ENTRY: Entry<dyn Activation> = Entry {
             return Err(Error::input("`act.static` is one scale for all columns")
                 .hint("leave `act.group`, `act.scale` and `act.search` out"));
         }
-        if float.search && float.scale == Scale::E8m0 {
-            return Err(Error::input("`act.search` finds nothing among powers of two").hint("leave it out"));
-        }
         Ok(Box::new(float))
     },
 };
