@@ -88,6 +88,7 @@ RUNS = [
     ("3", "squeezellm", "--bits 3", ALL),
     ("3", "bcq", "--bits 3", BOTH),
     ("3", "mixed", "", BOTH),
+    ("3", "quantease", "--bits 3 --group row", BOTH),
     *[("3", recipe, "", BOTH) for recipe in ("rtn-2:4", "sparsegpt-2:4", "quantease-outliers")],
     ("3", "quip-sharp", "--bits 3", BOTH),
     ("3", "qtip", "--bits 3", BOTH),
@@ -114,7 +115,7 @@ RUNS = [
     *[("activations", recipe, "", BOTH) for recipe in (
         "rtn-w8a8", "smoothquant-w8a8", "fp8-dynamic", "fp8-static", "fp8-block", "rtn-w4a4", "gptq-w4a4", "quarot-w4a8",
         "quarot-w4a4", "mxfp4-w4a4", "nvfp4-w4a4", "fewbit-w8a8", "fewbit-fp8", "fewbit-nvfp4", "fewbit-mxfp4")],
-    ("activations", "smoothquant-w8a8", "--set act.static=true", BOTH),
+    *[("activations", recipe, "--set act.static=true", BOTH) for recipe in ("rtn-w8a8", "smoothquant-w8a8")],
 ]
 
 # (recipe, settings) of the section on the stress model.

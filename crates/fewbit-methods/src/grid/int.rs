@@ -117,11 +117,6 @@ impl IntSettings {
             return Err(Error::input("`grid.clip = \"proximal\"` moves offsets, and the zero points are codes")
                 .hint("set `grid.zero=offset` and an asymmetric grid"));
         }
-        if self.clip == Clip::Proximal && self.second > 0 {
-            return Err(Error::input(
-                "`grid.clip = \"proximal\"` moves offsets, which `grid.second` would round again",
-            ));
-        }
         Ok(())
     }
 
@@ -499,6 +494,7 @@ mod tests {
                 "second = 3",
                 "second = 4\nsymmetric = true",
                 "second = 3\nzero = \"offset\"",
+                "second = 6\nzero = \"offset\"\nclip = \"proximal\"",
                 "second = 3\nzero = \"point\"\nclip = \"mse\"",
             ] {
                 for group in ["8", "32", "\"row\"", "\"tensor\""] {

@@ -27,7 +27,7 @@ pub(crate) const ENTRY: Entry<dyn Learner> = Entry {
         ("range-rate = 0.0", "learning rate of what moves grids, relative; 0 is the form's own (1/steps for `clip`)"),
         ("widest = 1.0", "largest factor of a range under `clip`"),
         ("rank = 5", "rank under `low-rank`"),
-        ("penalty = 10.0", "weight of what drives sigmoids to 0 and 1, against the root of the mean squared gradient"),
+        ("penalty = 10.0", "weight of what drives `sigmoid` to 0 and 1, against the root of the mean squared gradient"),
     ],
     build: |table| {
         let settings: Rounding = parse("learn.rounding", table)?;

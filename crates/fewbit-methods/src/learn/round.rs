@@ -103,7 +103,8 @@ impl Round {
                 leaves.push(Leaf { rate: 0.0, ..leaf("rounding", soft()) });
                 leaves.push(leaf("left", (0..rows * rank).map(|_| normal(rng)).collect()));
                 leaves.push(leaf("right", vec![0.0; rank * cols]));
-                Self::Sigmoid { factors: Some(rank), penalty }
+                // Nor can they be driven anywhere, each for itself.
+                Self::Sigmoid { factors: Some(rank), penalty: 0.0 }
             }
         }
     }
