@@ -1,0 +1,152 @@
+//! A grid for each linear, as recipe, overrides and `--keep` have it.
+
+use std::sync::Arc;
+
+use fewbit_format::{Error, Mat, Result, Storage};
+use fewbit_graph::{Graph, Part, Rows};
+use fewbit_kernel::Team;
+use fewbit_store::ModelFile;
+
+use super::{Bound, Choices};
+use crate::Override;
+use crate::allocate::{Changes, PartGrids};
+use crate::kinds::{BoundGrid, Grid, GridJob, LANES, Params, Place, Weighting};
+use crate::recipe::GridSettings;
+use crate::stats::InputStats;
+
+impl Bound {
+    /// Whether the recipe's solver can round to every grid.
+    pub(super) fn check_solver(&self, file: &ModelFile) -> Result<()> {
+        for ((_, graph), grids) in self.all_grids(file) {
+            for (w, grid) in graph.weights.iter().zip(grids) {
+                let Some(grid) = grid else { continue };
+                let row = Mat::zeros(1, w.shape[1]);
+                let check = begin_probe(&**grid, &row).and_then(|g| self.program.check(&*g));
+                check.map_err(|e| e.tensor(&w.name).file(file.checkpoint().path()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether what rounded linears are stored as can be learned.
+    pub(super) fn check_learners(&self, file: &ModelFile) -> Result<()> {
+        for ((_, graph), grids) in self.all_grids(file) {
+            for (w, grid) in graph.weights.iter().zip(grids) {
+                let Some(grid) = grid else { continue };
+                for learn in &self.learns {
+                    let check = probe(&**grid, w.shape[1]).and_then(|s| learn.learner.check(&s));
+                    check.map_err(|e| e.tensor(&w.name).file(file.checkpoint().path()))?;
+                }
+            }
+            if !self.learns.is_empty() && grids.iter().any(Option::is_some) {
+                fewbit_grad::Function::new(Arc::new(graph.clone())).map_err(|e| e.file(file.checkpoint().path()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The grids of one part, `candidate` changed in the recipe's.
+pub(super) fn part_grids(
+    file: &ModelFile,
+    part: Part,
+    graph: &Graph,
+    settings: Option<&GridSettings>,
+    has_sides: bool,
+    choices: &Choices<'_>,
+    candidate: &Changes,
+) -> Result<PartGrids> {
+    let block_module = file.exported(Part::Block(0), &file.model().blocks[0].weights[0].name)?.name;
+    let mut grids = Vec::new();
+    let mut fused: Vec<(String, Option<Changes>)> = Vec::new();
+    for w in &graph.weights {
+        let source = file.exported(part, &w.name)?;
+        // The head is compressed only where an override names it, and not everything.
+        let is_named = |o: &&Override| o.pattern.matches(&source.name) && !o.pattern.matches(&block_module);
+        let is_kept = settings.is_none()
+            || w.is_gate
+            || choices.keep.iter().any(|k| k.matches(&source.name))
+            || (part == Part::Head && !choices.overrides.iter().any(|o| is_named(&o)));
+        let overrides = choices.overrides.iter().filter(|o| o.pattern.matches(&source.name));
+        let changes: Changes = candidate.iter().chain(overrides.flat_map(|o| &o.changes)).cloned().collect();
+        if source.rows != Rows::All {
+            if !is_kept && has_sides {
+                return Err(Error::input(
+                    "is one tensor of several linears, which has no place for what stands beside codes or runs after each",
+                )
+                .hint("take a recipe without `residual` passes and without maps of outputs, or `--keep` it")
+                .tensor(&format!("{}.weight", source.name)));
+            }
+            fused.push((source.name.clone(), (!is_kept).then(|| changes.clone())));
+        }
+        let place = |e: Error| e.tensor(&format!("{}.weight", source.name)).file(file.checkpoint().path());
+        grids.push(match settings.filter(|_| !is_kept) {
+            None => None,
+            Some(s) => {
+                let grid = s.build(choices.registry, &changes).map_err(place)?;
+                grid.check(w.shape[0], w.shape[1]).map_err(place)?;
+                Some(grid)
+            }
+        });
+    }
+    for (name, choice) in &fused {
+        if fused.iter().any(|(n, c)| n == name && c != choice) {
+            return Err(Error::input("holds several linears that are to be stored differently")
+                .hint("give them the same settings")
+                .tensor(name));
+        }
+    }
+    Ok(grids)
+}
+
+/// A pattern that chooses nothing is a mistake, and so is another grid for what is never rounded.
+pub(super) fn check_patterns(file: &ModelFile, choices: &Choices<'_>) -> Result<()> {
+    let (mut rounded, mut kept) = (Vec::new(), Vec::new());
+    for (part, graph) in file.model().parts() {
+        for w in &graph.weights {
+            let names = if part == Part::Embed || w.is_gate { &mut kept } else { &mut rounded };
+            names.push(file.exported(part, &w.name)?.name);
+        }
+    }
+    let patterns =
+        choices.keep.iter().map(|k| ("--keep", k)).chain(choices.overrides.iter().map(|o| ("--override", &o.pattern)));
+    for (option, pattern) in patterns {
+        let always = kept.iter().find(|n| pattern.matches(n));
+        if rounded.iter().any(|n| pattern.matches(n)) || (option == "--keep" && always.is_some()) {
+            continue;
+        }
+        let example = rounded.first().cloned().unwrap_or_default();
+        let what = format!("`{option} {}`", pattern.as_str());
+        return Err(match always {
+            Some(name) => {
+                Error::input(format!("{what} chooses `{name}`, which every recipe keeps as it is")).hint("leave it out")
+            }
+            None => Error::input(format!("{what} matches no linear of the model"))
+                .hint(format!("a linear is called, for example, `{example}`")),
+        });
+    }
+    Ok(())
+}
+
+/// A grid for a row of zeros.
+fn begin_probe(grid: &dyn Grid, row: &Mat) -> Result<Box<dyn BoundGrid>> {
+    grid.begin(&GridJob { weight: row, stats: &InputStats::default(), seed: 0, team: &Team::new(1) })
+}
+
+/// The storage of one row of zeros: what a layout is asked about.
+pub(super) fn probe(grid: &dyn Grid, cols: usize) -> Result<Storage> {
+    let row = Mat::zeros(1, cols);
+    let bound = begin_probe(grid, &row)?;
+    let group = bound.group();
+    let zeros = vec![[0.0; LANES]; cols];
+    let (mut codes, mut decoded) = (vec![[0; LANES]; cols], vec![[0.0; LANES]; group]);
+    let place = |k| Place { strip: 0, column: k * group };
+    let columns = |k| k * group..(k + 1) * group;
+    let fit = |k| bound.fit(place(k), &zeros[columns(k)], Weighting::None);
+    let mut params: Vec<Vec<Params>> = vec![(0..cols / group).map(fit).collect()];
+    bound.seal(&mut params);
+    for (k, p) in params[0].iter().enumerate() {
+        bound.round(place(k), p, &zeros[columns(k)], &mut codes[columns(k)], &mut decoded);
+    }
+    bound.store(vec![codes], params)
+}
