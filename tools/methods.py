@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from methods_tables import BASELINES, CLASSES, CONTROLS, COST, FLOORS, PEERS, RUNS, STRESS
+from methods_tables import ABLATIONS, BASELINES, CLASSES, CONTROLS, COST, FLOORS, PEERS, RUNS, STRESS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "docs/methods.jsonl", ROOT / "docs/methods.md"
@@ -40,6 +40,7 @@ def arguments():
     p.add_argument("--model", nargs="+", choices=("stories", "demo", "smollm2"), help="these models")
     p.add_argument("--again", action="store_true", help="measure again what has been measured")
     p.add_argument("--minutes", type=float, default=math.inf, help="begin no run after this time")
+    p.add_argument("--ablation", action="store_true", help="measure what the parts of our own compositions add instead")
     p.add_argument("--stress", action="store_true", help="measure the section on the stress model instead")
     p.add_argument("--cost", action="store_true", help="measure the section on cost instead")
     p.add_argument("--layers", type=int, default=2, help="blocks of the model of --cost")
@@ -60,8 +61,9 @@ class Bench:
         self.results = read_results()
         if not options.page:
             self.version = self.run("--version").strip().split()[-1]
-            self.known = {r["name"] for r in self.json("recipes")["recipes"]} | set(CONTROLS)
-        for name, toml in CONTROLS.items():
+            self.known = {r["name"] for r in self.json("recipes")["recipes"]}
+        self.controls = CONTROLS | {ablation(r, out): without(r, out) for r, parts in ABLATIONS for out, _ in parts}
+        for name, toml in self.controls.items():
             (self.folder / f"{name}.toml").write_text(toml)
 
     def run(self, *args):
@@ -107,7 +109,7 @@ class Bench:
         out = self.folder / "quantized"
         for old in (out, Path(f"{out}.partial")):
             shutil.rmtree(old, ignore_errors=True)
-        named = self.folder / f"{recipe}.toml" if recipe in CONTROLS else recipe
+        named = self.folder / f"{recipe}.toml" if recipe in self.controls else recipe
         done = self.json("quantize", path, "--recipe", named, *settings.split(), "--out", out, *more)
         manifest = json.loads((out / "fewbit.json").read_text(encoding="utf-8")) if (out / "fewbit.json").exists() else {}
         common = {"cpu_seconds": done["cpu_seconds"], "peak_mib": done["peak_rss_bytes"] / 2**20, "version": self.version,
@@ -144,7 +146,7 @@ class Bench:
         only, models = self.options.only, self.options.model
         for model, recipe, settings, how in jobs:
             key = (model, recipe, settings)
-            if recipe not in self.known or (only and recipe not in only) or (models and model not in models):
+            if recipe not in self.known | set(self.controls) or (only and recipe not in only) or (models and model not in models):
                 continue
             if (key in self.results and not self.options.again) or time.monotonic() - self.began > 60 * self.options.minutes:
                 continue
@@ -159,6 +161,16 @@ class Bench:
             kept = f"KL {row['kl_mean']:.5f}, " if "kl_mean" in row else ""
             spent = f"{row['bits_per_weight']:.3f} bits, {row['cpu_seconds']:.1f} CPU-s"
             print(f"{model} {recipe} {settings}: {kept}{spent}", flush=True)
+
+
+def ablation(recipe, left_out):
+    return f"{recipe} without {left_out.replace(' ', ' and ')}"
+
+
+def without(recipe, left_out):
+    """The text of a recipe without some of its passes, counted from 1."""
+    head, *passes = (ROOT / f"recipes/{recipe}.toml").read_text(encoding="utf-8").split("[[pass]]")
+    return "[[pass]]".join([head, *(p for i, p in enumerate(passes, 1) if str(i) not in left_out.split())])
 
 
 def commit():
@@ -288,6 +300,19 @@ def models_page(results):
     return "\n".join(parts)
 
 
+def ablation_page(results):
+    lines = []
+    for recipe, parts in ABLATIONS:
+        rows = [(what, results.get(("stories", ablation(recipe, out), ""))) for out, what in parts]
+        rows.append(("all of it", results.get(("stories", recipe, ""))))
+        lines += [f"| `{recipe}` | {what} | {r['bits_per_weight']:.3f} | {figures(r['kl_mean'], 3)}{interval(r['kl_mean_ci95'], 3)} "
+                  f"| {figures(r['cpu_seconds'], 2)} |" for what, r in rows if r]
+    if not lines:
+        return ""
+    return ("## What the parts of our own compositions add\n\nOn TinyStories-656K, by P1.\n\n"
+            "| recipe | parts | true bits | mean KL [95 %] | CPU-s |\n|---|---|---|---|---|\n" + "\n".join(lines) + "\n")
+
+
 def stress_page(results):
     both = [(results.get(("demo", *run)), results.get(("demo-stress", *run))) for run in STRESS]
     both = sorted((b["kl_mean"], a, b) for a, b in both if a and b)
@@ -374,6 +399,7 @@ true bits (within {EQUAL_BITS}) where settings leave these apart; ≈ where no r
 between those with fewer and with more bits, straight in the logarithm. Our own compositions have the best peer as their bar.
 
 {models_page(results)}
+{ablation_page(results)}
 {stress_page(results)}
 {cost_page(results)}""".rstrip() + "\n"
 
@@ -387,7 +413,9 @@ def main():
         elif options.cost:
             jobs = [("tinyllama-1.1b", r, s, lambda r=r, s=s: bench.cost(r, s)) for r, s in COST]
         else:
-            runs = [(m, r, s) for r, s in STRESS for m in ("demo", "demo-stress")] if options.stress else [
+            ablations = [("stories", ablation(r, out), "") for r, parts in ABLATIONS for out, _ in parts]
+            stress = [(m, r, s) for r, s in STRESS for m in ("demo", "demo-stress")]
+            runs = ablations if options.ablation else stress if options.stress else [
                 (m, r, s) for m in ("stories", "demo", "smollm2") for c, r, s, models in RUNS
                 if m in models and (not options.classes or c in options.classes) and bench.model(m)]
             jobs = [(m, r, s, lambda m=m, r=r, s=s: bench.measure(m, r, s)) for m, r, s in runs]

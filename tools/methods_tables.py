@@ -118,6 +118,16 @@ RUNS = [
     *[("activations", recipe, "--set act.static=true", BOTH) for recipe in ("rtn-w8a8", "smoothquant-w8a8")],
 ]
 
+# Our own compositions without some of their passes: (recipe, [(passes left out, counted from 1; what is there)]).
+_LEARNED = [("3 4", "rounding by QuantEase"), ("4", "and blocks learned"), ("3", "or the model learned alone")]
+ABLATIONS = [
+    *[(recipe, _LEARNED) for recipe in ("fewbit-4", "fewbit-4-g32", "fewbit-3", "fewbit-2.5", "fewbit-2")],
+    ("fewbit-w8a8", [("1", "rounding by GPTQ, inputs in 8 bits")]),
+    ("fewbit-nvfp4", [("4", "rounding by GPTQ, scales of inputs searched")]),
+    ("fewbit-mxfp4", [("1 5", "rounding by GPTQ"), ("5", "and Hadamard matrices before each linear"),
+                      ("1", "or the model learned alone")]),
+]
+
 # (recipe, settings) of the section on the stress model.
 STRESS = [
     ("rtn", "--bits 8 --group 128"), ("rtn", "--bits 4 --group 128"), ("gptq", "--bits 4 --group 128"),
