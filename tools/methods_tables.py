@@ -71,7 +71,7 @@ RUNS = [
     ("4", "spqr", "--bits 4", BOTH),
     ("4", "gwq", "--bits 4", BOTH),
     ("4", "squeezellm", "--bits 4", BOTH),
-    ("4", "lq-lora", "", BOTH),
+    ("4", "lq-lora", "--set residual.rank=8", BOTH),
     ("4", "bcq", "--bits 4", BOTH),
     ("4", "mixllm", "", BOTH),
     ("4", "quip-sharp", "--bits 4", BOTH),
