@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from methods_tables import ABLATIONS, BASELINES, CLASSES, CONTROLS, COST, FLOORS, PEERS, RUNS, STRESS
+from methods_tables import ABLATIONS, BARS, BASELINES, CLASSES, CONTROLS, COST, FLOORS, PEERS, RUNS, STRESS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "docs/methods.jsonl", ROOT / "docs/methods.md"
@@ -254,7 +254,8 @@ def peer_rows():
 def verdict(rows, row, of, peers):
     """Whether a method beats what its paper beat; the composed recipes have the best peer as their bar."""
     if row["recipe"].startswith("fewbit-"):
-        best = [p for p in peers if p["class"] == of and p["bits_per_weight"] <= row["bits_per_weight"] + EQUAL_BITS]
+        best = [p for p in peers if p["class"] == of and p["bits_per_weight"] <= row["bits_per_weight"] + EQUAL_BITS
+                and p["name"] == BARS.get(row["recipe"], p["name"])]
         if not best:
             return ""
         bar = min(best, key=lambda p: p["kl_mean"])

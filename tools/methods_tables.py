@@ -14,6 +14,8 @@ CLASSES = {
 CONTROLS = {
     "rtn-w8a8": '[[pass]]\nuse = "grid.int"\nbits = 8\ngroup = "row"\nsymmetric = true\n[[pass]]\nuse = "solve.nearest"\n'
                 '[[pass]]\nuse = "act.int"\nbits = 8\n',
+    "rtn-w4a8": '[[pass]]\nuse = "grid.int"\nbits = 4\ngroup = "row"\nsymmetric = true\nclip = "mse"\n'
+                '[[pass]]\nuse = "solve.nearest"\n[[pass]]\nuse = "act.int"\nbits = 8\n',
     "rtn-w4a4": '[[pass]]\nuse = "grid.int"\nbits = 4\ngroup = "row"\nsymmetric = true\nclip = "mse"\n'
                 '[[pass]]\nuse = "solve.nearest"\n[[pass]]\nuse = "act.int"\nbits = 4\n',
     "gptq-w4a4": '[[pass]]\nuse = "grid.int"\nbits = 4\ngroup = "row"\nsymmetric = true\nclip = "mse"\n'
@@ -42,6 +44,9 @@ BASELINES = {
     "sparsegpt-2:4": ["rtn-2:4"], "quantease-outliers": ["quantease"], "db-llm": ["gptq"],
     "smoothquant-w8a8": ["rtn-w8a8"], "quarot-w4a4": ["gptq-w4a4"], "quarot-w4a8": ["rtn-w4a8"],
 }
+
+# The peers in the formats of our own compositions, where the best peer of the class has another.
+BARS = {"fewbit-nvfp4": "llm-compressor NVFP4 (W4A4)", "fewbit-mxfp4": "llm-compressor MXFP4 (W4A4)"}
 
 BOTH, ALL, STORIES = ("stories", "demo"), ("stories", "demo", "smollm2"), ("stories",)
 
@@ -113,7 +118,7 @@ RUNS = [
     *[("below 2", recipe, "", BOTH) for recipe in ("rtn-ternary", "ternary", "gptq-sign", "pb-llm")],
     ("below 2", "bcq", "--bits 1", BOTH),
     *[("activations", recipe, "", BOTH) for recipe in (
-        "rtn-w8a8", "smoothquant-w8a8", "fp8-dynamic", "fp8-static", "fp8-block", "rtn-w4a4", "gptq-w4a4", "quarot-w4a8",
+        "rtn-w8a8", "smoothquant-w8a8", "fp8-dynamic", "fp8-static", "fp8-block", "rtn-w4a8", "rtn-w4a4", "gptq-w4a4", "quarot-w4a8",
         "quarot-w4a4", "mxfp4-w4a4", "nvfp4-w4a4", "fewbit-w8a8", "fewbit-fp8", "fewbit-nvfp4", "fewbit-mxfp4")],
     *[("activations", recipe, "--set act.static=true", BOTH) for recipe in ("rtn-w8a8", "smoothquant-w8a8")],
 ]
