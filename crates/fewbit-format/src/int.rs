@@ -57,7 +57,12 @@ impl IntCodes {
         scales: impl Into<Numbers>,
         zeros: Zeros,
     ) -> Result<Self> {
-        let scales = scales.into();
+        let scales = scales.into().held_as(grid.scale);
+        let zeros = match zeros {
+            Zeros::Offsets(z) => Zeros::Offsets(z.held_as(grid.scale)),
+            Zeros::Points(z) => Zeros::Points(z.held_as(grid.scale)),
+            Zeros::Middle | Zeros::Codes(_) => zeros,
+        };
         if !(1..=8).contains(&grid.bits) {
             return Err(Error::input(format!("{} bits, where 1 to 8 are possible", grid.bits)));
         }
@@ -255,10 +260,10 @@ impl IntCodes {
         let zeros = match &self.zeros {
             Zeros::Middle => 0,
             Zeros::Codes(z) => z.len() as u64 * u64::from(self.grid.bits),
-            Zeros::Offsets(z) | Zeros::Points(z) => z.stored_bits(self.grid.scale),
+            Zeros::Offsets(z) | Zeros::Points(z) => z.stored_bits(),
         };
         let index = self.group_index.as_ref().map_or(0, |i| 32 * i.len() as u64);
-        8 * self.packed.len() as u64 + self.scales.stored_bits(self.grid.scale) + zeros + index
+        8 * self.packed.len() as u64 + self.scales.stored_bits() + zeros + index
     }
 }
 

@@ -2,7 +2,7 @@ use std::ops::Range;
 use std::sync::LazyLock;
 
 use crate::group::pick;
-use crate::{Error, Group, Result, ScaleType};
+use crate::{Error, Group, Result, ScaleType, Scales};
 
 /// Coordinates of a code: eight consecutive columns of one row.
 pub const LATTICE_DIM: usize = 8;
@@ -145,8 +145,9 @@ pub struct LatticeCodes {
     cols: usize,
     grid: LatticeGrid,
     codes: Vec<u16>,
-    second: Vec<u16>,
-    scales: Vec<f32>,
+    /// One byte each, or two.
+    second: Vec<u8>,
+    scales: Scales,
 }
 
 impl LatticeCodes {
@@ -161,8 +162,8 @@ impl LatticeCodes {
         cols: usize,
         grid: LatticeGrid,
         codes: Vec<u16>,
-        second: Vec<u16>,
-        scales: Vec<f32>,
+        second: &[u16],
+        scales: &[f32],
     ) -> Result<Self> {
         grid.check(cols)?;
         let (count, groups) = (rows * (cols / LATTICE_DIM), grid.group.count(rows, cols));
@@ -178,7 +179,12 @@ impl LatticeCodes {
         if grid.second == SecondStage::E8Short && second.iter().any(|c| *c > 255) {
             return Err(Error::input("holds a code beyond 8 bits"));
         }
-        Ok(Self { rows, cols, grid, codes, second, scales })
+        let second = match grid.second {
+            SecondStage::None => Vec::new(),
+            SecondStage::E8Short => second.iter().map(|c| *c as u8).collect(),
+            SecondStage::E8P => second.iter().flat_map(|c| c.to_le_bytes()).collect(),
+        };
+        Ok(Self { rows, cols, grid, codes, second, scales: Scales::new(grid.scale, scales) })
     }
 
     /// `[rows, cols]`.
@@ -196,13 +202,24 @@ impl LatticeCodes {
         &self.codes
     }
 
-    /// The codes of the second stage.
-    pub fn second(&self) -> &[u16] {
+    /// The codes of the second stage, of one byte or two.
+    pub fn second(&self) -> &[u8] {
         &self.second
     }
 
+    /// What code `at` of the second stage adds.
+    #[inline]
+    fn second_at(&self, at: usize) -> Option<(SecondStage, u16)> {
+        let code = match self.grid.second {
+            SecondStage::None => return None,
+            SecondStage::E8Short => u16::from(self.second[at]),
+            SecondStage::E8P => u16::from_le_bytes([self.second[2 * at], self.second[2 * at + 1]]),
+        };
+        Some((self.grid.second, code))
+    }
+
     /// All scales, `[rows · groups]` or `[1]`.
-    pub fn scales(&self) -> &[f32] {
+    pub fn scales(&self) -> &Scales {
         &self.scales
     }
 
@@ -213,11 +230,10 @@ impl LatticeCodes {
             for (j, values) in row.as_chunks_mut::<LATTICE_DIM>().0.iter_mut().enumerate() {
                 let at = r * per_row + j;
                 let scale = match self.grid.group {
-                    Group::Tensor => self.scales[0],
-                    _ => self.scales[r * (self.cols / width) + j * LATTICE_DIM / width],
+                    Group::Tensor => self.scales.get(0),
+                    _ => self.scales.get(r * (self.cols / width) + j * LATTICE_DIM / width),
                 };
-                let second = self.second.get(at).map(|c| (self.grid.second, *c));
-                *values = lattice_point(self.codes[at], second).map(|v| scale * v);
+                *values = lattice_point(self.codes[at], self.second_at(at)).map(|v| scale * v);
             }
         }
     }
@@ -229,8 +245,8 @@ impl LatticeCodes {
         Self {
             rows: rows.len(),
             codes: pick(&self.codes, rows, codes, false),
-            second: pick(&self.second, rows, codes, self.second.is_empty()),
-            scales: pick(&self.scales, rows, per_row, self.grid.group == Group::Tensor),
+            second: pick(&self.second, rows, codes * usize::from(self.grid.second.bits() / 8), false),
+            scales: self.scales.select_rows(rows, per_row, self.grid.group == Group::Tensor),
             ..*self
         }
     }
@@ -239,18 +255,21 @@ impl LatticeCodes {
     pub fn stack(parts: &[&Self]) -> Option<Self> {
         let (first, rest) = parts.split_first()?;
         let is_alike = |p: &&Self| p.grid == first.grid && p.cols == first.cols && p.grid.group != Group::Tensor;
-        rest.iter().all(is_alike).then(|| Self {
+        if !rest.iter().all(is_alike) {
+            return None;
+        }
+        Some(Self {
             rows: parts.iter().map(|p| p.rows).sum(),
             codes: parts.iter().flat_map(|p| p.codes.iter().copied()).collect(),
             second: parts.iter().flat_map(|p| p.second.iter().copied()).collect(),
-            scales: parts.iter().flat_map(|p| p.scales.iter().copied()).collect(),
+            scales: Scales::stack(parts.iter().map(|p| &p.scales))?,
             ..**first
         })
     }
 
     /// Everything stored, in bits: codes and scales.
     pub fn stored_bits(&self) -> u64 {
-        8 * (self.codes.len() * self.grid.code_bytes()) as u64 + self.scales.len() as u64 * self.grid.scale.bits()
+        8 * (self.codes.len() * self.grid.code_bytes()) as u64 + self.scales.stored_bits()
     }
 }
 
@@ -305,12 +324,14 @@ mod tests {
         for second in [SecondStage::None, SecondStage::E8Short, SecondStage::E8P] {
             let grid = LatticeGrid { second, group: Group::Columns(16), scale: ScaleType::F16 };
             let codes = (0..12).map(|i| i * 5003).collect();
-            let seconds = if second == SecondStage::None { vec![] } else { (0..12).map(|i| i * 21).collect() };
-            let all = LatticeCodes::new(3, 32, grid, codes, seconds, vec![0.5, 1.0, 2.0, 4.0, 8.0, 16.0]).unwrap();
+            let seconds: Vec<u16> =
+                if second == SecondStage::None { vec![] } else { (0..12).map(|i| i * 21).collect() };
+            let all = LatticeCodes::new(3, 32, grid, codes, &seconds, &[0.5, 1.0, 2.0, 4.0, 8.0, 16.0]).unwrap();
             let mut values = vec![0.0; 96];
             all.decode_rows(0..3, &mut values);
             let at = |r: usize, j: usize| {
-                lattice_point(all.codes[4 * r + j], all.second.get(4 * r + j).map(|c| (second, *c)))
+                let at = 4 * r + j;
+                lattice_point(all.codes[at], (second != SecondStage::None).then_some((second, 21 * at as u16)))
             };
             assert_eq!(values[48..56], at(1, 2).map(|v| 4.0 * v));
             let [a, b] = [vec![0], vec![1, 2]].map(|rows| all.select_rows(&rows));

@@ -43,7 +43,7 @@ pub use mat::Mat;
 pub use minifloat::Minifloat;
 pub use nested::{Blocks, Levels, Nested, NestedGrid, Numbers, dynamic_map};
 pub use online::Online;
-pub use scale::ScaleType;
+pub use scale::{ScaleType, Scales};
 pub use sides::{LowRank, Sides};
 pub use signs::{SignCodes, SignGrid, Signs};
 pub use sparse::{Sparse, SparseIndex, SparseValues};

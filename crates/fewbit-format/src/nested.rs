@@ -1,27 +1,25 @@
-use std::borrow::Cow;
 use std::sync::LazyLock;
 
-use crate::group::pick;
-use crate::{Error, Result, ScaleType, pack_bits, packed_len};
+use crate::{Error, Result, ScaleType, Scales, pack_bits, packed_len};
 
 /// Numbers of groups, one row of them for each row of a matrix, as they are stored.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Numbers {
-    /// Each for itself, exact in the type of the scales.
-    Plain(Vec<f32>),
+    /// Each for itself.
+    Plain(Scales),
     /// As codes of a second level.
     Nested(Nested),
 }
 
 impl From<Vec<f32>> for Numbers {
     fn from(values: Vec<f32>) -> Self {
-        Self::Plain(values)
+        Self::Plain(Scales::new(ScaleType::F32, &values))
     }
 }
 
 impl FromIterator<f32> for Numbers {
     fn from_iter<I: IntoIterator<Item = f32>>(values: I) -> Self {
-        Self::Plain(values.into_iter().collect())
+        Self::from(values.into_iter().collect::<Vec<f32>>())
     }
 }
 
@@ -43,21 +41,26 @@ impl Numbers {
     #[inline]
     pub fn get(&self, i: usize) -> f32 {
         match self {
-            Self::Plain(values) => values[i],
+            Self::Plain(values) => values.get(i),
             Self::Nested(nested) => nested.get(i),
         }
     }
 
     /// All of them.
-    pub fn values(&self) -> Cow<'_, [f32]> {
+    pub fn values(&self) -> Vec<f32> {
+        (0..self.len()).map(|i| self.get(i)).collect()
+    }
+
+    /// The same, held in the type of the scales, which must hold them exactly.
+    pub(crate) fn held_as(self, kind: ScaleType) -> Self {
         match self {
-            Self::Plain(values) => Cow::Borrowed(values),
-            Self::Nested(_) => (0..self.len()).map(|i| self.get(i)).collect(),
+            Self::Plain(values) => Self::Plain(Scales::new(kind, &values.values())),
+            Self::Nested(_) => self,
         }
     }
 
     /// The numbers, where each is stored for itself.
-    pub fn plain(&self) -> Option<&[f32]> {
+    fn plain(&self) -> Option<&Scales> {
         if let Self::Plain(values) = self { Some(values) } else { None }
     }
 
@@ -71,10 +74,10 @@ impl Numbers {
         if let Self::Nested(nested) = self { Some(nested) } else { None }
     }
 
-    /// Everything stored, in bits; numbers that stand for themselves are of type `scale`.
-    pub fn stored_bits(&self, scale: ScaleType) -> u64 {
+    /// Everything stored, in bits.
+    pub fn stored_bits(&self) -> u64 {
         match self {
-            Self::Plain(values) => values.len() as u64 * scale.bits(),
+            Self::Plain(values) => values.stored_bits(),
             Self::Nested(nested) => nested.stored_bits(),
         }
     }
@@ -82,7 +85,7 @@ impl Numbers {
     /// The numbers of these rows of the matrix; `None` if blocks would be parted.
     pub(crate) fn select_rows(&self, rows: &[usize], per_row: usize, is_shared: bool) -> Option<Self> {
         match self {
-            Self::Plain(values) => Some(Self::Plain(pick(values, rows, per_row, is_shared))),
+            Self::Plain(values) => Some(Self::Plain(values.select_rows(rows, per_row, is_shared))),
             Self::Nested(nested) => nested.select_rows(rows).map(Self::Nested),
         }
     }
@@ -90,7 +93,7 @@ impl Numbers {
     /// The numbers of several matrices in one; `None` where they do not fit together.
     pub(crate) fn stack(parts: &[&Self]) -> Option<Self> {
         if let Some(plain) = parts.iter().map(|p| p.plain()).collect::<Option<Vec<_>>>() {
-            return Some(Self::Plain(plain.concat()));
+            return Scales::stack(plain.into_iter()).map(Self::Plain);
         }
         Nested::stack(&parts.iter().map(|p| p.nested()).collect::<Option<Vec<_>>>()?).map(Self::Nested)
     }
@@ -187,9 +190,9 @@ pub struct Nested {
     /// One bit stream.
     packed: Vec<u8>,
     /// By block.
-    scales: Vec<f32>,
+    scales: Scales,
     /// By block, or one for all, or none.
-    offsets: Vec<f32>,
+    offsets: Scales,
 }
 
 impl Nested {
@@ -202,8 +205,8 @@ impl Nested {
         [rows, per_row]: [usize; 2],
         grid: NestedGrid,
         codes: &[u8],
-        scales: Vec<f32>,
-        offsets: Vec<f32>,
+        scales: &[f32],
+        offsets: &[f32],
     ) -> Result<Self> {
         if !(1..=8).contains(&grid.bits) {
             return Err(Error::input(format!("a second level of {} bits, where 1 to 8 are possible", grid.bits)));
@@ -224,8 +227,8 @@ impl Nested {
         [rows, per_row]: [usize; 2],
         grid: NestedGrid,
         packed: Vec<u8>,
-        scales: Vec<f32>,
-        offsets: Vec<f32>,
+        scales: &[f32],
+        offsets: &[f32],
     ) -> Result<Self> {
         if grid.levels == Levels::Dynamic && grid.bits != 8 {
             return Err(Error::input(format!("the dynamic map has codes of 8 bits, not of {}", grid.bits)));
@@ -245,9 +248,11 @@ impl Nested {
                 offsets.len()
             )));
         }
-        if !scales.iter().chain(&offsets).all(|v| v.is_finite()) {
+        if !scales.iter().chain(offsets).all(|v| v.is_finite()) {
             return Err(Error::input("a second level holds what is no number"));
         }
+        let kind = if offsets.len() == 1 { ScaleType::F32 } else { grid.scale };
+        let (scales, offsets) = (Scales::new(grid.scale, scales), Scales::new(kind, offsets));
         Ok(Self { rows, per_row, grid, packed, scales, offsets })
     }
 
@@ -267,7 +272,7 @@ impl Nested {
     }
 
     /// Scales by block; offsets by block, one or none.
-    pub fn parameters(&self) -> [&[f32]; 2] {
+    pub fn parameters(&self) -> [&Scales; 2] {
         [&self.scales, &self.offsets]
     }
 
@@ -292,8 +297,12 @@ impl Nested {
             Levels::Codes => q as f32,
             Levels::Dynamic => dynamic_map()[q],
         };
-        let offset = if self.offsets.len() > 1 { Some(self.offsets[block]) } else { self.offsets.first().copied() };
-        Self::value(self.scales[block], offset, level)
+        let offset = match self.offsets.len() {
+            0 => None,
+            1 => Some(self.offsets.get(0)),
+            _ => Some(self.offsets.get(block)),
+        };
+        Self::value(self.scales.get(block), offset, level)
     }
 
     fn select_rows(&self, rows: &[usize]) -> Option<Self> {
@@ -315,10 +324,11 @@ impl Nested {
                 first..first + count
             })
             .collect();
-        let by_block = |v: &[f32]| if v.len() > 1 { blocks.iter().map(|b| v[*b]).collect() } else { v.to_vec() };
-        let scales = blocks.iter().map(|b| self.scales[*b]).collect();
+        let picked = |v: &Scales| blocks.iter().map(|b| v.get(*b)).collect::<Vec<f32>>();
+        let by_block = |v: &Scales| if v.len() > 1 { picked(v) } else { v.values() };
+        let scales = picked(&self.scales);
         let shape = [rows.len(), self.per_row];
-        Self::new(shape, self.grid, &codes, scales, by_block(&self.offsets)).ok()
+        Self::new(shape, self.grid, &codes, &scales, &by_block(&self.offsets)).ok()
     }
 
     fn stack(parts: &[&Self]) -> Option<Self> {
@@ -326,7 +336,7 @@ impl Nested {
         let height = last.grid.height(last.per_row)?;
         let is_alike = |p: &&Self| {
             let is_kind = p.grid == last.grid && p.per_row == last.per_row;
-            let has_same = match (&p.offsets[..], &last.offsets[..]) {
+            let has_same = match (&p.offsets.values()[..], &last.offsets.values()[..]) {
                 ([], []) => true,
                 // One block in a part, several in another: which kind it is cannot be told apart from its number.
                 ([a], [b]) => a == b && p.scales.len() > 1 && last.scales.len() > 1,
@@ -338,10 +348,10 @@ impl Nested {
             return None;
         }
         let codes: Vec<u8> = parts.iter().flat_map(|p| (0..p.rows * p.per_row).map(|i| p.code(i) as u8)).collect();
-        let all = |of: fn(&Self) -> &Vec<f32>| parts.iter().flat_map(|p| of(p).iter().copied()).collect::<Vec<f32>>();
-        let offsets = if last.offsets.len() == 1 { last.offsets.clone() } else { all(|p| &p.offsets) };
+        let all = |of: fn(&Self) -> &Scales| parts.iter().flat_map(|p| of(p).values()).collect::<Vec<f32>>();
+        let offsets = if last.offsets.len() == 1 { last.offsets.values() } else { all(|p| &p.offsets) };
         let rows = parts.iter().map(|p| p.rows).sum();
-        Self::new([rows, last.per_row], last.grid, &codes, all(|p| &p.scales), offsets).ok()
+        Self::new([rows, last.per_row], last.grid, &codes, &all(|p| &p.scales), &offsets).ok()
     }
 
     /// Everything stored, in bits; an offset for all is f32.
@@ -363,23 +373,23 @@ mod tests {
     fn nested(blocks: Blocks, [rows, per_row]: [usize; 2], has_offsets: bool) -> Nested {
         let grid = NestedGrid { bits: 3, levels: Levels::Codes, blocks, scale: ScaleType::F16 };
         let count = grid.count(rows, per_row);
-        let scales = (0..count).map(|b| 0.5 + b as f32).collect();
+        let scales: Vec<f32> = (0..count).map(|b| 0.5 + b as f32).collect();
         let offsets = if has_offsets { (0..count).map(|b| -(b as f32)).collect() } else { Vec::new() };
-        Nested::new([rows, per_row], grid, &codes(rows * per_row), scales, offsets).unwrap()
+        Nested::new([rows, per_row], grid, &codes(rows * per_row), &scales, &offsets).unwrap()
     }
 
     #[test]
     fn numbers_are_scale_times_code_plus_offset() {
         let n = Numbers::Nested(nested(Blocks::Rows(2), [3, 2], true));
         // Codes 0 5 / 2 7 / 4 1; blocks 0 1 / 0 1 / 2 3.
-        assert_eq!(*n.values(), [0.0, 6.5, 1.0, 9.5, 8.0, 0.5]);
-        assert_eq!(n.stored_bits(ScaleType::F32), 24 + 8 * 16);
+        assert_eq!(n.values(), [0.0, 6.5, 1.0, 9.5, 8.0, 0.5]);
+        assert_eq!(n.stored_bits(), 24 + 8 * 16);
         let grid = NestedGrid { bits: 8, levels: Levels::Dynamic, blocks: Blocks::Flat(4), scale: ScaleType::F32 };
-        let n = Nested::new([3, 2], grid, &[0, 127, 191, 255, 255, 0], vec![2.0, 4.0], vec![10.0]).unwrap();
+        let n = Nested::new([3, 2], grid, &[0, 127, 191, 255, 255, 0], &[2.0, 4.0], &[10.0]).unwrap();
         let n = Numbers::Nested(n);
         let at = |q: usize| dynamic_map()[q];
-        assert_eq!(*n.values(), [2.0 * at(0) + 10.0, 10.0, 2.0 * at(191) + 10.0, 12.0, 14.0, 4.0 * at(0) + 10.0]);
-        assert_eq!(n.stored_bits(ScaleType::F16), 48 + 2 * 32 + 32);
+        assert_eq!(n.values(), [2.0 * at(0) + 10.0, 10.0, 2.0 * at(191) + 10.0, 12.0, 14.0, 4.0 * at(0) + 10.0]);
+        assert_eq!(n.stored_bits(), 48 + 2 * 32 + 32);
     }
 
     #[test]
@@ -401,7 +411,7 @@ mod tests {
                 |range: std::ops::Range<usize>| all.select_rows(&range.collect::<Vec<_>>(), per_row, false).unwrap();
             let (upper, lower) = (at(0..4), at(4..10));
             assert_eq!(Numbers::stack(&[&upper, &lower]).unwrap(), all, "{blocks:?}");
-            assert_eq!([&*upper.values(), &*lower.values()].concat(), *all.values(), "{blocks:?}");
+            assert_eq!([upper.values(), lower.values()].concat(), all.values(), "{blocks:?}");
         }
         let all = Numbers::Nested(nested(Blocks::Rows(4), [10, 3], true));
         assert!(all.select_rows(&[1, 0, 2, 3], 3, false).is_none());
@@ -411,11 +421,11 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let grid = |bits, blocks| NestedGrid { bits, levels: Levels::Codes, blocks, scale: ScaleType::F16 };
-        let new = |grid, codes: &[u8], scales| Nested::new([2, 2], grid, codes, scales, Vec::new());
-        assert!(new(grid(3, Blocks::Rows(16)), &[0, 8, 0, 0], vec![1.0; 2]).is_err());
-        assert!(new(grid(3, Blocks::Rows(16)), &[0; 4], vec![1.0; 3]).is_err());
-        assert!(new(grid(3, Blocks::Rows(0)), &[0; 4], vec![1.0; 2]).is_err());
-        assert!(new(grid(9, Blocks::Rows(16)), &[0; 4], vec![1.0; 2]).is_err());
-        assert!(new(grid(3, Blocks::Flat(4)), &[0; 4], vec![f32::NAN]).is_err());
+        let new = |grid, codes: &[u8], scales: &[f32]| Nested::new([2, 2], grid, codes, scales, &[]);
+        assert!(new(grid(3, Blocks::Rows(16)), &[0, 8, 0, 0], &[1.0; 2]).is_err());
+        assert!(new(grid(3, Blocks::Rows(16)), &[0; 4], &[1.0; 3]).is_err());
+        assert!(new(grid(3, Blocks::Rows(0)), &[0; 4], &[1.0; 2]).is_err());
+        assert!(new(grid(9, Blocks::Rows(16)), &[0; 4], &[1.0; 2]).is_err());
+        assert!(new(grid(3, Blocks::Flat(4)), &[0; 4], &[f32::NAN]).is_err());
     }
 }

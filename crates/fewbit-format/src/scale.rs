@@ -1,6 +1,7 @@
 use half::{bf16, f16};
 
 use crate::Minifloat;
+use crate::group::pick;
 use crate::minifloat::power_of_two;
 
 /// The type in which a scale is stored.
@@ -75,6 +76,59 @@ impl ScaleType {
     }
 }
 
+/// Scales as they are held and stored: in the bytes of their type.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scales {
+    kind: ScaleType,
+    bytes: Vec<u8>,
+}
+
+impl Scales {
+    /// Takes numbers that the type holds exactly.
+    pub fn new(kind: ScaleType, values: &[f32]) -> Self {
+        Self { kind, bytes: kind.to_bytes(values) }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        8 * self.bytes.len() / self.kind.bits() as usize
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Scale `i`.
+    #[inline]
+    pub fn get(&self, i: usize) -> f32 {
+        self.kind.get(&self.bytes, i)
+    }
+
+    /// All of them.
+    pub fn values(&self) -> Vec<f32> {
+        (0..self.len()).map(|i| self.get(i)).collect()
+    }
+
+    /// Everything stored, in bits.
+    pub fn stored_bits(&self) -> u64 {
+        8 * self.bytes.len() as u64
+    }
+
+    /// Those of these rows of a matrix with `per_row` scales each; all where one set serves every row.
+    pub(crate) fn select_rows(&self, rows: &[usize], per_row: usize, is_shared: bool) -> Self {
+        let row_bytes = per_row * self.kind.bits() as usize / 8;
+        Self { kind: self.kind, bytes: pick(&self.bytes, rows, row_bytes, is_shared) }
+    }
+
+    /// Those of several matrices of one type.
+    pub(crate) fn stack<'a>(parts: impl Iterator<Item = &'a Self> + Clone) -> Option<Self> {
+        let kind = parts.clone().next()?.kind;
+        let is_alike = parts.clone().all(|p| p.kind == kind);
+        is_alike.then(|| Self { kind, bytes: parts.flat_map(|p| p.bytes.iter().copied()).collect() })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,8 +139,11 @@ mod tests {
             let scales: Vec<f32> = (1..400).map(|i| kind.round(1e-3 * 1.04f32.powi(i))).collect();
             let bytes = kind.to_bytes(&scales);
             assert_eq!(8 * bytes.len() as u64, kind.bits() * scales.len() as u64);
-            let back: Vec<f32> = (0..scales.len()).map(|i| kind.get(&bytes, i)).collect();
-            assert_eq!(back, scales, "{kind:?}");
+            let held = Scales::new(kind, &scales);
+            assert_eq!((held.values(), held.len()), (scales, 399), "{kind:?}");
+            let (some, all) = (held.select_rows(&[2, 0], 3, false), Scales::stack([&held, &held].into_iter()).unwrap());
+            assert_eq!(some.values(), [6, 7, 8, 0, 1, 2].map(|i| held.get(i)), "{kind:?}");
+            assert_eq!((all.stored_bits(), all.get(400)), (2 * held.stored_bits(), held.get(1)), "{kind:?}");
         }
     }
 

@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use crate::{Error, Group, Result, ScaleType, pack_bits, packed_len, unpack_bits};
+use crate::{Error, Group, Result, ScaleType, Scales, pack_bits, packed_len, unpack_bits};
 
 /// Which sums of few numbers a weight may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -114,7 +114,7 @@ pub struct SignCodes {
     grid: SignGrid,
     packed: Vec<u8>,
     /// `[rows, groups, numbers]`.
-    numbers: Vec<f32>,
+    numbers: Scales,
 }
 
 impl SignCodes {
@@ -122,7 +122,7 @@ impl SignCodes {
     ///
     /// # Errors
     /// As [`from_packed`](Self::from_packed), or if a code is beyond the levels.
-    pub fn new(rows: usize, cols: usize, grid: SignGrid, codes: &[u8], numbers: Vec<f32>) -> Result<Self> {
+    pub fn new(rows: usize, cols: usize, grid: SignGrid, codes: &[u8], numbers: &[f32]) -> Result<Self> {
         if codes.len() != rows * cols || codes.iter().any(|q| usize::from(*q) >= grid.signs.levels()) {
             return Err(Error::input(format!(
                 "holds a code beyond {} levels, or not {rows} × {cols}",
@@ -141,8 +141,8 @@ impl SignCodes {
     ///
     /// # Errors
     /// If a size is wrong, the group does not divide, a byte is beyond five three-valued codes, or a number is none.
-    pub fn from_packed(rows: usize, cols: usize, grid: SignGrid, packed: Vec<u8>, numbers: Vec<f32>) -> Result<Self> {
-        let SignGrid { signs, group, .. } = grid;
+    pub fn from_packed(rows: usize, cols: usize, grid: SignGrid, packed: Vec<u8>, numbers: &[f32]) -> Result<Self> {
+        let SignGrid { signs, group, scale } = grid;
         if matches!(signs, Signs::Planes { count, .. } if !(1..=8).contains(&count)) {
             return Err(Error::input("signs of 1 to 8 numbers are possible"));
         }
@@ -165,7 +165,7 @@ impl SignCodes {
         if !numbers.iter().all(|n| n.is_finite()) {
             return Err(Error::input("a level of signs is no number"));
         }
-        Ok(Self { rows, cols, grid, packed, numbers })
+        Ok(Self { rows, cols, grid, packed, numbers: Scales::new(scale, numbers) })
     }
 
     /// `[rows, cols]`.
@@ -184,7 +184,7 @@ impl SignCodes {
     }
 
     /// The numbers of all groups, `[rows, groups, numbers]`.
-    pub fn numbers(&self) -> &[f32] {
+    pub fn numbers(&self) -> &Scales {
         &self.numbers
     }
 
@@ -196,10 +196,11 @@ impl SignCodes {
     pub fn decode_rows(&self, rows: Range<usize>, out: &mut [f32]) {
         let (signs, row_bytes) = (self.grid.signs, self.grid.signs.row_bytes(self.cols));
         let (width, per_row) = (self.grid.group.width(self.cols), self.numbers_per_row());
-        let (mut codes, mut levels) = (vec![0; self.cols], vec![0.0; signs.levels()]);
+        let (mut codes, mut levels, mut numbers) = (vec![0; self.cols], vec![0.0; signs.levels()], vec![0.0; per_row]);
         for (r, row) in rows.zip(out.chunks_exact_mut(self.cols)) {
             signs.unpack(&self.packed[r * row_bytes..(r + 1) * row_bytes], &mut codes);
-            let numbers = self.numbers[r * per_row..(r + 1) * per_row].chunks_exact(signs.numbers());
+            numbers.iter_mut().enumerate().for_each(|(i, n)| *n = self.numbers.get(r * per_row + i));
+            let numbers = numbers.chunks_exact(signs.numbers());
             for ((values, codes), numbers) in row.chunks_mut(width).zip(codes.chunks(width)).zip(numbers) {
                 levels.iter_mut().enumerate().for_each(|(q, l)| *l = signs.level(q, numbers));
                 values.iter_mut().zip(codes).for_each(|(v, q)| *v = levels[usize::from(*q)]);
@@ -213,7 +214,7 @@ impl SignCodes {
         Self {
             rows: rows.len(),
             packed: crate::group::pick(&self.packed, rows, row_bytes, false),
-            numbers: crate::group::pick(&self.numbers, rows, per_row, false),
+            numbers: self.numbers.select_rows(rows, per_row, false),
             ..*self
         }
     }
@@ -221,17 +222,20 @@ impl SignCodes {
     /// The rows of several matrices in one; `None` where grids or widths differ.
     pub fn stack(parts: &[&Self]) -> Option<Self> {
         let (first, rest) = parts.split_first()?;
-        rest.iter().all(|p| p.grid == first.grid && p.cols == first.cols).then(|| Self {
+        if !rest.iter().all(|p| p.grid == first.grid && p.cols == first.cols) {
+            return None;
+        }
+        Some(Self {
             rows: parts.iter().map(|p| p.rows).sum(),
             packed: parts.iter().flat_map(|p| p.packed.iter().copied()).collect(),
-            numbers: parts.iter().flat_map(|p| p.numbers.iter().copied()).collect(),
+            numbers: Scales::stack(parts.iter().map(|p| &p.numbers))?,
             ..**first
         })
     }
 
     /// Everything stored, in bits.
     pub fn stored_bits(&self) -> u64 {
-        8 * self.packed.len() as u64 + self.numbers.len() as u64 * self.grid.scale.bits()
+        8 * self.packed.len() as u64 + self.numbers.stored_bits()
     }
 }
 
@@ -242,8 +246,8 @@ mod tests {
     fn codes(signs: Signs, rows: usize, cols: usize, group: Group) -> SignCodes {
         let grid = SignGrid { signs, group, scale: ScaleType::F16 };
         let codes: Vec<u8> = (0..rows * cols).map(|i| (i * 7 % signs.levels()) as u8).collect();
-        let numbers = (0..group.count(rows, cols) * signs.numbers()).map(|i| 0.5 + i as f32 / 8.0).collect();
-        SignCodes::new(rows, cols, grid, &codes, numbers).unwrap()
+        let numbers: Vec<f32> = (0..group.count(rows, cols) * signs.numbers()).map(|i| 0.5 + i as f32 / 8.0).collect();
+        SignCodes::new(rows, cols, grid, &codes, &numbers).unwrap()
     }
 
     const ALL: [Signs; 6] = [
@@ -292,10 +296,10 @@ mod tests {
                 // The codes, from what they decode to.
                 let numbers = |r: usize, c: usize| {
                     let k = r * group.per_row(cols) + c / group.width(cols);
-                    &all.numbers()[k * signs.numbers()..(k + 1) * signs.numbers()]
+                    (k * signs.numbers()..(k + 1) * signs.numbers()).map(|i| all.numbers().get(i)).collect::<Vec<f32>>()
                 };
                 for (i, v) in values.iter().enumerate() {
-                    assert_eq!(*v, signs.level(i * 7 % signs.levels(), numbers(i / cols, i % cols)), "{signs:?} {i}");
+                    assert_eq!(*v, signs.level(i * 7 % signs.levels(), &numbers(i / cols, i % cols)), "{signs:?} {i}");
                 }
             }
         }
@@ -305,11 +309,11 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let grid = SignGrid { signs: Signs::Ternary, group: Group::Row, scale: ScaleType::F16 };
-        assert!(SignCodes::new(1, 5, grid, &[0, 1, 2, 3, 0], vec![1.0]).is_err());
-        assert!(SignCodes::from_packed(1, 5, grid, vec![243], vec![1.0]).is_err());
-        assert!(SignCodes::from_packed(1, 5, grid, vec![242], vec![f32::NAN]).is_err());
-        assert!(SignCodes::from_packed(1, 6, grid, vec![1], vec![1.0]).is_err());
+        assert!(SignCodes::new(1, 5, grid, &[0, 1, 2, 3, 0], &[1.0]).is_err());
+        assert!(SignCodes::from_packed(1, 5, grid, vec![243], &[1.0]).is_err());
+        assert!(SignCodes::from_packed(1, 5, grid, vec![242], &[f32::NAN]).is_err());
+        assert!(SignCodes::from_packed(1, 6, grid, vec![1], &[1.0]).is_err());
         let tensor = SignGrid { group: Group::Tensor, ..grid };
-        assert!(SignCodes::from_packed(1, 5, tensor, vec![0], vec![1.0]).is_err());
+        assert!(SignCodes::from_packed(1, 5, tensor, vec![0], &[1.0]).is_err());
     }
 }

@@ -49,7 +49,7 @@ impl TableCodes {
         scales: impl Into<Numbers>,
         tables: Vec<f32>,
     ) -> Result<Self> {
-        let scales = scales.into();
+        let scales = scales.into().held_as(grid.scale);
         if !(1..=8).contains(&grid.bits) {
             return Err(Error::input(format!("{} bits, where 1 to 8 are possible", grid.bits)));
         }
@@ -167,7 +167,7 @@ impl TableCodes {
     /// Everything stored, in bits: codes, scales, tables (32 bits for a level that all rows share, 16 for one of a row).
     pub fn stored_bits(&self) -> u64 {
         let level = if self.is_shared() { 32 } else { 16 };
-        8 * self.packed.len() as u64 + self.scales.stored_bits(self.grid.scale) + level * self.tables.len() as u64
+        8 * self.packed.len() as u64 + self.scales.stored_bits() + level * self.tables.len() as u64
     }
 }
 

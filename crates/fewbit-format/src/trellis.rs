@@ -1,7 +1,7 @@
 use std::ops::Range;
 
 use crate::group::pick;
-use crate::{Error, Group, Result, ScaleType};
+use crate::{Error, Group, Result, ScaleType, Scales};
 
 /// Rows and columns of a tile, whose weights are one path.
 pub const TILE: usize = 16;
@@ -104,7 +104,7 @@ pub struct TrellisCodes {
     cols: usize,
     grid: TrellisGrid,
     packed: Vec<u8>,
-    scales: Vec<f32>,
+    scales: Scales,
 }
 
 impl TrellisCodes {
@@ -113,7 +113,7 @@ impl TrellisCodes {
     ///
     /// # Errors
     /// If the grid is impossible or a size is wrong.
-    pub fn new(rows: usize, cols: usize, grid: TrellisGrid, packed: Vec<u8>, scales: Vec<f32>) -> Result<Self> {
+    pub fn new(rows: usize, cols: usize, grid: TrellisGrid, packed: Vec<u8>, scales: &[f32]) -> Result<Self> {
         grid.check(cols)?;
         let (bytes, groups) = (rows.div_ceil(TILE) * (cols / TILE) * grid.tile_bytes(), grid.group.count(rows, cols));
         if packed.len() != bytes || scales.len() != groups {
@@ -123,7 +123,7 @@ impl TrellisCodes {
                 scales.len()
             )));
         }
-        Ok(Self { rows, cols, grid, packed, scales })
+        Ok(Self { rows, cols, grid, packed, scales: Scales::new(grid.scale, scales) })
     }
 
     /// `[rows, cols]`.
@@ -142,7 +142,7 @@ impl TrellisCodes {
     }
 
     /// All scales, `[rows · groups]` or `[1]`.
-    pub fn scales(&self) -> &[f32] {
+    pub fn scales(&self) -> &Scales {
         &self.scales
     }
 
@@ -160,8 +160,8 @@ impl TrellisCodes {
                 path_states(grid, stream, from * TILE..(from + count) * TILE, &mut states);
                 for r in 0..count {
                     let scale = match grid.group {
-                        Group::Tensor => self.scales[0],
-                        _ => self.scales[(at + r) * (self.cols / width) + t * TILE / width],
+                        Group::Tensor => self.scales.get(0),
+                        _ => self.scales.get((at + r) * (self.cols / width) + t * TILE / width),
                     };
                     let states = &states[(from + r) * TILE..][..TILE];
                     let values = &mut out[r * self.cols + t * TILE..][..TILE];
@@ -181,7 +181,7 @@ impl TrellisCodes {
         whole.then(|| Self {
             rows: rows.len(),
             packed: pick(&self.packed, &strips, strip_bytes, false),
-            scales: pick(&self.scales, rows, per_row, self.grid.group == Group::Tensor),
+            scales: self.scales.select_rows(rows, per_row, self.grid.group == Group::Tensor),
             ..*self
         })
     }
@@ -192,17 +192,20 @@ impl TrellisCodes {
         let (first, rest) = parts.split_first()?;
         let is_alike = |p: &&Self| p.grid == first.grid && p.cols == first.cols && p.grid.group != Group::Tensor;
         let whole = parts[..parts.len() - 1].iter().all(|p| p.rows.is_multiple_of(TILE));
-        (whole && rest.iter().all(is_alike)).then(|| Self {
+        if !(whole && rest.iter().all(is_alike)) {
+            return None;
+        }
+        Some(Self {
             rows: parts.iter().map(|p| p.rows).sum(),
             packed: parts.iter().flat_map(|p| p.packed.iter().copied()).collect(),
-            scales: parts.iter().flat_map(|p| p.scales.iter().copied()).collect(),
+            scales: Scales::stack(parts.iter().map(|p| &p.scales))?,
             ..**first
         })
     }
 
     /// Everything stored, in bits: paths and scales.
     pub fn stored_bits(&self) -> u64 {
-        8 * self.packed.len() as u64 + self.scales.len() as u64 * self.grid.scale.bits()
+        8 * self.packed.len() as u64 + self.scales.stored_bits()
     }
 }
 
@@ -269,8 +272,8 @@ mod tests {
         };
         let bytes = rows.div_ceil(TILE) * (cols / TILE) * grid.tile_bytes();
         let packed = (0..bytes).map(|_| next() as u8).collect();
-        let scales = (0..grid.group.count(rows, cols)).map(|_| next() as f32 / 1e4).collect();
-        TrellisCodes::new(rows, cols, grid, packed, scales).unwrap()
+        let scales: Vec<f32> = (0..grid.group.count(rows, cols)).map(|_| next() as f32 / 1e4).collect();
+        TrellisCodes::new(rows, cols, grid, packed, &scales).unwrap()
     }
 
     #[test]

@@ -53,8 +53,8 @@ pub struct VectorCodes {
     grid: VectorGrid,
     packed: Vec<u8>,
     residual: Vec<u8>,
-    codebook: Vec<f32>,
-    columns: Vec<f32>,
+    codebook: Vec<f16>,
+    columns: Vec<f16>,
 }
 
 impl VectorCodes {
@@ -107,6 +107,7 @@ impl VectorCodes {
         if !codebook.iter().chain(&columns).all(|v| f16::from_f32(*v).to_f32() == *v && v.is_finite()) {
             return Err(Error::input("holds what is no finite number of F16"));
         }
+        let [codebook, columns] = [codebook, columns].map(|values| values.into_iter().map(f16::from_f32).collect());
         Ok(Self { rows, cols, grid, packed, residual, codebook, columns })
     }
 
@@ -126,12 +127,12 @@ impl VectorCodes {
     }
 
     /// Both codebooks, `[entries · len]`.
-    pub fn codebook(&self) -> &[f32] {
+    pub fn codebook(&self) -> &[f16] {
         &self.codebook
     }
 
     /// The columns' scales, then their offsets; or nothing.
-    pub fn columns(&self) -> &[f32] {
+    pub fn columns(&self) -> &[f16] {
         &self.columns
     }
 
@@ -151,13 +152,17 @@ impl VectorCodes {
                 unpack_row(&packed[strip * packed_len(self.cols, bits)..], bits, codes);
             }
             for (r, row) in out[(at - rows.start) * self.cols..].chunks_exact_mut(self.cols).take(count).enumerate() {
-                row.iter_mut().zip(&codes[0]).for_each(|(v, q)| *v = main[usize::from(*q) * len + from + r]);
+                row.iter_mut().zip(&codes[0]).for_each(|(v, q)| *v = wide(main[usize::from(*q) * len + from + r]));
                 if !second.is_empty() {
-                    row.iter_mut().zip(&codes[1]).for_each(|(v, p)| *v += second[usize::from(*p) * len + from + r]);
+                    row.iter_mut()
+                        .zip(&codes[1])
+                        .for_each(|(v, p)| *v += wide(second[usize::from(*p) * len + from + r]));
                 }
                 if !self.columns.is_empty() {
                     let (scales, offsets) = self.columns.split_at(self.cols);
-                    row.iter_mut().zip(scales.iter().zip(offsets)).for_each(|(v, (a, b))| *v = a * *v + b);
+                    row.iter_mut()
+                        .zip(scales.iter().zip(offsets))
+                        .for_each(|(v, (a, b))| *v = wide(*a) * *v + wide(*b));
                 }
             }
             at += count;
@@ -184,6 +189,15 @@ impl VectorCodes {
     pub fn stored_bits(&self) -> u64 {
         8 * (self.packed.len() + self.residual.len()) as u64 + 16 * (self.codebook.len() + self.columns.len()) as u64
     }
+}
+
+/// A finite number as f32: its exponent counts from another zero. A call into `half` for each would cost as much as the
+/// rest of the decoding.
+#[inline]
+fn wide(value: f16) -> f32 {
+    let bits = u32::from(value.to_bits());
+    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
+    f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
 }
 
 /// Codes row by row as bit streams: code `i` of a row lies at bits `[i·bits, (i+1)·bits)`, low bits first.

@@ -329,7 +329,7 @@ mod tests {
                 // The stored stream decodes to the very path.
                 let mut stream = vec![0; grid.tile_bytes()];
                 pack_path(grid, &states, &mut stream);
-                let codes = fewbit_format::TrellisCodes::new(16, 16, grid, stream, vec![1.0]).unwrap();
+                let codes = fewbit_format::TrellisCodes::new(16, 16, grid, stream, &[1.0]).unwrap();
                 let mut values = [0.0; 256];
                 codes.decode_rows(0..16, &mut values);
                 assert_eq!(values, states.map(|s| grid.code.value(u32::from(s))), "{level:?} {grid:?}");

@@ -1,7 +1,5 @@
 //! A weight as the types of a GGUF file hold it: only where they hold it exactly.
 
-use std::borrow::Cow;
-
 use bytes::Bytes;
 use fewbit_format::{Band, Dtype, Error, GgmlBlocks, GgmlType, Group, IntCodes, Result, Storage, Tensor, Zero, Zeros};
 use fewbit_store::Elements;
@@ -139,8 +137,8 @@ fn int_kind(codes: &IntCodes) -> Result<GgmlType, String> {
     if codes.has_nested() {
         return Err("the scales are codes of a second level".to_owned());
     }
-    let offsets = if let Zeros::Offsets(m) = codes.zeros() { m.values() } else { Cow::default() };
-    match codes.scales().values().iter().chain(&*offsets).find(|s| f16::from_f32(**s).to_f32() != **s) {
+    let offsets = if let Zeros::Offsets(m) = codes.zeros() { m.values() } else { Vec::new() };
+    match codes.scales().values().iter().chain(&offsets).find(|s| f16::from_f32(**s).to_f32() != **s) {
         Some(s) => Err(format!("the scale {s:e} is no f16, which the scales of blocks are")),
         None => Ok(kind),
     }

@@ -1,8 +1,9 @@
 //! Integer codes interleaved at load, so that no sum crosses the lanes of a register.
 //!
 //! A *tile* is 16 rows. A *block* is 32 columns. A *cell* is 64 bytes, `[16 rows][4 columns]`: one register of AVX-512.
-//! Codes of up to four bits take four cells a block: the low halves of cell `c` hold columns `4c..4c + 4`, the high
-//! halves columns `16 + 4c..`. Wider codes take eight cells of whole bytes. Rows and columns are filled up with zeros.
+//! A block takes as many cells as a code has bits. Codes of eight bits lie in bytes, cell `c` holds columns `4c..4c + 4`.
+//! Others are cut into *planes* of four bits, two and one, lower bits first ([`planes`]): with four, the low halves of
+//! cell `c` hold columns `4c..4c + 4`, the high halves columns `16 + 4c..`. Rows and columns are filled up with zeros.
 
 use std::ops::Range;
 
@@ -21,12 +22,45 @@ pub(super) const CELL: usize = 64;
 /// How a code lies in a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
-    /// Up to 4 bits: half a byte.
+    /// 1 to 3 bits: planes of two and one.
+    Narrow,
+    /// 4 bits: half a byte.
     Half,
-    /// 5 to 7 bits: a byte whose top bit is zero.
+    /// 5 to 7 bits: half a byte, and planes of two and one.
     Byte,
     /// 8 bits.
     Wide,
+}
+
+/// Some bits of the codes of four columns, as they lie in the four bytes of a row of a cell.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plane {
+    /// The cell of the block.
+    pub(super) cell: usize,
+    /// The place of the lowest of these bits in each byte.
+    pub(super) shift: u32,
+    /// Where they are in each byte once they are moved to its end.
+    pub(super) mask: u32,
+    /// The place of the lowest of these bits in the code.
+    pub(super) to: u32,
+}
+
+/// Where the codes of columns `4 quad..4 quad + 4` of a block lie.
+pub(super) fn planes(bits: u8, quad: usize) -> impl Iterator<Item = Plane> {
+    let (c, high) = (quad % 4, 4 * (quad as u32 / 4));
+    let (mut cell, mut to) = (0, 0);
+    [8, 4, 2, 1].into_iter().filter(move |width| bits & width != 0).map(move |width| {
+        let (within, shift) = match width {
+            8 => (quad, 0),
+            4 => (c, high),
+            2 => (c / 2, 2 * (c as u32 % 2) + high),
+            _ => (0, c as u32 + high),
+        };
+        let mask = 0x0101_0101 * ((1u32 << width) - 1);
+        let plane = Plane { cell: cell + within, shift, mask, to };
+        (cell, to) = (cell + usize::from(width), to + u32::from(width));
+        plane
+    })
 }
 
 /// Where a group's zero lies.
@@ -88,7 +122,7 @@ pub(super) struct Packed {
     pub(super) rows: usize,
     /// Blocks of a row.
     blocks: usize,
-    pub(super) form: Form,
+    pub(super) bits: u8,
     /// Columns that share a scale of the activations: 32, or 16 where groups do not begin at multiples of 32.
     pub(super) span: usize,
     /// Spans of a group.
@@ -114,12 +148,7 @@ impl Packed {
         let order = order(storage, &layout)?;
         let span = if group == cols || group.is_multiple_of(BLOCK) { BLOCK } else { 16 };
         let (blocks, groups, tiles) = (cols.div_ceil(BLOCK), cols / group, rows.div_ceil(TILE));
-        let form = match bits {
-            0..=4 => Form::Half,
-            5..=7 => Form::Byte,
-            _ => Form::Wide,
-        };
-        let cells_per_block = cells(form);
+        let cells_per_block = usize::from(bits);
         let cells_per_tile = blocks * cells_per_block;
         let mut placed = vec![0; blocks * BLOCK];
         let mut all = vec![Cell([0; CELL]); tiles * cells_per_tile];
@@ -140,12 +169,12 @@ impl Packed {
             }
             for (block, codes) in placed.as_chunks::<4>().0.chunks_exact(BLOCK / 4).enumerate() {
                 let cells = &mut cells[block * cells_per_block..][..cells_per_block];
-                for (c, cell) in cells.iter_mut().enumerate() {
-                    let mut word = u32::from_le_bytes(codes[c]);
-                    if form == Form::Half {
-                        word |= u32::from_le_bytes(codes[c + 4]) << 4;
+                for (quad, codes) in codes.iter().enumerate() {
+                    for Plane { cell, shift, mask, to } in planes(bits, quad) {
+                        let word = (u32::from_le_bytes(*codes) >> to & mask) << shift;
+                        let bytes = cells[cell].0[4 * lane..4 * lane + 4].iter_mut();
+                        bytes.zip(word.to_le_bytes()).for_each(|(b, w)| *b |= w);
                     }
-                    cell.0[4 * lane..4 * lane + 4].copy_from_slice(&word.to_le_bytes());
                 }
             }
         }
@@ -156,17 +185,26 @@ impl Packed {
         };
         let group_spans = if group == cols { (blocks * BLOCK).div_ceil(span) } else { group / span };
         let scales = Numbers::compact(scales);
-        Some(Self { rows, blocks, form, span, group_spans, groups, cells: all, scales, zeros, order })
+        Some(Self { rows, blocks, bits, span, group_spans, groups, cells: all, scales, zeros, order })
+    }
+
+    pub(super) fn form(&self) -> Form {
+        match self.bits {
+            0..=3 => Form::Narrow,
+            4 => Form::Half,
+            5..=7 => Form::Byte,
+            _ => Form::Wide,
+        }
     }
 
     pub(super) fn tiles(&self) -> usize {
         self.rows.div_ceil(TILE)
     }
 
-    /// The cells of a tile: `blocks ·` [`cells`] of 64 bytes, aligned.
+    /// The cells of a tile: `blocks · bits` of 64 bytes, aligned.
     #[inline]
     pub(super) fn cells(&self, tile: usize) -> *const u8 {
-        self.cells[tile * self.blocks * cells(self.form)..].as_ptr().cast()
+        self.cells[tile * self.blocks * usize::from(self.bits)..].as_ptr().cast()
     }
 
     /// The weights of a tile in columns `ks` (which begin at a block), as stored in the format's meaning:
@@ -177,7 +215,8 @@ impl Packed {
     #[inline(always)]
     pub(super) fn decode(&self, tile: usize, ks: Range<usize>, stride: usize, out: &mut [f32]) {
         debug_assert!(ks.start.is_multiple_of(BLOCK) && stride >= TILE);
-        let cells = &self.cells[tile * self.blocks * cells(self.form)..];
+        let per_block = usize::from(self.bits);
+        let cells = &self.cells[tile * self.blocks * per_block..];
         for from in ks.clone().step_by(self.span) {
             let index = tile * self.groups + from / self.span / self.group_spans;
             let scales = self.scales.sixteen(index);
@@ -192,18 +231,18 @@ impl Packed {
             }
             for (c, four) in (from..(from + self.span).min(ks.end)).step_by(4).enumerate() {
                 let (block, column) = (from / BLOCK, from % BLOCK + 4 * c);
-                let (cell, shift, mask) = match self.form {
-                    Form::Half => (block * 4 + column % 16 / 4, column / 16 * 4, 15),
-                    _ => (block * 8 + column / 4, 0, 255),
-                };
                 // Lane r holds row r; byte j of a lane column j.
-                let words = cells[cell].0.as_chunks::<4>().0;
+                let mut words = [0; TILE];
+                for Plane { cell, shift, mask, to } in planes(self.bits, column / 4) {
+                    let cell = cells[block * per_block + cell].0.as_chunks::<4>().0;
+                    words.iter_mut().zip(cell).for_each(|(w, c)| *w |= (u32::from_le_bytes(*c) >> shift & mask) << to);
+                }
                 for (j, out) in
                     out[(four - ks.start) * stride..].chunks_mut(stride).take((ks.end - four).min(4)).enumerate()
                 {
                     let out: &mut [f32; TILE] = out.first_chunk_mut().expect("a place for each row of the tile");
                     for r in 0..TILE {
-                        let code = (u32::from_le_bytes(words[r]) >> (8 * j + shift) & mask) as i32;
+                        let code = (words[r] >> (8 * j) & 255) as i32;
                         out[r] = scales[r] * (code - zeros[r]) as f32;
                     }
                     if let Some(offsets) = &offsets {
@@ -223,11 +262,6 @@ impl Packed {
         };
         self.cells.len() * CELL + self.scales.bytes() + zeros
     }
-}
-
-/// Cells of a block.
-pub(super) const fn cells(form: Form) -> usize {
-    if matches!(form, Form::Half) { 4 } else { 8 }
 }
 
 /// The columns sorted by group, where a group index scatters them; `None` if it does not fill groups evenly.

@@ -177,6 +177,6 @@ impl BoundGrid for Bound {
             Some(scale) => vec![scale],
             None => flat_params(self.grid.group, self.rows, self.cols, &params, 0),
         };
-        LatticeCodes::new(self.rows, self.cols, self.grid, flat(0), second, scales).map(Storage::Lattice)
+        LatticeCodes::new(self.rows, self.cols, self.grid, flat(0), &second, &scales).map(Storage::Lattice)
     }
 }

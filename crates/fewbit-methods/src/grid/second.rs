@@ -32,7 +32,7 @@ pub(super) fn double(scales: &[f32], shape: [usize; 2]) -> Result<Numbers> {
         }
         reaches.push(reach);
     }
-    Nested::new(shape, DOUBLE, &codes, reaches, vec![mean]).map(Numbers::Nested)
+    Nested::new(shape, DOUBLE, &codes, &reaches, &[mean]).map(Numbers::Nested)
 }
 
 /// The numbers of one block as they are stored.
@@ -85,5 +85,5 @@ pub(super) fn numbers(second: Second, rows: usize, params: &[Vec<Params>], from:
     let codes: Vec<u8> = (0..rows * per_row).map(code).collect();
     let of_blocks = |at: usize| params.iter().flatten().map(|p| p.0[at][0]).collect::<Vec<f32>>();
     let (scales, offsets) = (of_blocks(from + 1), of_blocks(from + 2));
-    Nested::new([rows, per_row], second.grid(), &codes, scales, offsets).map(Numbers::Nested)
+    Nested::new([rows, per_row], second.grid(), &codes, &scales, &offsets).map(Numbers::Nested)
 }

@@ -346,8 +346,8 @@ impl BoundGrid for Bound {
     fn store(&self, codes: Vec<Vec<[u16; LANES]>>, params: Vec<Vec<Params>>) -> Result<Storage> {
         let flat = flat_codes(self.rows, self.cols, &codes);
         let row = |r: usize| params[r / LANES].iter().flat_map(move |p| p.0.iter().map(move |n| n[r % LANES]));
-        let numbers = (0..self.rows).flat_map(row).collect();
-        SignCodes::new(self.rows, self.cols, self.grid, &flat, numbers).map(Storage::Signs)
+        let numbers: Vec<f32> = (0..self.rows).flat_map(row).collect();
+        SignCodes::new(self.rows, self.cols, self.grid, &flat, &numbers).map(Storage::Signs)
     }
 }
 

@@ -240,6 +240,6 @@ impl BoundGrid for Bound {
             Some(scale) => vec![scale],
             None => flat_params(self.grid.group, self.rows, self.cols, &params, 0),
         };
-        TrellisCodes::new(self.rows, self.cols, self.grid, packed, scales).map(Storage::Trellis)
+        TrellisCodes::new(self.rows, self.cols, self.grid, packed, &scales).map(Storage::Trellis)
     }
 }

@@ -48,7 +48,7 @@ fn nested(shape: [usize; 2], blocks: Blocks, bits: u8, is_mapped: bool, offsets:
     let codes: Vec<u8> = (0..shape[0] * shape[1]).map(|i| (noise(i) & ((1 << bits) - 1)) as u8).collect();
     let offsets = [0, 1, count][offsets];
     let numbers = |count: usize, from: usize| (0..count).map(|i| number(from + i)).collect::<Vec<f32>>();
-    let nested = Nested::new(shape, grid, &codes, numbers(count, 1000), numbers(offsets, 2000));
+    let nested = Nested::new(shape, grid, &codes, &numbers(count, 1000), &numbers(offsets, 2000));
     Numbers::Nested(nested.unwrap())
 }
 
@@ -288,11 +288,11 @@ fn vectors(seed: u64) -> Vec<Storage> {
     };
     let count = rows * cols / 8;
     let grid = LatticeGrid { second, group, scale };
-    let lattice = LatticeCodes::new(rows, cols, grid, codes(count, 16), codes(count, second.bits()), scales.clone());
+    let lattice = LatticeCodes::new(rows, cols, grid, codes(count, 16), &codes(count, second.bits()), &scales);
     let tile_bits = 256 + 8 * (codes(1, 7)[0] % 64);
     let grid = TrellisGrid { state_bits: 12, tile_bits, code: TrellisCode::OneMad, group, scale };
     let stream = codes(rows.div_ceil(16) * cols / 16 * grid.tile_bytes(), 8).into_iter().map(|b| b as u8).collect();
-    let trellis = TrellisCodes::new(rows, cols, grid, stream, scales);
+    let trellis = TrellisCodes::new(rows, cols, grid, stream, &scales);
     let (len, residual_bits) = (2 << (codes(1, 2)[0] as u8), codes(1, 2)[0] as u8);
     let grid = VectorGrid { len, bits: 5, residual_bits, has_columns: codes(1, 1)[0] == 1 };
     let count = rows.div_ceil(usize::from(len)) * cols;
@@ -353,9 +353,9 @@ fn signs_and_masks(seed: u64) -> Vec<Storage> {
     for signs in kinds {
         let codes: Vec<u8> = (0..rows * cols).map(|i| (number(i) % signs.levels()) as u8).collect();
         let count = group.count(rows, cols) * signs.numbers();
-        let numbers = (0..count).map(|i| scale.round(number(i) as f32 / 1e6 - 4.0)).collect();
+        let numbers: Vec<f32> = (0..count).map(|i| scale.round(number(i) as f32 / 1e6 - 4.0)).collect();
         let grid = SignGrid { signs, group, scale };
-        all.push(Storage::Signs(SignCodes::new(rows, cols, grid, &codes, numbers).unwrap()));
+        all.push(Storage::Signs(SignCodes::new(rows, cols, grid, &codes, &numbers).unwrap()));
     }
     let four = |i: usize| [3u8, 5, 6, 9, 10, 12][number(i) % 6];
     let upper = |i: usize, byte: usize| if 8 * byte + 4 < cols { four(i + 7777) } else { 0 };

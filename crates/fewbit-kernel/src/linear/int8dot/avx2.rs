@@ -6,9 +6,10 @@
 
 use std::arch::x86_64::*;
 
-use super::super::packed::{CELL, Form, Numbers, Packed, TILE, Zeros, cells};
+use super::super::packed::{CELL, Form, Numbers, Packed, TILE, Zeros};
 use super::activations::Token;
 
+const NARROW: u8 = Form::Narrow as u8;
 const HALF: u8 = Form::Half as u8;
 const BYTE: u8 = Form::Byte as u8;
 const WIDE: u8 = Form::Wide as u8;
@@ -44,7 +45,9 @@ unsafe fn by_form<const T: usize, const H: usize>(
 ) {
     // SAFETY: promised by the caller.
     unsafe {
-        match (packed.form, packed.span) {
+        match (packed.form(), packed.span) {
+            (Form::Narrow, 32) => kernel::<T, H, NARROW, 32>(packed, tile, first, tokens, y),
+            (Form::Narrow, _) => kernel::<T, H, NARROW, 16>(packed, tile, first, tokens, y),
             (Form::Half, 32) => kernel::<T, H, HALF, 32>(packed, tile, first, tokens, y),
             (Form::Half, _) => kernel::<T, H, HALF, 16>(packed, tile, first, tokens, y),
             (Form::Byte, 32) => kernel::<T, H, BYTE, 32>(packed, tile, first, tokens, y),
@@ -72,6 +75,46 @@ unsafe fn eight(numbers: &Numbers, index: usize) -> __m256 {
     }
 }
 
+/// Half a cell of codes of one to three bits as those of four bits lie; `c` as there.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn halves(bits: u8, at: *const u8, c: usize) -> __m256i {
+    let part = |i: usize, shift: usize, mask: i8| {
+        // SAFETY: the caller promises as many cells as bits.
+        let cell = unsafe { _mm256_load_si256(at.add(i * CELL).cast()) };
+        _mm256_and_si256(_mm256_srl_epi16(cell, _mm_cvtsi32_si128(shift as i32)), _mm256_set1_epi8(mask))
+    };
+    match bits {
+        1 => part(0, c, 0x11),
+        2 => part(c / 2, 2 * (c % 2), 0x33),
+        _ => _mm256_or_si256(part(c / 2, 2 * (c % 2), 0x33), _mm256_slli_epi16::<2>(part(2, c, 0x11))),
+    }
+}
+
+/// Half a cell of codes of five to seven bits of columns `4 quad..4 quad + 4` of a block, in bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn bytes(bits: u8, at: *const u8, quad: usize) -> __m256i {
+    let (c, high) = (quad % 4, 4 * (quad / 4));
+    let part = |i: usize, shift: usize, mask: i8| {
+        // SAFETY: the caller promises as many cells as bits.
+        let cell = unsafe { _mm256_load_si256(at.add(i * CELL).cast()) };
+        _mm256_and_si256(_mm256_srl_epi16(cell, _mm_cvtsi32_si128(shift as i32)), _mm256_set1_epi8(mask))
+    };
+    let mut all = part(c, high, 15);
+    let mut next = 4;
+    if bits & 2 != 0 {
+        all = _mm256_or_si256(all, _mm256_slli_epi16::<4>(part(4 + c / 2, 2 * (c % 2) + high, 3)));
+        next = 6;
+    }
+    if bits & 1 != 0 {
+        let top = part(next, c + high, 1);
+        let top = if next == 4 { _mm256_slli_epi16::<4>(top) } else { _mm256_slli_epi16::<6>(top) };
+        all = _mm256_or_si256(all, top);
+    }
+    all
+}
+
 /// Halves `first..first + H` of the tile's rows, for `T` tokens.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -84,7 +127,7 @@ unsafe fn kernel<const T: usize, const H: usize, const FORM: u8, const SPAN: usi
 ) {
     // SAFETY: the caller promises the tile and tokens of the packed width; spans and groups lie inside.
     unsafe {
-        let per_block = if FORM == HALF { cells(Form::Half) } else { cells(Form::Wide) };
+        let block_bytes = usize::from(packed.bits) * CELL;
         let mut at = packed.cells(tile).add(first * 32);
         let codes: [*const i8; T] = std::array::from_fn(|t| tokens[t].codes.as_ptr());
         let scales: [*const f32; T] = std::array::from_fn(|t| tokens[t].scales.as_ptr());
@@ -109,11 +152,15 @@ unsafe fn kernel<const T: usize, const H: usize, const FORM: u8, const SPAN: usi
             let (mut group, mut offset_sums) = ([[_mm256_setzero_ps(); H]; T], [_mm256_setzero_ps(); T]);
             for s in span..span + packed.group_spans {
                 let mut dots = [[_mm256_setzero_si256(); H]; T];
-                if FORM == HALF {
-                    let second = SPAN == 16 && s % 2 == 1;
+                let second = SPAN == 16 && s % 2 == 1;
+                if FORM == NARROW || FORM == HALF {
                     for c in 0..4 {
                         for h in 0..H {
-                            let cell = _mm256_load_si256(at.add(c * CELL + h * 32).cast());
+                            let cell = if FORM == NARROW {
+                                halves(packed.bits, at.add(h * 32), c)
+                            } else {
+                                _mm256_load_si256(at.add(c * CELL + h * 32).cast())
+                            };
                             if SPAN == 32 || !second {
                                 let codes = _mm256_and_si256(cell, low);
                                 for t in 0..T {
@@ -133,16 +180,16 @@ unsafe fn kernel<const T: usize, const H: usize, const FORM: u8, const SPAN: usi
                     for dot in dots.iter_mut().flatten() {
                         *dot = _mm256_madd_epi16(*dot, ones);
                     }
-                    if SPAN == 32 || second {
-                        at = at.add(per_block * CELL);
-                    }
                 } else {
+                    let from = if second { 4 } else { 0 };
                     for c in 0..SPAN / 4 {
                         for h in 0..H {
-                            let mut cell = _mm256_load_si256(at.add(c * CELL + h * 32).cast());
-                            if FORM == WIDE {
-                                cell = _mm256_xor_si256(cell, _mm256_set1_epi8(-128));
-                            }
+                            let cell = if FORM == WIDE {
+                                let cell = _mm256_load_si256(at.add((from + c) * CELL + h * 32).cast());
+                                _mm256_xor_si256(cell, _mm256_set1_epi8(-128))
+                            } else {
+                                bytes(packed.bits, at.add(h * 32), from + c)
+                            };
                             for t in 0..T {
                                 let x = four(t, s * SPAN + 4 * c);
                                 let products = if FORM == WIDE {
@@ -154,7 +201,9 @@ unsafe fn kernel<const T: usize, const H: usize, const FORM: u8, const SPAN: usi
                             }
                         }
                     }
-                    at = at.add(SPAN / 4 * CELL);
+                }
+                if SPAN == 32 || second {
+                    at = at.add(block_bytes);
                 }
                 for t in 0..T {
                     let minus_sum = _mm256_set1_epi32(*minus_sums[t].add(s));

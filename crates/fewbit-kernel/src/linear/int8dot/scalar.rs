@@ -1,6 +1,6 @@
 //! The scalar twin: the same integers, and the same order of the float sums.
 
-use super::super::packed::{BLOCK, CELL, Form, Packed, TILE, Zeros, cells};
+use super::super::packed::{BLOCK, CELL, Packed, TILE, Zeros, planes};
 use super::activations::Token;
 
 /// `y[t][r] = Σ_g s_g (Σ_span a · (Σ q x − z Σ x)) + m_g Σ_span a Σ x` for the rows of a tile and the tokens.
@@ -55,8 +55,11 @@ pub(super) fn subtract(packed: &Packed, tile: usize, c: usize, step: f32, y: &mu
 /// The code of row `r` of a tile at column `c`.
 fn code(packed: &Packed, tile: usize, r: usize, c: usize) -> u8 {
     let (block, c) = (c / BLOCK, c % BLOCK);
-    let cell = block * cells(packed.form) + if packed.form == Form::Half { c % 16 / 4 } else { c / 4 };
-    // SAFETY: `cells` holds every block of the tile.
-    let byte = unsafe { *packed.cells(tile).add(cell * CELL + 4 * r + c % 4) };
-    if packed.form == Form::Half { byte >> (c / 16 * 4) & 15 } else { byte }
+    let bits = planes(packed.bits, c / 4).map(|p| {
+        let cell = block * usize::from(packed.bits) + p.cell;
+        // SAFETY: `cells` holds every block of the tile.
+        let byte = unsafe { *packed.cells(tile).add(cell * CELL + 4 * r + c % 4) };
+        (byte >> p.shift & p.mask as u8) << p.to
+    });
+    bits.sum()
 }

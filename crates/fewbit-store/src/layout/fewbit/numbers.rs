@@ -1,6 +1,6 @@
 //! Scales, offsets and real zero points: each for itself, or as codes of a second level.
 
-use fewbit_format::{Dtype, Error, Nested, NestedGrid, Numbers, Result, ScaleType, Tensor, packed_len};
+use fewbit_format::{Dtype, Error, Nested, NestedGrid, Numbers, Result, ScaleType, Scales, Tensor, packed_len};
 
 use crate::layout::module::{Module, scale_dtype};
 use crate::layout::scheme::SecondLevel;
@@ -26,19 +26,19 @@ pub(super) fn tensors(
 ) -> Result<Vec<(String, Tensor)>> {
     let nested = match numbers {
         Numbers::Plain(values) => {
-            return Ok(vec![(format!("{name}{end}"), Tensor::from_f32(scale_dtype(scale), shape, values)?)]);
+            return Ok(vec![(format!("{name}{end}"), Tensor::from_f32(scale_dtype(scale), shape, &values.values())?)]);
         }
         Numbers::Nested(nested) => nested,
     };
-    let ([scales, offsets], scale) = (nested.parameters(), nested.grid().scale);
+    let ([scales, offsets], scale) = (nested.parameters().map(Scales::values), nested.grid().scale);
     let packed = nested.packed().to_vec();
     let mut tensors = vec![
         (PARTS[0], Tensor { dtype: Dtype::U8, shape: vec![packed.len()], bytes: packed.into() }),
-        (PARTS[1], Tensor::from_f32(scale_dtype(scale), &[scales.len()], scales)?),
+        (PARTS[1], Tensor::from_f32(scale_dtype(scale), &[scales.len()], &scales)?),
     ];
     if !offsets.is_empty() {
         let dtype = if offsets.len() == 1 { Dtype::F32 } else { scale_dtype(scale) };
-        tensors.push((PARTS[2], Tensor::from_f32(dtype, &[offsets.len()], offsets)?));
+        tensors.push((PARTS[2], Tensor::from_f32(dtype, &[offsets.len()], &offsets)?));
     }
     Ok(tensors.into_iter().map(|(part, t)| (format!("{name}.{part}{end}"), t)).collect())
 }
@@ -72,6 +72,6 @@ pub(super) fn read(
     };
     let offsets = optional(PARTS[2], &[[count], [1]])?;
     let grid = NestedGrid { bits, levels, blocks, scale };
-    let nested = Nested::from_packed([rows, per_row], grid, packed.bytes.to_vec(), scales, offsets);
+    let nested = Nested::from_packed([rows, per_row], grid, packed.bytes.to_vec(), &scales, &offsets);
     Ok((scale, Numbers::Nested(nested.map_err(place)?)))
 }

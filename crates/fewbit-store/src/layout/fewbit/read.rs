@@ -121,7 +121,7 @@ fn read_signs(scheme: SignScheme, m: Module<'_>) -> Result<SignCodes> {
     group.check(cols).map_err(place)?;
     let packed = m.part_as("weight.codes", Dtype::U8, &[rows, signs.row_bytes(cols)])?;
     let (scale, numbers) = m.scales("weight.numbers", &[[rows, group.per_row(cols), signs.numbers()]])?;
-    SignCodes::from_packed(rows, cols, SignGrid { signs, group, scale }, packed.bytes.to_vec(), numbers).map_err(place)
+    SignCodes::from_packed(rows, cols, SignGrid { signs, group, scale }, packed.bytes.to_vec(), &numbers).map_err(place)
 }
 
 fn read_table(scheme: TableScheme, m: Module<'_>) -> Result<TableCodes> {
@@ -154,7 +154,8 @@ fn read_lattice(scheme: LatticeScheme, m: Module<'_>) -> Result<LatticeCodes> {
         SecondStage::E8P => words("weight.residual")?,
     };
     let (scale, scales) = m.scales("weight.scales", &[&scale_shape(group, rows, cols)])?;
-    LatticeCodes::new(rows, cols, LatticeGrid { scale, ..grid }, words("weight.codes")?, seconds, scales).map_err(place)
+    LatticeCodes::new(rows, cols, LatticeGrid { scale, ..grid }, words("weight.codes")?, &seconds, &scales)
+        .map_err(place)
 }
 
 fn read_vector(grid: VectorGrid, m: Module<'_>) -> Result<VectorCodes> {
@@ -179,7 +180,7 @@ fn read_trellis(scheme: TrellisScheme, m: Module<'_>) -> Result<TrellisCodes> {
     let packed = m.part_as("weight.codes", Dtype::U8, &[rows.div_ceil(TILE), cols / TILE, grid.tile_bytes()])?;
     let (scale, scales) = m.scales("weight.scales", &[&scale_shape(group, rows, cols)])?;
     let grid = TrellisGrid { scale, ..grid };
-    TrellisCodes::new(rows, cols, grid, packed.bytes.to_vec(), scales).map_err(place)
+    TrellisCodes::new(rows, cols, grid, packed.bytes.to_vec(), &scales).map_err(place)
 }
 
 fn read_float(scheme: FloatScheme, m: Module<'_>) -> Result<FloatCodes> {

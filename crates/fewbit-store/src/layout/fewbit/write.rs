@@ -3,6 +3,7 @@ use fewbit_format::{
     Online, Result, SecondStage, Sides, SignCodes, SignGrid, Storage, TILE, TableCodes, TableGrid, Tensor,
     TrellisCodes, TwoOfFour, VectorCodes, Zeros, pack_bits, packed_len,
 };
+use half::f16;
 use serde_json::Value;
 
 use super::{config, numbers, online, scale_shape, sides};
@@ -104,7 +105,7 @@ fn bytes(module: &str, part: &str, shape: Vec<usize>, bytes: Vec<u8>) -> (String
 fn signs(module: &str, codes: &SignCodes) -> Result<Vec<(String, Tensor)>> {
     let ([rows, cols], SignGrid { signs, group, scale }) = (codes.shape(), codes.grid());
     let shape = [rows, group.per_row(cols), signs.numbers()];
-    let numbers = Tensor::from_f32(scale_dtype(scale), &shape, codes.numbers())?;
+    let numbers = Tensor::from_f32(scale_dtype(scale), &shape, &codes.numbers().values())?;
     let packed = bytes(module, "codes", vec![rows, signs.row_bytes(cols)], codes.packed().to_vec());
     Ok(vec![packed, (format!("{module}.weight.numbers"), numbers)])
 }
@@ -113,47 +114,46 @@ fn lattice(module: &str, codes: &LatticeCodes) -> Result<Vec<(String, Tensor)>> 
     let ([rows, cols], grid) = (codes.shape(), codes.grid());
     let words = |codes: &[u16]| codes.iter().flat_map(|c| c.to_le_bytes()).collect::<Vec<u8>>();
     let per_row = cols / LATTICE_DIM;
-    let scales = Tensor::from_f32(scale_dtype(grid.scale), &scale_shape(grid.group, rows, cols), codes.scales())?;
+    let scales = codes.scales().values();
+    let scales = Tensor::from_f32(scale_dtype(grid.scale), &scale_shape(grid.group, rows, cols), &scales)?;
     let mut tensors = vec![
         bytes(module, "codes", vec![rows, 2 * per_row], words(codes.codes())),
         (format!("{module}.weight.scales"), scales),
     ];
-    match grid.second {
-        SecondStage::None => {}
-        SecondStage::E8Short => {
-            let second = codes.second().iter().map(|c| *c as u8).collect();
-            tensors.push(bytes(module, "residual", vec![rows, per_row], second));
-        }
-        SecondStage::E8P => tensors.push(bytes(module, "residual", vec![rows, 2 * per_row], words(codes.second()))),
+    if grid.second != SecondStage::None {
+        let shape = vec![rows, usize::from(grid.second.bits()) / 8 * per_row];
+        tensors.push(bytes(module, "residual", shape, codes.second().to_vec()));
     }
     Ok(tensors)
 }
 
-fn vector(module: &str, codes: &VectorCodes) -> Result<Vec<(String, Tensor)>> {
+fn vector(module: &str, codes: &VectorCodes) -> Vec<(String, Tensor)> {
     let ([rows, cols], grid) = (codes.shape(), codes.grid());
     let (len, [main, residual]) = (usize::from(grid.len), codes.packed());
     let strips = rows.div_ceil(len);
-    let f16 = |part: &str, shape: &[usize], values: &[f32]| {
-        Ok::<_, Error>((format!("{module}.weight.{part}"), Tensor::from_f32(Dtype::F16, shape, values)?))
+    let f16 = |part: &str, shape: Vec<usize>, values: &[f16]| {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        (format!("{module}.weight.{part}"), Tensor { dtype: Dtype::F16, shape, bytes: bytes.into() })
     };
     let mut tensors = vec![
         bytes(module, "codes", vec![strips, packed_len(cols, grid.bits)], main.to_vec()),
-        f16("codebook", &[codes.codebook().len() / len, len], codes.codebook())?,
+        f16("codebook", vec![codes.codebook().len() / len, len], codes.codebook()),
     ];
     if grid.residual_bits > 0 {
         let shape = vec![strips, packed_len(cols, grid.residual_bits)];
         tensors.push(bytes(module, "residual", shape, residual.to_vec()));
     }
     if grid.has_columns {
-        tensors.push(f16("columns", &[2, cols], codes.columns())?);
+        tensors.push(f16("columns", vec![2, cols], codes.columns()));
     }
-    Ok(tensors)
+    tensors
 }
 
 fn trellis(module: &str, codes: &TrellisCodes) -> Result<Vec<(String, Tensor)>> {
     let ([rows, cols], grid) = (codes.shape(), codes.grid());
     let shape = vec![rows.div_ceil(TILE), cols / TILE, grid.tile_bytes()];
-    let scales = Tensor::from_f32(scale_dtype(grid.scale), &scale_shape(grid.group, rows, cols), codes.scales())?;
+    let scales = codes.scales().values();
+    let scales = Tensor::from_f32(scale_dtype(grid.scale), &scale_shape(grid.group, rows, cols), &scales)?;
     Ok(vec![bytes(module, "codes", shape, codes.packed().to_vec()), (format!("{module}.weight.scales"), scales)])
 }
 
@@ -176,7 +176,7 @@ impl Layout for Fewbit {
             Storage::Table(codes) => Self::table(module, codes),
             Storage::Signs(codes) => signs(module, codes),
             Storage::Lattice(codes) => lattice(module, codes),
-            Storage::Vector(codes) => vector(module, codes),
+            Storage::Vector(codes) => Ok(vector(module, codes)),
             Storage::Trellis(codes) => trellis(module, codes),
             Storage::Float(codes) => Self::float(module, codes),
             Storage::TwoOfFour(codes) => self.two_of_four(module, codes),
