@@ -14,7 +14,7 @@ pub(crate) const ENTRY: Entry<dyn Learner> = Entry {
     settings: &[
         (
             "round = \"offset\"",
-            "what moves a weight's code: `offset` (SignRound), `divide` (FlexRound), `sigmoid` (AdaRound), `low-rank` (CBQ: a sigmoid of two factors), `weight` (LSQ, EfficientQAT: the weight itself), `none`",
+            "what moves a weight's code: `offset` (SignRound), `divide` (FlexRound), `sigmoid` (AdaRound), `low-rank` (CBQ: a sigmoid of two factors), `weight` (LSQ, EfficientQAT: the weight itself), `none` (under `scale` not even the scale does)",
         ),
         (
             "range = \"clip\"",
@@ -200,7 +200,8 @@ struct Affine {
     rows: usize,
     cols: usize,
     width: usize,
-    /// The weights, moved into the cells of the start's codes, without their groups' shifts.
+    /// The weights, moved into the cells of the start's codes, without their groups' shifts; or the codes themselves, less
+    /// their zero points.
     base: Mat,
     /// By group.
     start: Vec<Params>,
@@ -226,6 +227,8 @@ impl Affine {
             (scale, fewbit_format::Zero::Offset(shift)) => Params { scale, zero: 0.0, shift },
         };
         let start: Vec<Params> = (0..rows * per_row).map(params).collect();
+        // Weights that lie at the edge of their cells, as learning leaves them, would change their codes with the scale.
+        let keeps_codes = settings.round == RoundSetting::None && settings.range == RangeSetting::Scale;
         let mut base = job.weight.clone();
         let mut row_codes = vec![0; cols];
         for r in 0..rows {
@@ -233,6 +236,10 @@ impl Affine {
             for (c, (w, q)) in base.row_mut(r).iter_mut().zip(&row_codes).enumerate() {
                 let Params { scale, zero, shift } = start[r * per_row + c / width];
                 let (q, v) = (f32::from(*q), (*w - shift) / scale + zero);
+                if keeps_codes {
+                    *w = q - zero;
+                    continue;
+                }
                 let inside = if v.round_ties_even().clamp(0.0, most) == q {
                     v
                 } else {
@@ -252,6 +259,7 @@ impl Affine {
         let unit = start.iter().map(|p| f64::from(p.scale)).sum::<f64>() / start.len() as f64;
         let round = Round::new(
             settings.round,
+            keeps_codes,
             [rows, cols],
             settings.rank,
             settings.penalty,

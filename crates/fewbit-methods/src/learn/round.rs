@@ -20,6 +20,8 @@ pub(super) enum RoundSetting {
 pub(super) enum Round {
     /// `v = w / s`.
     None,
+    /// `v = w`: the codes, less their zero points, stay what they are (EfficientQAT's scales of the whole model).
+    Kept,
     /// `v = w / s + V` (SignRound).
     Offset,
     /// `v = w / (s exp(S₂ + s₃))`, one `S₂` a weight and one `s₃` a row (FlexRound, equation 2, in logarithms).
@@ -64,6 +66,7 @@ const EXPONENT: (f32, f32) = (20.0, 2.0);
 impl Round {
     pub(super) fn new(
         setting: RoundSetting,
+        keeps_codes: bool,
         [rows, cols]: [usize; 2],
         rank: usize,
         penalty: f32,
@@ -80,6 +83,7 @@ impl Round {
             (0..rows * cols).map(|at| logit(fraction(at / cols, at % cols))).collect()
         };
         match setting {
+            RoundSetting::None if keeps_codes => Self::Kept,
             RoundSetting::None => Self::None,
             RoundSetting::Offset => {
                 leaves.push(leaf("offset", vec![0.0; rows * cols]));
@@ -137,6 +141,7 @@ impl Round {
         let hard = |v: f32, by_leaf: f32, by_scale: f32| Value { v, is_soft: false, by_leaf, by_scale };
         match *self {
             Self::None => hard(w / s, 0.0, -w / (s * s)),
+            Self::Kept => hard(w, 0.0, 0.0),
             Self::Offset => hard(w / s + leaves[0].values[at], 1.0, -w / (s * s)),
             Self::Divide => {
                 let v = w / (s * (leaves[0].values[at] + leaves[1].values[r]).exp());
@@ -169,7 +174,7 @@ impl Round {
         gradients: &mut [Vec<f32>],
     ) {
         match *self {
-            Self::None => {}
+            Self::None | Self::Kept => {}
             Self::Offset | Self::Weight { .. } => {
                 gradients[0].iter_mut().enumerate().for_each(|(at, g)| *g = by_code(at));
             }
