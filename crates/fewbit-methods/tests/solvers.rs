@@ -261,3 +261,27 @@ fn masks_beside_grids_know_their_loss_and_beat_magnitudes() {
     let [gptq, nearest] = ["gptq", "nearest"].map(|s| decoded(&solve(&*solver(s, ""), &*grid, &w, &white, 1), &w));
     assert_eq!(gptq, nearest);
 }
+
+/// AWQ's search of the clip (released code): the whole range is among what is tried, so that no group's own output is worse.
+#[test]
+fn clipping_by_outputs_never_costs_a_group() {
+    let (w, h) = (random(24, 64, 41), correlated(64, 42));
+    for text in ["bits = 3\ngroup = 16", "bits = 2\ngroup = 32\nsymmetric = true"] {
+        let width = if text.contains("16") { 16 } else { 32 };
+        let [plain, clipped] = ["", "\nclip = \"output\""].map(|clip| {
+            let grid = grid(&format!("{text}{clip}"));
+            decoded(&solve(&*solver("nearest", ""), &*grid, &w, &h, 1), &w)
+        });
+        let error = |q: &Mat, r: usize, k: usize| -> f64 {
+            let d: Vec<f64> = (k * width..(k + 1) * width).map(|c| f64::from(w[(r, c)] - q[(r, c)])).collect();
+            let inner =
+                |a: usize| -> f64 { (0..width).map(|b| f64::from(h[(k * width + a, k * width + b)]) * d[b]).sum() };
+            (0..width).map(|a| d[a] * inner(a)).sum()
+        };
+        let groups = (0..24).flat_map(|r| (0..64 / width).map(move |k| (r, k)));
+        let all: Vec<[f64; 2]> = groups.map(|(r, k)| [&plain, &clipped].map(|q| error(q, r, k))).collect();
+        assert!(all.iter().all(|[p, c]| *c <= p * (1.0 + 1e-4) + 1e-9), "{text}: {all:?}");
+        let sum = |i: usize| all.iter().map(|e| e[i]).sum::<f64>();
+        assert!(sum(1) < 0.9 * sum(0), "{text}: {} {}", sum(0), sum(1));
+    }
+}

@@ -51,6 +51,18 @@ fn our_compositions_beat_what_they_are_made_of() {
     }
 }
 
+/// Eight bits for weights and inputs lose less than four for weights alone, and groups of a float's inputs less than one scale
+/// for all tokens ("Give Me BF16 or Give Me Death?", 2024).
+#[test]
+fn eight_bits_lose_less_than_four() {
+    let bench = Bench::new();
+    let four = bench.measured("gptq", &["--symmetric"]).0;
+    let eight = ["smoothquant-w8a8", "fp8-block", "fp8-dynamic", "fp8-static"].map(|r| bench.measured(r, &[]).0);
+    println!("{eight:?}, four bits {four}");
+    assert!(eight.iter().all(|kl| *kl < 0.6 * four), "{eight:?}, four bits {four}");
+    assert!(eight[1..3].iter().all(|kl| *kl < eight[3]), "{eight:?}");
+}
+
 /// `quarot-w4a8`, `quarot-w4a4`: against the same without any rotation.
 #[test]
 fn rotated_inputs_lose_less() {

@@ -269,3 +269,26 @@ fn shape(name: &str) -> [f64; 2] {
         _ => [172.0, 64.0],
     }
 }
+
+/// GPTQ's own promise, on blocks: nearly every linear's outputs change less than when its weights are rounded to nearest.
+#[test]
+fn feedback_gains_on_nearly_every_linear() {
+    let dir = tempfile::tempdir().unwrap();
+    let (text, recipe, out) = (dir.path().join("text"), dir.path().join("recipe.toml"), dir.path().join("out"));
+    std::fs::write(&text, &include_str!("../../../../assets/evaluation.txt")[..8000]).unwrap();
+    let costs = |solver: &str| -> Vec<f64> {
+        let passes = format!(
+            "name = \"x\"\ncite = \"nobody\"\nsummary = \"a test\"\ncost = \"little\"\n[allocate]\nbits = 3.5\n\
+             candidates = [{{ bits = 3 }}]\nsensitivity = \"error\"\n[[pass]]\nuse = \"grid.int\"\n[[pass]]\nuse = \"{solver}\"\n"
+        );
+        std::fs::write(&recipe, passes).unwrap();
+        let [text, recipe, out] = [&text, &recipe, &out].map(|p| p.to_str().unwrap());
+        let args = ["quantize", "demo", "--recipe", recipe, "--out", out, "--calibration", text, "--force", "--json"];
+        let report = fewbit(&[&args[..], &["--samples", "8", "--length", "128"]].concat()).good();
+        linears(&report).into_iter().map(|l| l.costs[0]).collect()
+    };
+    let (nearest, gptq) = (costs("solve.nearest"), costs("solve.gptq"));
+    let better = nearest.iter().zip(&gptq).filter(|(n, g)| g < n).count();
+    println!("{better} of {}", nearest.len());
+    assert!(nearest.len() > 20 && better * 100 >= 95 * nearest.len(), "{better} of {}", nearest.len());
+}

@@ -158,6 +158,31 @@ fn experts_that_no_token_reaches_are_said_and_rounded() {
     }
 }
 
+/// Experts of another domain than the calibration's are rounded worse; a text of both mends it.
+#[test]
+fn a_calibration_of_both_domains_mends_what_one_alone_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let original = model_of(dir.path(), "qwen3-moe", (24, 2));
+    let path = |name: &str| dir.path().join(name);
+    // Domains that share no token.
+    let [one, other] = ["zoo ", "big red "].map(|words| words.repeat(20));
+    for (name, text) in [("one", &one), ("other", &other), ("both", &(one.clone() + &other))] {
+        fs::write(path(name), text.repeat(15)).unwrap();
+    }
+    let measured = |text: &str| {
+        let (out, text) = (path(&format!("out-{text}")), path(text));
+        let more = ["--bits", "2", "--calibration", text.to_str().unwrap(), "--samples", "8", "--length", "64"];
+        let report = quantize(&original, "gptq", &out, &more).good();
+        let counts =
+            report["blocks"].as_array().unwrap().iter().map(|b| b["tokens_per_expert"].as_array().unwrap().clone());
+        let unseen = counts.flatten().filter(|n| n.as_u64() == Some(0)).count();
+        (unseen, kl(out.to_str().unwrap(), &original, &path("other")))
+    };
+    let [(most, alone), (fewer, mixed)] = ["one", "both"].map(measured);
+    println!("{most} unseen, {alone}; {fewer} unseen, {mixed}");
+    assert!(fewer < most && mixed < 0.9 * alone, "{most} unseen, {alone}; {fewer} unseen, {mixed}");
+}
+
 #[test]
 fn threads_do_not_change_a_byte() {
     let dir = tempfile::tempdir().unwrap();

@@ -87,3 +87,41 @@ fn a_head_that_is_compressed_is_not_learned_with_the_blocks() {
     assert_eq!(report["blocks"].as_array().unwrap().len(), 3, "the head is among them");
     assert_eq!(losses(&report).len(), 2);
 }
+
+/// EfficientQAT, table 6: blocks gain on rounding, and scales of the whole model on blocks.
+#[test]
+fn scales_of_the_model_gain_on_learned_blocks() {
+    let bench = Bench::new("2");
+    let settings = "steps = 80\nbatch = 2\noptimizer = \"adam\"\ndecay = \"cosine\"";
+    let blocks = format!("\"learn.rounding\"\nround = \"weight\"\nrange = \"scale-zero\"\n{settings}");
+    let whole = format!("\"learn.rounding\"\nscope = \"model\"\nround = \"none\"\nrange = \"scale\"\n{settings}");
+    let passes = ["\"grid.int\"\nbits = 2", "\"solve.nearest\"", &blocks, &whole];
+    let text = bench.path("text.txt");
+    let divergence = |count: usize| {
+        let (recipe, out) = (recipe(&bench.path("recipe.toml"), &passes[..count]), bench.path("out"));
+        bench.run(&out, &["--recipe", &recipe, "--force", "--json"]).good();
+        let [out, text] = [&out, &text].map(|p| p.to_str().unwrap());
+        let args = ["eval", out, "--against", &bench.model, "--text", text, "--length", "32", "--json"];
+        crate::fewbit(&args).good()["kl_mean"].as_f64().unwrap()
+    };
+    let [rounded, by_block, both] = [2, 3, 4].map(divergence);
+    println!("{rounded}, {by_block}, {both}");
+    assert!(by_block < 0.9 * rounded && both < 0.95 * by_block, "{rounded}, {by_block}, {both}");
+}
+
+/// CBQ, section 3.2: windows of one block, one after another, are blocks.
+#[test]
+fn windows_of_one_block_are_blocks() {
+    let bench = Bench::new("2");
+    let ends = |scope: &str| {
+        let learn = learn(scope);
+        let recipe = recipe(&bench.path("recipe.toml"), &[ROUND[0], "\"solve.nearest\"", &learn]);
+        losses(&bench.run(&bench.path("out"), &["--recipe", &recipe, "--force", "--json"]).good())
+    };
+    let [blocks, windows] = ["block", "window\"\nwindow = 1\n# \""].map(ends);
+    println!("{blocks:?} {windows:?}");
+    assert_eq!(blocks.len(), windows.len());
+    for ([a, b], [c, d]) in blocks.iter().zip(&windows) {
+        assert!((a / c - 1.0).abs() < 0.02 && (b / d - 1.0).abs() < 0.1, "{blocks:?} {windows:?}");
+    }
+}

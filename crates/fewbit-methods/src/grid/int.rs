@@ -434,7 +434,7 @@ impl BoundGrid for Bound {
 mod tests {
     use fewbit_engine::InputStats;
     use fewbit_engine::kinds::Strip;
-    use fewbit_format::Mat;
+    use fewbit_format::{Mat, Zero};
     use fewbit_kernel::Team;
     use rand::{RngExt, SeedableRng};
 
@@ -555,6 +555,22 @@ mod tests {
         let (before, after) = (error(plain), error(&format!("{plain}\nclip = \"proximal\"")));
         assert!(before.iter().zip(&after).all(|(b, a)| a <= b), "{before:?} {after:?}");
         assert!(after.iter().sum::<f64>() < 0.99 * before.iter().sum::<f64>(), "{before:?} {after:?}");
+    }
+
+    /// HQQ: where nothing stands out, offsets move by less than half a step.
+    #[test]
+    fn proximal_offsets_stay_where_nothing_stands_out() {
+        let w = random(20, 128, 6);
+        let plain = "bits = 4\ngroup = 64\nzero = \"offset\"\nscale = \"f32\"";
+        let [before, after] = [plain.to_owned(), format!("{plain}\nclip = \"proximal\"")].map(|text| {
+            let (storage, _) = nearest(&*build(&text), &w);
+            let Storage::Int(codes) = storage else { unreachable!() };
+            (0..40).map(|i| codes.group_params(i / 2, i % 2)).collect::<Vec<_>>()
+        });
+        for ((s, zero), (t, moved)) in before.into_iter().zip(after) {
+            let [zero, moved] = [zero, moved].map(|z| if let Zero::Offset(m) = z { m } else { unreachable!() });
+            assert!(s == t && (zero - moved).abs() < 0.5 * s, "{zero} became {moved} with steps of {s}");
+        }
     }
 
     #[test]

@@ -117,3 +117,67 @@ fn output_error(w: &Mat, grid: &dyn Grid, s: &[f32], h: &Mat, site: &SiteJob<'_>
         (0..w.rows()).map(|r| -> f64 { product.row(r).iter().zip(delta.row(r)).map(|(p, d)| f64::from(p * d)).sum() });
     Ok(rows.sum())
 }
+
+#[cfg(test)]
+mod tests {
+    use fewbit_kernel::Team;
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    fn random(seed: u64) -> Mat {
+        let mut r = ChaCha8Rng::seed_from_u64(seed);
+        Mat::from_fn(16, 64, |_, _| r.random::<f32>() * 2.0 - 1.0)
+    }
+
+    /// Factors for weights whose inputs are independent, of these mean magnitudes; and each column's error in the
+    /// weights, without them and with them.
+    fn chosen(w: &Mat, mean_abs: Vec<f32>) -> (Vec<f32>, [Vec<f64>; 2], [f64; 2]) {
+        let gram = Mat::from_fn(64, 64, |a, b| if a == b { mean_abs[a].powi(2) } else { 0.0 });
+        let stats = InputStats { gram: Some(gram.clone()), mean_abs: Some(mean_abs), ..InputStats::default() };
+        let entry = crate::REGISTRY.grids.iter().find(|e| e.name == "int").unwrap();
+        let grid = (entry.build)("bits = 3\ngroup = \"row\"".parse().unwrap()).unwrap();
+        let team = Team::new(1);
+        let job =
+            SiteJob { name: "x", weights: vec![w], grids: vec![&*grid], stats: &stats, tied: Tied::No, team: &team };
+        let s = match Scale::default().choose(&job).unwrap() {
+            Some(Element::Diagonal(factors)) => factors.iter().map(|f| 1.0 / f).collect(),
+            _ => vec![1.0; 64],
+        };
+        let columns = |s: &[f32]| -> Vec<f64> {
+            let one = |c: usize| {
+                let only = Mat::from_fn(64, 64, |a, b| f32::from(u8::from(a == c && b == c)));
+                output_error(w, &*grid, s, &only, &job).unwrap()
+            };
+            (0..64).map(one).collect()
+        };
+        let all = |s: &[f32]| output_error(w, &*grid, s, &gram, &job).unwrap();
+        (s.clone(), [columns(&[1.0; 64]), columns(&s)], [all(&[1.0; 64]), all(&s)])
+    }
+
+    /// AWQ, section 3.2: a channel whose input is a hundred times as large is protected, at little cost to the others.
+    #[test]
+    fn a_loud_channel_is_protected_by_its_factor() {
+        let mut mean_abs = vec![1.0; 64];
+        mean_abs[5] = 100.0;
+        let (s, [before, after], [plain, scaled]) = chosen(&random(1), mean_abs);
+        let factor = f64::from(s[5] / s[6]);
+        assert!(factor > 1.5, "{factor}");
+        // By as much, but for the range of the row, which it widens.
+        assert!((before[5] / after[5]).sqrt() > 0.5 * factor, "{} {} by {factor}", before[5], after[5]);
+        assert!(scaled < 0.5 * plain, "{plain} became {scaled}");
+    }
+
+    #[test]
+    fn no_choice_is_worse_than_none() {
+        let mut r = ChaCha8Rng::seed_from_u64(2);
+        for seed in 0..8 {
+            let mean_abs = (0..64).map(|_| 3f32.powf(4.0 * r.random::<f32>())).collect();
+            let (_, _, [plain, scaled]) = chosen(&random(seed), mean_abs);
+            assert!(scaled <= plain, "{plain} became {scaled}");
+        }
+        // Inputs that are all alike ask for nothing.
+        assert_eq!(chosen(&random(9), vec![1.0; 64]).0, vec![1.0; 64]);
+    }
+}

@@ -105,6 +105,21 @@ mod tests {
         }
     }
 
+    /// Section 4: half of the difficulty is the weights', and the channels that stand out do so by its root.
+    #[test]
+    fn outlier_channels_stand_out_less() {
+        let w = Mat::from_fn(8, 32, |r, c| ((r * 37 + c * 11) % 17) as f32 / 8.0 - 1.0);
+        let reach: Vec<f32> = (0..32).map(|c| if c % 10 == 3 { 60.0 } else { 1.0 + c as f32 / 32.0 }).collect();
+        let factors = choose(0.5, reach.iter().map(|a| [-a, 0.5 * a]).collect(), &[&w], Tied::No);
+        let stands_out = |values: &mut Vec<f32>| {
+            values.sort_by(f32::total_cmp);
+            values[31] / values[16]
+        };
+        let mut after = reach.iter().zip(&factors).map(|(a, f)| a * f).collect();
+        let [before, after] = [stands_out(&mut reach.clone()), stands_out(&mut after)];
+        assert!(before > 30.0 && after < 1.3 * before.sqrt(), "{before} became {after}");
+    }
+
     #[test]
     fn channels_that_are_never_used_stay() {
         let w = Mat::from_vec(1, 3, vec![1.0, 0.0, 1.0]);
