@@ -1,6 +1,8 @@
 //! One block, or the rest of a model, as tensors of a shard.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,6 +11,7 @@ use fewbit_format::{ActivationFormat, Band, Dtype, Error, Online, QuantizedLinea
 use fewbit_graph::{Fused, Part, Rows, Stored, WeightId};
 use fewbit_store::layout::{CompressedTensors, Fewbit, Layout, Scheme};
 use fewbit_store::{ModelFile, experts};
+use safetensors::tensor::{Metadata, TensorInfo};
 
 /// What is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -255,22 +258,38 @@ const EXACT_ROWS: usize = 1024;
 /// # Errors
 /// If the disk is full or the place cannot be written.
 pub fn write_shard(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
-    let views =
-        tensors.iter().map(|(name, t)| Ok((name.clone(), View(t, dtype(t.dtype)?)))).collect::<Result<Vec<_>>>()?;
-    let metadata = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let (header, ordered) = header(tensors)?;
     let aside = path.with_extension("writing");
-    // The library's file is private to its owner; ours follow the umask, as the one made here does.
-    let permissions = std::fs::File::create(&aside)
-        .and_then(|f| f.metadata())
-        .map_err(|e| Error::io("creating", path, &e))?
-        .permissions();
-    safetensors::serialize_to_file(views, Some(metadata), &aside).map_err(|e| match e {
-        safetensors::SafeTensorError::IoError(e) => Error::io("writing", path, &e),
-        other => Error::internal(format!("a shard that cannot be written: {other}")),
-    })?;
-    std::fs::set_permissions(&aside, permissions).map_err(|e| Error::io("writing", path, &e))?;
+    // Not by `serialize_to_file` of safetensors: its file has a random name, which a run that is killed would leave behind.
+    let write = || -> std::io::Result<()> {
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(&aside)?);
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(header.as_bytes())?;
+        for (_, tensor) in ordered {
+            file.write_all(&tensor.bytes)?;
+        }
+        file.flush()
+    };
+    write().map_err(|e| Error::io("writing", path, &e))?;
     crash_point();
     rename(&aside, path)
+}
+
+/// The header of a safetensors file, and its tensors in the order of their bytes: by falling alignment, then by name.
+fn header(tensors: &[(String, Tensor)]) -> Result<(String, Vec<&(String, Tensor)>)> {
+    let mut ordered = tensors.iter().map(|named| Ok((dtype(named.1.dtype)?, named))).collect::<Result<Vec<_>>>()?;
+    ordered.sort_by(|(a, (a_name, _)), (b, (b_name, _))| b.cmp(a).then(a_name.cmp(b_name)));
+    let mut at = 0;
+    let infos = ordered.iter().map(|(dtype, (name, tensor))| {
+        let first = at;
+        at += tensor.bytes.len();
+        (name.clone(), TensorInfo { dtype: *dtype, shape: tensor.shape.clone(), data_offsets: (first, at) })
+    });
+    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let header = Metadata::new(Some(format), infos.collect()).map_err(|e| Error::internal(e.to_string()))?;
+    let mut header = serde_json::to_string(&header).map_err(|e| Error::internal(e.to_string()))?;
+    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+    Ok((header, ordered.into_iter().map(|(_, named)| named).collect()))
 }
 
 /// Writes a small file: aside, then renamed.
@@ -291,28 +310,8 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn sync(path: &Path) -> Result<()> {
-    let file = std::fs::File::open(path).map_err(|e| Error::io("opening", path, &e))?;
+    let file = File::open(path).map_err(|e| Error::io("opening", path, &e))?;
     file.sync_all().map_err(|e| Error::io("writing", path, &e))
-}
-
-struct View<'a>(&'a Tensor, safetensors::Dtype);
-
-impl safetensors::View for View<'_> {
-    fn dtype(&self) -> safetensors::Dtype {
-        self.1
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.0.shape
-    }
-
-    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
-        std::borrow::Cow::Borrowed(&self.0.bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        self.0.bytes.len()
-    }
 }
 
 fn dtype(d: Dtype) -> Result<safetensors::Dtype> {
