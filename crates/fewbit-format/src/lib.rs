@@ -46,7 +46,7 @@ pub use online::Online;
 pub use scale::{ScaleType, Scales};
 pub use sides::{LowRank, Sides};
 pub use signs::{SignCodes, SignGrid, Signs};
-pub use sparse::{Sparse, SparseIndex, SparseValues};
+pub use sparse::{Gaps, Sparse, SparseValues};
 pub use table::{TableCodes, TableGrid};
 pub use tensor::Tensor;
 pub use trellis::{TILE, TILE_LEN, TrellisCode, TrellisCodes, TrellisGrid, pack_path};

@@ -34,7 +34,8 @@ impl Sides {
     pub fn select_rows(&self, rows: &[usize]) -> Result<Self> {
         let picked = |l: &LowRank| Ok(LowRank { left: l.left.select_rows(rows)?, right: l.right.clone() });
         let low_rank = self.low_rank.as_ref().map(picked).transpose()?;
-        Ok(Self { sparse: self.sparse.as_ref().map(|s| s.select_rows(rows)), low_rank })
+        let sparse = self.sparse.as_ref().map(|s| s.select_rows(rows)).transpose()?;
+        Ok(Self { sparse, low_rank })
     }
 
     /// Everything stored, in bits.
@@ -78,11 +79,11 @@ mod tests {
     use half::f16;
 
     use super::*;
-    use crate::{Dtype, Tensor};
+    use crate::{Dtype, SparseValues, Tensor};
 
     fn sparse() -> Sparse {
         let values = [1.0, -2.0, 0.5].map(f16::from_f32).to_vec();
-        Sparse::new(4, vec![0, 2, 2, 3], vec![0, 3, 1], values).unwrap()
+        Sparse::new([3, 4], &[0, 3, 9], SparseValues::F16(values)).unwrap()
     }
 
     #[test]
@@ -96,6 +97,7 @@ mod tests {
         let mut picked = [0.0; 8];
         sides.select_rows(&[2, 0]).unwrap().add_rows(0..2, &mut picked);
         assert_eq!((&picked[..4], &picked[4..]), (&out[8..], &out[..4]));
-        assert_eq!(sides.stored_bits(), 32 * 7 + 16 * 7);
+        // Gaps of 0, 2 and 5 as 0, 2, 3 + 2 in two bits each; how wide they are in a byte.
+        assert_eq!(sides.stored_bits(), 8 + 8 + 16 * 3 + 16 * 7);
     }
 }

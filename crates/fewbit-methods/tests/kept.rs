@@ -91,7 +91,7 @@ fn pb_llm_begins_at_one_sign_and_more_is_better() {
     let mut before = f64::INFINITY;
     for fraction in ["0.01", "0.1", "0.3", "0.5"] {
         for by in ["obs", "magnitude"] {
-            let text = format!("by = \"{by}\"\nfraction = {fraction}\nvalues = \"int8\"\nindex = \"bitmap\"");
+            let text = format!("by = \"{by}\"\nfraction = {fraction}\nvalues = \"int8\"");
             let keep = residual("sparse", &text);
             let (q, count) = compressed(&w, &h, &*signs, Some(&*keep), "gptq", 2);
             assert_eq!(count, (32.0 * 64.0 * fraction.parse::<f64>().unwrap()).round() as usize);

@@ -19,7 +19,7 @@ pub(crate) use registry::near;
 pub use registry::{Description, Entry, Registry, parse};
 pub use residual::{Beside, Residual, ResidualJob, Side};
 pub use rotation::{Rotation, RotationJob, Space};
-pub use rounder::{Entries, Form, Keep, Rounded, Rounder};
+pub use rounder::{Entries, Keep, Rounded, Rounder};
 pub use solver::{InputJob, InputSolver, LinearJob, Solved, Solver};
 pub use transform::{Element, SiteJob, Transform};
 

@@ -2,7 +2,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use fewbit_format::{Mat, Result, Sparse, SparseIndex, SparseValues, Storage};
+use fewbit_format::{Mat, Result, Sparse, SparseValues, Storage};
 use half::f16;
 
 use super::{BoundGrid, GridJob, InputJob, LANES, LinearJob, Params, Place, Strip, WeighBy, Weighting};
@@ -12,16 +12,7 @@ use super::{BoundGrid, GridJob, InputJob, LANES, LinearJob, Params, Place, Strip
 pub struct Entries {
     cols: usize,
     lanes: Vec<u16>,
-    form: Form,
-}
-
-/// How kept weights are stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Form {
-    /// A bit for each weight says which are kept, in the place of a column for each that is.
-    pub is_bitmap: bool,
-    /// They are codes of 8 bits under a scale for each row, in the place of f16.
-    pub is_int8: bool,
+    is_int8: bool,
 }
 
 impl Entries {
@@ -32,13 +23,13 @@ impl Entries {
 
     /// None of a matrix `[rows, cols]`.
     pub fn none(rows: usize, cols: usize) -> Self {
-        Self { cols, lanes: vec![0; Strip::count(rows) * cols], form: Form::default() }
+        Self { cols, lanes: vec![0; Strip::count(rows) * cols], is_int8: false }
     }
 
-    /// The same entries, stored in this form.
+    /// The same entries, stored as codes of 8 bits under a scale for each row, in the place of f16.
     #[must_use]
-    pub fn stored_as(mut self, form: Form) -> Self {
-        self.form = form;
+    pub fn in_int8(mut self) -> Self {
+        self.is_int8 = true;
         self
     }
 
@@ -106,7 +97,6 @@ pub struct Rounder<'a> {
     grid: Box<dyn BoundGrid>,
     weights: Weights<'a>,
     entries: Option<&'a Entries>,
-    form: Form,
     /// Per row, the scale of kept weights of 8 bits; empty where these are f16.
     scales: Vec<f16>,
     /// Per strip, what is added at `(lane, column)`: a number, or a code of 8 bits.
@@ -153,9 +143,8 @@ impl<'a> Rounder<'a> {
         };
         let kept = if *job.keep == Keep::Nothing { 0 } else { Strip::count(weight.rows()) };
         let kept = (0..kept).map(|_| Mutex::default()).collect();
-        let form = entries.map_or_else(Form::default, |e| e.form);
-        let scales = entries.filter(|_| form.is_int8).map_or_else(Vec::new, |e| side_scales(weight, e));
-        Ok(Self { grid, weights, entries, form, scales, kept, rows: weight.rows(), cols: weight.cols() })
+        let scales = entries.filter(|e| e.is_int8).map_or_else(Vec::new, |e| side_scales(weight, e));
+        Ok(Self { grid, weights, entries, scales, kept, rows: weight.rows(), cols: weight.cols() })
     }
 
     /// Columns that are rounded together.
@@ -358,29 +347,21 @@ impl<'a> Rounder<'a> {
         if self.kept.is_empty() {
             return Ok((storage, None));
         }
-        let (mut starts, mut columns, mut values) = (vec![0], Vec::new(), Vec::new());
-        let width = self.cols.div_ceil(8);
-        let mut bitmap = vec![0u8; if self.form.is_bitmap { self.rows * width } else { 0 }];
+        let (mut places, mut values) = (Vec::new(), Vec::new());
         let mut strips: Vec<_> = self.kept.into_iter().collect();
         for r in 0..self.rows {
             let strip = strips[r / LANES].get_mut().expect("no task panics while it holds its strip");
             for ((_, column), side) in strip.range((r % LANES, 0)..(r % LANES + 1, 0)) {
-                if self.form.is_bitmap {
-                    bitmap[r * width + column / 8] |= 1 << (column % 8);
-                } else {
-                    columns.push(*column as u16);
-                }
+                places.push(r * self.cols + column);
                 values.push(*side);
             }
-            starts.push(values.len() as u32);
         }
-        let index = if self.form.is_bitmap { SparseIndex::Bitmap(bitmap) } else { SparseIndex::Columns(columns) };
-        let values = if self.form.is_int8 {
+        let values = if self.entries.is_some_and(|e| e.is_int8) {
             SparseValues::Int8 { codes: values.iter().map(|v| *v as i8).collect(), scales: self.scales }
         } else {
             SparseValues::F16(values.iter().copied().map(f16::from_f32).collect())
         };
-        Ok((storage, Some(Sparse::with(self.cols, starts, index, values)?)))
+        Ok((storage, Some(Sparse::new([self.rows, self.cols], &places, values)?)))
     }
 }
 

@@ -91,7 +91,8 @@ impl Beside {
             low_rank: low_rank.as_ref().map(factors),
             output: linear.output.iter().map(|m| Map::new(m, linear.shape[0])).collect(),
             bias: linear.bias.clone().filter(|_| !linear.output.is_empty()),
-            bytes: linear.sides.stored_bits().div_ceil(8) as usize,
+            bytes: sparse.as_ref().map_or(0, Sparse::resident_bytes)
+                + low_rank.as_ref().map_or(0, |l| l.stored_bits().div_ceil(8) as usize),
         }
     }
 
@@ -103,13 +104,12 @@ impl Beside {
             y.iter_mut().zip(&product).for_each(|(y, p)| *y += p);
         }
         if let Some(sparse) = &self.sparse {
-            team.for_pieces(y, self.rows, &|t, y| {
+            // Threads share the rows of a single token, or the tokens.
+            let piece = if tokens == 1 { Sparse::BLOCK } else { self.rows };
+            team.for_pieces(y, piece, &|i, y| {
+                let (t, first) = (i * piece / self.rows, i * piece % self.rows);
                 let x = &x[t * cols..(t + 1) * cols];
-                for (r, y) in y.iter_mut().enumerate() {
-                    let mut sum = 0.0;
-                    sparse.for_row(r, |c, v| sum += x[c] * v);
-                    *y += sum;
-                }
+                sparse.for_rows(first..first + y.len(), |r, c, v| y[r - first] += x[c] * v);
             });
         }
         self.output.iter().for_each(|m| m.apply(team, y));

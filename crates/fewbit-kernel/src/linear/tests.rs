@@ -1,6 +1,6 @@
 use fewbit_format::{
     ActivationGrid, Band, Dtype, Group, IntCodes, IntGrid, LowRank, Minifloat, Number, Online, ScaleType, Sharing,
-    Sides, Sparse, Storage, Tensor, Zeros,
+    Sides, Sparse, SparseValues, Storage, Tensor, Zeros,
 };
 use proptest::prelude::*;
 
@@ -133,12 +133,12 @@ fn a_dense_linear_beside_integers_leaves_them_their_kernel() {
 fn what_stands_beside_the_codes_is_added() {
     let n = &mut Numbers(4);
     let (rows, cols, tokens) = (20, 64, 5);
-    let (starts, columns) = ((0..=rows as u32).map(|r| 2 * r).collect(), [3u16, 40].repeat(rows));
-    let values = n.take(2 * rows).into_iter().map(half::f16::from_f32).collect();
+    let places: Vec<usize> = (0..rows).flat_map(|r| [r * cols + 3, r * cols + 40]).collect();
+    let values = SparseValues::F16(n.take(2 * rows).into_iter().map(half::f16::from_f32).collect());
     let low_rank = LowRank { left: dense(n, rows, 3, Dtype::F16), right: dense(n, 3, cols, Dtype::F32) };
     let hadamard = |block, flips| Online::Hadamard { block, flips, is_inverse: false };
     let composed = QuantizedLinear {
-        sides: Sides { sparse: Some(Sparse::new(cols, starts, columns, values).unwrap()), low_rank: Some(low_rank) },
+        sides: Sides { sparse: Some(Sparse::new([rows, cols], &places, values).unwrap()), low_rank: Some(low_rank) },
         input: vec![hadamard(16, (0..cols).map(|c| c % 3 == 0).collect()), Online::Diagonal(n.take(cols))],
         output: vec![hadamard(4, (0..rows).map(|r| r % 5 == 0).collect()).inverse()],
         ..QuantizedLinear::uniform(int(n, rows, cols, 4, Group::Columns(32), 1), Some(n.take(rows)))

@@ -1,5 +1,5 @@
 use fewbit_engine::kinds::{Beside, Entry, Keep, Needs, Residual, ResidualJob, Side, parse};
-use fewbit_format::{Error, Result};
+use fewbit_format::{Error, Result, Sparse};
 use serde::Deserialize;
 
 pub(crate) const ENTRY: Entry<dyn Residual> = Entry {
@@ -46,7 +46,8 @@ impl Residual for Sensitive {
     fn stored_bits(&self, rows: usize, cols: usize) -> u64 {
         // At the default one in a hundred; twice as many at half the threshold.
         let share = (0.01 * 0.2 / f64::from(self.threshold)).min(1.0);
-        32 * (((rows * cols) as f64 * share) as usize + rows + 1) as u64
+        let count = ((rows * cols) as f64 * share) as usize;
+        16 * count as u64 + Sparse::expected_gap_bits(rows * cols, count)
     }
 
     fn scratch_bytes(&self, _: usize, _: usize) -> u64 {

@@ -1,5 +1,5 @@
-use fewbit_engine::kinds::{Beside, Entries, Entry, Form, Keep, Needs, Residual, ResidualJob, Side, parse};
-use fewbit_format::{Error, Mat, Result};
+use fewbit_engine::kinds::{Beside, Entries, Entry, Keep, Needs, Residual, ResidualJob, Side, parse};
+use fewbit_format::{Error, Mat, Result, Sparse as Stored};
 use fewbit_linalg::upper_inverse_factor;
 use serde::Deserialize;
 
@@ -7,14 +7,16 @@ pub(crate) const ENTRY: Entry<dyn Residual> = Entry {
     name: "sparse",
     cite: "Kim et al., SqueezeLLM: Dense-and-Sparse Quantization, 2023 (arXiv:2306.07629)",
     settings: &[
-        ("fraction = 0.005", "share of the weights that stay beside the codes, each in 32 bits"),
+        (
+            "fraction = 0.005",
+            "share of the weights that stay beside the codes, each in 16 bits and the 8 to 9 that say where it is",
+        ),
         (
             "by = \"magnitude\"",
             "which: the largest `magnitude`, distance from the mean in `sigma`, squared gradient (`fisher`), `w² H` with the size of the input (`hessian`), or `w² / U²` with the others making up for it (`obs`)",
         ),
         ("per = \"matrix\"", "where the share counts: over the `matrix`, or in each `row`"),
         ("values = \"f16\"", "how they are stored: `f16`, or `int8` with a scale for each row"),
-        ("index = \"columns\"", "where they are: `columns` (16 bits each), or `bitmap` (a bit for every weight)"),
         (
             "cut = 0.0",
             "with `by = \"sigma\"`: all weights beyond so many standard deviations, whatever the fraction; 0: none",
@@ -35,7 +37,6 @@ pub(crate) struct Sparse {
     by: By,
     per: Per,
     values: Values,
-    index: Index,
     cut: f64,
 }
 
@@ -44,13 +45,6 @@ pub(crate) struct Sparse {
 enum Values {
     F16,
     Int8,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
-#[serde(rename_all = "lowercase")]
-enum Index {
-    Columns,
-    Bitmap,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
@@ -72,14 +66,7 @@ enum Per {
 
 impl Default for Sparse {
     fn default() -> Self {
-        Self {
-            fraction: 0.005,
-            by: By::Magnitude,
-            per: Per::Matrix,
-            values: Values::F16,
-            index: Index::Columns,
-            cut: 0.0,
-        }
+        Self { fraction: 0.005, by: By::Magnitude, per: Per::Matrix, values: Values::F16, cut: 0.0 }
     }
 }
 
@@ -171,15 +158,11 @@ impl Residual for Sparse {
 
     fn stored_bits(&self, rows: usize, cols: usize) -> u64 {
         let count = self.count(rows, cols);
-        let index = match self.index {
-            Index::Columns => 16 * count + 32 * (rows + 1),
-            Index::Bitmap => 8 * rows * cols.div_ceil(8),
-        };
         let values = match self.values {
             Values::F16 => 16 * count,
             Values::Int8 => 8 * count + 16 * rows,
         };
-        (index + values) as u64
+        values as u64 + Stored::expected_gap_bits(rows * cols, count)
     }
 
     fn scratch_bytes(&self, rows: usize, cols: usize) -> u64 {
@@ -195,8 +178,8 @@ impl Residual for Sparse {
     fn fit(&self, job: &ResidualJob<'_>) -> Result<Side> {
         let (rows, cols) = (job.weight.rows(), job.weight.cols());
         let importance = self.importance(job)?;
-        let form = Form { is_bitmap: self.index == Index::Bitmap, is_int8: self.values == Values::Int8 };
-        let mut entries = Entries::none(rows, cols).stored_as(form);
+        let none = Entries::none(rows, cols);
+        let mut entries = if self.values == Values::Int8 { none.in_int8() } else { none };
         if self.cut > 0.0 {
             let beyond = importance.iter().enumerate().filter(|(_, d)| f64::from(**d) > self.cut);
             beyond.for_each(|(i, _)| entries.add(i / cols, i % cols));

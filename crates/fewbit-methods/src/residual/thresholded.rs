@@ -1,5 +1,5 @@
 use fewbit_engine::kinds::{Beside, Entry, Keep, Needs, Residual, ResidualJob, Side, parse};
-use fewbit_format::{Error, Result};
+use fewbit_format::{Error, Result, Sparse};
 use serde::Deserialize;
 
 pub(crate) const ENTRY: Entry<dyn Residual> = Entry {
@@ -47,7 +47,8 @@ impl Residual for Thresholded {
     }
 
     fn stored_bits(&self, rows: usize, cols: usize) -> u64 {
-        32 * (self.count(rows, cols) + rows + 1) as u64
+        let count = self.count(rows, cols);
+        16 * count as u64 + Sparse::expected_gap_bits(rows * cols, count)
     }
 
     fn scratch_bytes(&self, rows: usize, cols: usize) -> u64 {

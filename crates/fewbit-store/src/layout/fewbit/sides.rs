@@ -1,41 +1,27 @@
 //! What stands beside the codes of a weight.
 
-use fewbit_format::{Dtype, Error, LowRank, Result, Sides, Sparse, SparseIndex, SparseValues, Tensor};
+use fewbit_format::{Dtype, Error, Gaps, LowRank, Result, Sides, Sparse, SparseValues, Tensor};
 use half::f16;
 
 use crate::layout::module::Module;
 use crate::layout::{Quantization, read_linear};
 
-/// The tensors of sparse entries: where rows begin, columns, or a bitmap in their place; values, and scales of rows.
-pub(super) const SPARSE: [&str; 5] = [
-    "weight.sparse.starts",
-    "weight.sparse.columns",
-    "weight.sparse.bitmap",
-    "weight.sparse.values",
-    "weight.sparse.scales",
-];
+/// The tensors of sparse entries: gaps between them, values, and scales of rows.
+pub(super) const SPARSE: [&str; 3] = ["weight.sparse.gaps", "weight.sparse.values", "weight.sparse.scales"];
 
 /// The modules of a correction of low rank.
 pub(super) const FACTORS: [&str; 2] = ["left", "right"];
 
 /// Sparse entries as tensors.
 pub(super) fn sparse_tensors(module: &str, sparse: &Sparse) -> Vec<(String, Tensor)> {
-    let [starts, columns, bitmap, values, scales] = SPARSE;
+    let [gaps, values, scales] = SPARSE;
     let mut tensors = Vec::new();
     let mut add = |part: &str, dtype, shape: Vec<usize>, bytes: Vec<u8>| {
         tensors.push((format!("{module}.{part}"), Tensor { dtype, shape, bytes: bytes.into() }));
     };
-    let (index, entries) = sparse.parts();
-    match index {
-        SparseIndex::Columns(c) => {
-            let s = sparse.starts();
-            add(starts, Dtype::U32, vec![s.len()], s.iter().flat_map(|n| n.to_le_bytes()).collect());
-            add(columns, Dtype::U16, vec![c.len()], c.iter().flat_map(|c| c.to_le_bytes()).collect());
-        }
-        SparseIndex::Bitmap(bits) => {
-            add(bitmap, Dtype::U8, vec![sparse.rows(), sparse.cols().div_ceil(8)], bits.clone());
-        }
-    }
+    let (Gaps { bits, packed }, entries) = sparse.parts();
+    let bytes: Vec<u8> = [*bits].into_iter().chain(packed.iter().copied()).collect();
+    add(gaps, Dtype::U8, vec![bytes.len()], bytes);
     let halves = |v: &[f16]| v.iter().flat_map(|v| v.to_le_bytes()).collect();
     match entries {
         SparseValues::F16(v) => add(values, Dtype::F16, vec![v.len()], halves(v)),
@@ -49,7 +35,7 @@ pub(super) fn sparse_tensors(module: &str, sparse: &Sparse) -> Vec<(String, Tens
 
 /// What stands beside the codes of a module, if anything.
 pub(in crate::layout) fn read_sides(q: &Quantization, m: Module<'_>) -> Result<Sides> {
-    let sparse = m.has(SPARSE[3]).then(|| read_sparse(m)).transpose()?;
+    let sparse = m.has(SPARSE[1]).then(|| read_sparse(m)).transpose()?;
     let [left, right] = FACTORS.map(|f| m.full_name(f));
     let rank = ["weight", "weight.codes"].iter().find_map(|part| {
         let name = format!("{right}.{part}");
@@ -69,26 +55,21 @@ pub(in crate::layout) fn read_sides(q: &Quantization, m: Module<'_>) -> Result<S
 }
 
 fn read_sparse(m: Module<'_>) -> Result<Sparse> {
-    let [starts, columns, bitmap, values, scales] = SPARSE;
-    let [rows, cols] = m.shape;
+    let [gaps, values, scales] = SPARSE;
     let entries = m.part(values)?;
     let halves = |t: &Tensor| t.bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b)).collect::<Vec<f16>>();
-    let (starts, index) = if m.has(bitmap) {
-        let bits = m.part_as(bitmap, Dtype::U8, &[rows, cols.div_ceil(8)])?;
-        (Sparse::starts_of(&bits.bytes, rows, cols), SparseIndex::Bitmap(bits.bytes.to_vec()))
-    } else {
-        let starts = m.part_as(starts, Dtype::U32, &[rows + 1])?;
-        let columns = m.part_as(columns, Dtype::U16, &[entries.len()])?;
-        let starts = starts.bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
-        let columns = columns.bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)).collect();
-        (starts, SparseIndex::Columns(columns))
+    let stream = m.part(gaps)?;
+    let stream = m.part_as(gaps, Dtype::U8, &[stream.len()])?;
+    let Some((bits, packed)) = stream.bytes.split_first() else {
+        return Err(Error::input("is empty, where its first byte says how wide gaps are").tensor(&m.full_name(gaps)));
     };
+    let gaps = Gaps { bits: *bits, packed: packed.to_vec() };
     let count = entries.len();
     let entries = if m.has(scales) {
         let codes = m.part_as(values, Dtype::I8, &[count])?.bytes.iter().map(|b| *b as i8).collect();
-        SparseValues::Int8 { codes, scales: halves(&m.part_as(scales, Dtype::F16, &[rows])?) }
+        SparseValues::Int8 { codes, scales: halves(&m.part_as(scales, Dtype::F16, &[m.shape[0]])?) }
     } else {
         SparseValues::F16(halves(&m.part_as(values, Dtype::F16, &[count])?))
     };
-    Sparse::with(cols, starts, index, entries).map_err(|e| e.tensor(&m.full_name(values)))
+    Sparse::read(m.shape, gaps, entries).map_err(|e| e.tensor(&m.full_name(values)))
 }
