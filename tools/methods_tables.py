@@ -41,7 +41,7 @@ BASELINES = {
     "cbq": ["omniquant"], "efficientqat": ["omniquant"], "lorc": ["gptq"], "lqer": ["rtn-lowrank"], "lq-lora": ["nf4"],
     "mxfp4": ["rtn-mxfp4"], "nvfp4": ["rtn-nvfp4"], "vptq": ["gptq"], "quip-sharp": ["omniquant"], "qtip": ["quip-sharp"],
     "bcq": ["rtn"], "pb-llm": ["gptq-sign"], "ternary": ["rtn-ternary"], "mixllm": ["gptq"], "mixed": ["gptq"],
-    "sparsegpt-2:4": ["rtn-2:4"], "quantease-outliers": ["quantease"], "db-llm": ["gptq"],
+    "sparsegpt-2:4": ["rtn-2:4"], "quantease-outliers": ["quantease"],
     "smoothquant-w8a8": ["rtn-w8a8"], "quarot-w4a4": ["gptq-w4a4"], "quarot-w4a8": ["rtn-w4a8"],
 }
 
@@ -105,7 +105,6 @@ RUNS = [
     *[("2", recipe, "--bits 2 --group 32", BOTH) for recipe in ("awq", "hqq", "quantease")],
     ("2", "spqr", "--bits 2", BOTH),
     ("2", "bcq", "--bits 2", BOTH),
-    ("2", "db-llm", "", BOTH),
     ("2", "quip-sharp", "--bits 2", ALL),
     ("2", "vptq", "", ALL),
     ("2", "qtip", "--bits 2", ALL),

@@ -16,8 +16,6 @@ pub enum Signs {
     Ternary,
     /// `lo`, 0, `hi`.
     Range,
-    /// `b₁ α₁ + b₂ α₂`, the bits of a code being `b₁` and `b₂`.
-    Dual,
 }
 
 impl Signs {
@@ -26,7 +24,6 @@ impl Signs {
         match self {
             Self::Planes { count, .. } => 1 << count,
             Self::Ternary | Self::Range => 3,
-            Self::Dual => 4,
         }
     }
 
@@ -35,19 +32,17 @@ impl Signs {
         match self {
             Self::Planes { count, has_offset } => usize::from(count) + usize::from(has_offset),
             Self::Ternary => 1,
-            Self::Range | Self::Dual => 2,
+            Self::Range => 2,
         }
     }
 
     /// By how much number `i` is in the level of code `q`: −1, 0 or 1.
     pub fn factor(self, q: usize, i: usize) -> f32 {
-        let bit = q >> i & 1;
         match self {
-            Self::Planes { count, .. } if i < usize::from(count) => 2.0 * bit as f32 - 1.0,
+            Self::Planes { count, .. } if i < usize::from(count) => 2.0 * (q >> i & 1) as f32 - 1.0,
             Self::Planes { .. } => 1.0,
             Self::Ternary => q as f32 - 1.0,
             Self::Range => f32::from(u8::from(q == 2 * i)),
-            Self::Dual => bit as f32,
         }
     }
 
@@ -61,14 +56,12 @@ impl Signs {
         match self {
             Self::Planes { count, .. } => packed_len(cols, count),
             Self::Ternary | Self::Range => cols.div_ceil(TRITS),
-            Self::Dual => packed_len(cols, 2),
         }
     }
 
     fn pack(self, codes: &[u8], out: &mut [u8]) {
         match self {
             Self::Planes { count, .. } => pack_bits(codes, count, out),
-            Self::Dual => pack_bits(codes, 2, out),
             Self::Ternary | Self::Range => {
                 for (codes, byte) in codes.chunks(TRITS).zip(out) {
                     *byte = codes.iter().rev().fold(0, |sum, q| 3 * sum + q);
@@ -80,7 +73,6 @@ impl Signs {
     fn unpack(self, packed: &[u8], out: &mut [u8]) {
         match self {
             Self::Planes { count, .. } => unpack_bits(packed, count, out),
-            Self::Dual => unpack_bits(packed, 2, out),
             Self::Ternary | Self::Range => {
                 for (codes, byte) in out.chunks_mut(TRITS).zip(packed) {
                     let mut rest = *byte;
@@ -250,13 +242,12 @@ mod tests {
         SignCodes::new(rows, cols, grid, &codes, &numbers).unwrap()
     }
 
-    const ALL: [Signs; 6] = [
+    const ALL: [Signs; 5] = [
         Signs::Planes { count: 1, has_offset: true },
         Signs::Planes { count: 3, has_offset: false },
         Signs::Planes { count: 8, has_offset: true },
         Signs::Ternary,
         Signs::Range,
-        Signs::Dual,
     ];
 
     #[test]
@@ -268,8 +259,6 @@ mod tests {
         assert_eq!(levels(planes, &[1.0, 2.0, 0.5]), [-2.5, -0.5, 1.5, 3.5]);
         assert_eq!(levels(Signs::Ternary, &[2.0]), [-2.0, 0.0, 2.0]);
         assert_eq!(levels(Signs::Range, &[-3.0, 1.0]), [-3.0, 0.0, 1.0]);
-        // DB-LLM's four levels of a 2-bit grid with step 1.
-        assert_eq!(levels(Signs::Dual, &[2.0, -1.0]), [0.0, 2.0, -1.0, 1.0]);
     }
 
     /// A uniform grid is a sum of signs (LUT-GEMM, section 3.1).

@@ -32,11 +32,11 @@ pub struct Gaps {
 pub enum SparseValues {
     /// 16 bits each.
     F16(Vec<f16>),
-    /// 8 bits each, times a scale for each row.
+    /// 8 bits each, times a scale.
     Int8 {
         /// By entry.
         codes: Vec<i8>,
-        /// By row.
+        /// By row, or one for all.
         scales: Vec<f16>,
     },
 }
@@ -97,7 +97,9 @@ impl SparseValues {
     fn get(&self, r: usize, i: usize) -> f32 {
         match self {
             Self::F16(values) => values[i].to_f32(),
-            Self::Int8 { codes, scales } => scales[r].to_f32() * f32::from(codes[i]),
+            Self::Int8 { codes, scales } => {
+                scales[if scales.len() == 1 { 0 } else { r }].to_f32() * f32::from(codes[i])
+            }
         }
     }
 }
@@ -143,7 +145,9 @@ impl Sparse {
         }
         let is_finite = match &values {
             SparseValues::F16(values) => values.iter().all(|v| v.is_finite()),
-            SparseValues::Int8 { scales, .. } => scales.len() == rows && scales.iter().all(|s| s.is_finite()),
+            SparseValues::Int8 { scales, .. } => {
+                (scales.len() == rows || scales.len() == 1) && scales.iter().all(|s| s.is_finite())
+            }
         };
         if !is_finite {
             return Err(Error::input("a sparse entry is no number that f16 holds"));
@@ -215,7 +219,7 @@ impl Sparse {
             SparseValues::F16(values) => SparseValues::F16(entries.iter().map(|i| values[*i]).collect()),
             SparseValues::Int8 { codes, scales } => SparseValues::Int8 {
                 codes: entries.iter().map(|i| codes[*i]).collect(),
-                scales: pick(scales, rows, 1, false),
+                scales: pick(scales, rows, 1, scales.len() == 1),
             },
         };
         Self::new([rows.len(), self.shape[1]], &places, values)
@@ -233,6 +237,11 @@ impl Sparse {
     /// Bytes that it takes in memory: the marks are made when it is read.
     pub fn resident_bytes(&self) -> usize {
         self.stored_bits().div_ceil(8) as usize + size_of_val(&*self.marks)
+    }
+
+    /// Whether `count` entries of 8 bits in so many rows have scales for each row: where these cost little beside them.
+    pub fn has_scales_of_rows(rows: usize, count: usize) -> bool {
+        count >= 16 * rows
     }
 
     /// Bits that the gaps between `count` of `weights` weights take, where these lie by chance.
@@ -281,8 +290,8 @@ mod tests {
         assert!(Sparse::read([1, 4], gaps(9, &[1, 1]), ones(2)).is_err());
         assert!(Sparse::read([0, 0], gaps(8, &[0]), ones(1)).is_err());
         assert!(Sparse::read([1, 4], gaps(8, &[0]), SparseValues::F16(vec![f16::INFINITY])).is_err());
-        let scales = SparseValues::Int8 { codes: vec![1], scales: halves(&[1.0]) };
-        assert!(Sparse::read([2, 4], gaps(8, &[0]), scales).is_err());
+        let scales = SparseValues::Int8 { codes: vec![1], scales: halves(&[1.0, 2.0]) };
+        assert!(Sparse::read([3, 4], gaps(8, &[0]), scales).is_err());
     }
 
     proptest! {
@@ -292,6 +301,7 @@ mod tests {
             cols in 1usize..70,
             share in prop::sample::select(vec![0.0, 0.001, 0.01, 0.1, 0.5, 1.0]),
             is_int8: bool,
+            has_one_scale: bool,
             seed: u64,
         ) {
             let mut state = seed;
@@ -301,10 +311,11 @@ mod tests {
             };
             let places: Vec<usize> = (0..rows * cols).filter(|_| next() < share).collect();
             let codes: Vec<i8> = (0..places.len()).map(|i| (i % 251) as i8).collect();
-            let scales: Vec<f16> = (0..rows).map(|r| f16::from_f32(1.0 + r as f32)).collect();
+            let scale = |r: usize| if has_one_scale { 3.0 } else { 1.0 + r as f32 };
+            let scales = (0..if has_one_scale { 1 } else { rows }).map(|r| f16::from_f32(scale(r))).collect();
             let mut expected = vec![0.0; rows * cols];
             for (place, code) in places.iter().zip(&codes) {
-                expected[*place] = f32::from(*code) * if is_int8 { 1.0 + (place / cols) as f32 } else { 1.0 };
+                expected[*place] = f32::from(*code) * if is_int8 { scale(place / cols) } else { 1.0 };
             }
             let values = if is_int8 {
                 SparseValues::Int8 { codes, scales }

@@ -23,7 +23,8 @@ impl TableGrid {
 
 /// Codes `[rows, cols]` into tables of numbers: `W[r, c] = s[r, k] · T[q[r, c]]`, `k` the group of column `c`.
 ///
-/// One table `[2^bits]` in f32 serves the matrix, or each row has its own in f16. Rows are packed one by one
+/// One table `[2^bits]` in f32 serves the matrix, or each row has its own: in 8 bits if all of them are integers from
+/// −127 to 127, else in f16. Rows are packed one by one
 /// ([`packed_len`]`(cols, bits)` bytes each).
 #[derive(Clone, Debug, PartialEq)]
 pub struct TableCodes {
@@ -111,6 +112,11 @@ impl TableCodes {
         &self.tables
     }
 
+    /// Whether tables of rows are integers of 8 bits.
+    pub fn has_integer_tables(&self) -> bool {
+        !self.is_shared() && self.tables.iter().all(|t| t.fract() == 0.0 && t.abs() <= 127.0)
+    }
+
     fn is_shared(&self) -> bool {
         self.tables.len() == self.grid.levels()
     }
@@ -164,9 +170,13 @@ impl TableCodes {
         })
     }
 
-    /// Everything stored, in bits: codes, scales, tables (32 bits for a level that all rows share, 16 for one of a row).
+    /// Everything stored, in bits: codes, scales, tables (32 bits for a level that all rows share, 8 or 16 for one of a row).
     pub fn stored_bits(&self) -> u64 {
-        let level = if self.is_shared() { 32 } else { 16 };
+        let level = match () {
+            () if self.is_shared() => 32,
+            () if self.has_integer_tables() => 8,
+            () => 16,
+        };
         8 * self.packed.len() as u64 + self.scales.stored_bits() + level * self.tables.len() as u64
     }
 }
@@ -194,6 +204,8 @@ mod tests {
         own.decode_rows(0..2, &mut out);
         assert_eq!(out, [-1.0, 0.0, 1.0, 2.0, 2.0, 2.0, 4.0, 8.0]);
         assert_eq!(own.stored_bits(), 16 + 4 * 16 + 8 * 16);
+        let integers = codes(vec![-127.0, 0.0, 5.0, 127.0, 1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(integers.stored_bits(), 16 + 4 * 16 + 8 * 8);
     }
 
     #[test]

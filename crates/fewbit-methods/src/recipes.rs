@@ -21,7 +21,6 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("bcq", include_str!("../../../recipes/bcq.toml")),
     ("ternary", include_str!("../../../recipes/ternary.toml")),
     ("pb-llm", include_str!("../../../recipes/pb-llm.toml")),
-    ("db-llm", include_str!("../../../recipes/db-llm.toml")),
     ("sparsegpt-2:4", include_str!("../../../recipes/sparsegpt-2:4.toml")),
     ("lqer", include_str!("../../../recipes/lqer.toml")),
     ("mxfp4-w4a4", include_str!("../../../recipes/mxfp4-w4a4.toml")),

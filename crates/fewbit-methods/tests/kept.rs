@@ -123,8 +123,8 @@ fn quantease_chooses_outliers_that_help() {
     let [turns, by_size, none] = [Some(&*turns), Some(&*by_size), None]
         .map(|keep| loss(&w, &compressed(&w, &h, &*int, keep, "quantease", 1).0, &h));
     assert!(by_size < 0.5 * none && turns <= by_size * 1.05, "{none} without, {by_size} by size, {turns} in turns");
-    let spqr = ["3.0", "1.0", "0.3", "0.1", "0.03", "0.01"].map(|threshold| {
-        let sensitive = residual("sensitive", &format!("threshold = {threshold}"));
+    let spqr = ["1000", "300", "100", "30", "10", "3", "1"].map(|threshold| {
+        let sensitive = residual("sensitive", &format!("threshold = {threshold}.0"));
         let (q, count) = compressed(&w, &h, &*int, Some(&*sensitive), "gptq", 1);
         (count, loss(&w, &q, &h))
     });

@@ -82,7 +82,8 @@ fn learned_tables_are_best_in_their_own_measure() {
 
 #[test]
 fn as_many_levels_as_values_lose_nothing() {
-    let w = Mat::from_fn(20, 64, |r, c| ((r * 7 + c * 3) % 8) as f32 / 4.0 - 1.0);
+    // Levels that eight bits hold under a scale of 1/64.
+    let w = Mat::from_fn(20, 64, |r, c| (((r * 7 + c * 3) % 8) as f32 * 36.0 - 127.0) / 64.0);
     let (q, _) = nearest(&*grid("learned", ""), &w, &fisher(20, 64), &Keep::Nothing, 1);
     // Where all that a value has weighs nothing, its level is another's.
     let error = weighted(&w, &q, |r, c| fisher(20, 64)[(r, c)]);

@@ -26,7 +26,7 @@ impl Entries {
         Self { cols, lanes: vec![0; Strip::count(rows) * cols], is_int8: false }
     }
 
-    /// The same entries, stored as codes of 8 bits under a scale for each row, in the place of f16.
+    /// The same entries, stored as codes of 8 bits, in the place of f16.
     #[must_use]
     pub fn in_int8(mut self) -> Self {
         self.is_int8 = true;
@@ -61,8 +61,8 @@ pub enum Keep {
     Nothing,
     /// These, whatever the solver.
     Entries(Entries),
-    /// Those that a solver finds too costly while it rounds: `e² > threshold · mean_j (Var_r W[r, j] / U[j, j]²)`, with the
-    /// `e` and `U` of GPTQ (SpQR, Algorithm 1).
+    /// Those that a solver finds too costly while it rounds: `e² > threshold · mean ((w − ŵ)² / U[j, j]²)`, with the `e` and
+    /// `U` of GPTQ and `ŵ` rounded to nearest (SpQR, Algorithm 1, whose limit does not know how fine the grid is).
     Sensitive {
         /// The threshold, relative to the mean over the matrix.
         threshold: f32,
@@ -71,6 +71,8 @@ pub enum Keep {
     InTurns {
         /// How many.
         count: usize,
+        /// Whether they are stored as codes of 8 bits.
+        is_int8: bool,
     },
 }
 
@@ -97,7 +99,7 @@ pub struct Rounder<'a> {
     grid: Box<dyn BoundGrid>,
     weights: Weights<'a>,
     entries: Option<&'a Entries>,
-    /// Per row, the scale of kept weights of 8 bits; empty where these are f16.
+    /// The scale of kept weights of 8 bits, of each row or of all; empty where these are f16.
     scales: Vec<f16>,
     /// Per strip, what is added at `(lane, column)`: a number, or a code of 8 bits.
     kept: Vec<Mutex<BTreeMap<(usize, usize), f32>>>,
@@ -305,7 +307,7 @@ impl<'a> Rounder<'a> {
             let kept = kept(c);
             for lane in (0..LANES).filter(|lane| kept >> lane & 1 == 1) {
                 let missing = tile[c][lane] - lanes[lane];
-                let side = if let Some(scale) = self.scales.get(at.strip * LANES + lane).map(|s| s.to_f32()) {
+                let side = if let Some(scale) = self.side_scale(at.strip * LANES + lane) {
                     let code = (missing / scale).round_ties_even().clamp(-127.0, 127.0);
                     lanes[lane] += scale * code;
                     code
@@ -320,6 +322,11 @@ impl<'a> Rounder<'a> {
         }
     }
 
+    /// What codes of 8 bits in this row are multiplied by.
+    fn side_scale(&self, row: usize) -> Option<f32> {
+        self.scales.get(if self.scales.len() == 1 { 0 } else { row }).map(|s| s.to_f32())
+    }
+
     /// The values of all strips, as they will be stored.
     ///
     /// # Errors
@@ -331,7 +338,7 @@ impl<'a> Rounder<'a> {
         for (index, strip) in self.kept.iter().enumerate() {
             for ((lane, column), side) in strip.lock().expect("no task panics while it holds its strip").iter() {
                 let row = index * LANES + lane;
-                values[(row, *column)] += self.scales.get(row).map_or(1.0, |s| s.to_f32()) * side;
+                values[(row, *column)] += self.side_scale(row).unwrap_or(1.0) * side;
             }
         }
         Ok(values)
@@ -366,7 +373,7 @@ impl<'a> Rounder<'a> {
 }
 
 /// Scales for what kept weights have more than the code of zero: their greatest magnitude and the row's mean one, with
-/// room for what solvers add to them.
+/// room for what solvers add to them. Few in a row share the matrix's, which is the greatest.
 fn side_scales(weight: &Mat, entries: &Entries) -> Vec<f16> {
     const ROOM: f32 = 1.1;
     let of_row = |r: usize| {
@@ -376,7 +383,11 @@ fn side_scales(weight: &Mat, entries: &Entries) -> Vec<f16> {
         let scale = f16::from_f32((ROOM * kept.fold(0.0, f32::max) + mean) / 127.0);
         if scale > f16::ZERO && scale.is_finite() { scale } else { f16::ONE }
     };
-    (0..weight.rows()).map(of_row).collect()
+    let scales: Vec<f16> = (0..weight.rows()).map(of_row).collect();
+    if Sparse::has_scales_of_rows(weight.rows(), entries.count()) {
+        return scales;
+    }
+    vec![scales.into_iter().fold(f16::ZERO, |most, s| if s > most { s } else { most })]
 }
 
 fn diagonal_blocks(h: &Mat, group: usize) -> Vec<Mat> {

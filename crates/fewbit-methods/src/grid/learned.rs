@@ -10,14 +10,17 @@ pub(crate) const ENTRY: Entry<dyn Grid> = Entry {
     name: "learned",
     cite: "Kim et al., SqueezeLLM: Dense-and-Sparse Quantization, 2023 (arXiv:2306.07629)",
     settings: &[
-        ("bits = 3", "bits of a code, 1 to 8; each row has a table of 2^bits numbers in f16"),
+        (
+            "bits = 3",
+            "bits of a code, 1 to 8; each row has a table of 2^bits numbers, of 8 bits under a scale up to 5 bits, else in f16",
+        ),
         (
             "weights = \"fisher\"",
             "how much an error counts: `none` (all alike), `activations` (by the size of the input), `fisher` (by squared gradients)",
         ),
     ],
     build: |mut table| {
-        // Tables are in f16, whatever the source's type.
+        // Scales are in f16, whatever the source's type.
         table.remove("scale");
         let grid: Learned = parse("grid.learned", table)?;
         if !(1..=8).contains(&grid.bits) {
@@ -43,7 +46,14 @@ impl Default for Learned {
 
 impl Learned {
     fn grid(self) -> TableGrid {
-        TableGrid { bits: self.bits, group: Group::Tensor, scale: ScaleType::F16 }
+        let group = if self.has_int8() { Group::Row } else { Group::Tensor };
+        TableGrid { bits: self.bits, group, scale: ScaleType::F16 }
+    }
+
+    /// Whether levels are integers under a scale of the row: on rows of few hundred weights a table in f16 is most of what
+    /// stands beside the codes, and so few levels lie far enough apart.
+    fn has_int8(self) -> bool {
+        self.bits <= 5
     }
 }
 
@@ -61,13 +71,23 @@ impl Grid for Learned {
     }
 
     fn stored_bits(&self, rows: usize, cols: usize) -> u64 {
-        // One row's table is everybody's.
-        let level = if rows == 1 { 32 } else { 16 };
-        (rows * (8 * packed_len(cols, self.bits) + level * self.grid().levels())) as u64 + ScaleType::F16.bits()
+        let level = match rows {
+            // One row's table is everybody's.
+            1 => 32,
+            _ if self.has_int8() => 8,
+            _ => 16,
+        };
+        let scales = if self.has_int8() { rows } else { 1 };
+        (rows * (8 * packed_len(cols, self.bits) + level * self.grid().levels()) + 16 * scales) as u64
     }
 
     fn begin(&self, job: &GridJob<'_>) -> Result<Box<dyn BoundGrid>> {
-        Ok(Box::new(Bound { grid: self.grid(), rows: job.weight.rows(), cols: job.weight.cols() }))
+        Ok(Box::new(Bound {
+            grid: self.grid(),
+            has_int8: self.has_int8(),
+            rows: job.weight.rows(),
+            cols: job.weight.cols(),
+        }))
     }
 
     fn label(&self) -> String {
@@ -77,6 +97,7 @@ impl Grid for Learned {
 
 struct Bound {
     grid: TableGrid,
+    has_int8: bool,
     rows: usize,
     cols: usize,
 }
@@ -90,9 +111,9 @@ impl BoundGrid for Bound {
         self.cols
     }
 
-    /// The levels of each row, ascending.
+    /// The levels of each row, ascending, and the scale under which they are stored.
     fn fit(&self, at: Place, values: &[[f32; LANES]], by: Weighting<'_>) -> Params {
-        let mut levels = vec![[0.0; LANES]; self.grid.levels()];
+        let mut numbers = vec![[0.0; LANES]; self.grid.levels() + 1];
         let mut points = Vec::with_capacity(values.len());
         for lane in 0..LANES.min(self.rows - at.strip * LANES) {
             points.clear();
@@ -104,11 +125,17 @@ impl BoundGrid for Bound {
                 };
                 (column[lane], weight)
             }));
-            for (level, centre) in levels.iter_mut().zip(centres(&mut points, self.grid.levels())) {
-                level[lane] = ScaleType::F16.round(centre);
+            let levels = centres(&mut points, self.grid.levels());
+            let reach = levels.iter().fold(0f32, |most, l| most.max(l.abs()));
+            let scale = if self.has_int8 { ScaleType::F16.round(reach / 127.0) } else { 1.0 };
+            let scale = if scale > 0.0 { scale } else { 1.0 };
+            for (number, level) in numbers.iter_mut().zip(levels) {
+                let integer = || scale * (level / scale).round_ties_even().clamp(-127.0, 127.0);
+                number[lane] = if self.has_int8 { integer() } else { ScaleType::F16.round(level) };
             }
+            numbers[self.grid.levels()][lane] = scale;
         }
-        Params(levels)
+        Params(numbers)
     }
 
     fn round(
@@ -119,21 +146,28 @@ impl BoundGrid for Bound {
         codes: &mut [[u16; LANES]],
         decoded: &mut [[f32; LANES]],
     ) {
+        let levels = &params.0[..self.grid.levels()];
         for ((w, code), out) in tile.iter().zip(codes).zip(decoded) {
             *code = [0; LANES];
-            for pair in params.0.windows(2) {
+            for pair in levels.windows(2) {
                 for lane in 0..LANES {
                     code[lane] += u16::from(w[lane] > 0.5 * (pair[0][lane] + pair[1][lane]));
                 }
             }
-            (0..LANES).for_each(|lane| out[lane] = params.0[usize::from(code[lane])][lane]);
+            (0..LANES).for_each(|lane| out[lane] = levels[usize::from(code[lane])][lane]);
         }
     }
 
     fn store(&self, codes: Vec<Vec<[u16; LANES]>>, params: Vec<Vec<Params>>) -> Result<Storage> {
         let flat = flat_codes(self.rows, self.cols, &codes);
-        let row = |r: usize| params[r / LANES][0].0.iter().map(move |level| level[r % LANES]);
-        let tables = (0..self.rows).flat_map(row).collect();
-        TableCodes::new(self.rows, self.cols, self.grid, &flat, vec![1.0], tables).map(Storage::Table)
+        let number = |r: usize, i: usize| params[r / LANES][0].0[i][r % LANES];
+        let levels = self.grid.levels();
+        let scales: Vec<f32> = (0..self.rows).map(|r| number(r, levels)).collect();
+        let table = |r: usize| (0..levels).map(move |i| (r, i));
+        let level =
+            |(r, i): (usize, usize)| if self.has_int8 { (number(r, i) / scales[r]).round() } else { number(r, i) };
+        let tables = (0..self.rows).flat_map(table).map(level).collect();
+        let scales = if self.has_int8 { scales.clone() } else { vec![1.0] };
+        TableCodes::new(self.rows, self.cols, self.grid, &flat, scales, tables).map(Storage::Table)
     }
 }

@@ -8,10 +8,7 @@ pub(crate) const ENTRY: Entry<dyn Grid> = Entry {
     name: "signs",
     cite: "Park et al., LUT-GEMM: Quantized Matrix Multiplication based on LUTs for Efficient Inference in Large-Scale Generative Language Models, 2022 (arXiv:2206.09557)",
     settings: &[
-        (
-            "levels = \"planes\"",
-            "`planes` (sums of ±α), `ternary` (−α, 0, α), `range` (lo, 0, hi), `dual` (sums of α₁ and α₂, DB-LLM)",
-        ),
+        ("levels = \"planes\"", "`planes` (sums of ±α), `ternary` (−α, 0, α), `range` (lo, 0, hi)"),
         ("bits = 3", "how many α `planes` has, 1 to 8; one bit of a code each"),
         ("offset = false", "a number that is added to every sum of `planes`"),
         ("group = 128", "columns that share their α; or `\"row\"`"),
@@ -56,7 +53,6 @@ enum LevelSetting {
     Planes,
     Ternary,
     Range,
-    Dual,
 }
 
 /// How much an error counts.
@@ -102,7 +98,6 @@ impl SignSettings {
             LevelSetting::Planes => Signs::Planes { count: self.bits, has_offset: self.offset },
             LevelSetting::Ternary => Signs::Ternary,
             LevelSetting::Range => Signs::Range,
-            LevelSetting::Dual => Signs::Dual,
         };
         SignGrid { signs, group: self.group.into(), scale: self.scale.into() }
     }
@@ -138,7 +133,6 @@ impl Grid for SignSettings {
             LevelSetting::Planes => format!("{} signs", self.bits),
             LevelSetting::Ternary => "ternary".to_owned(),
             LevelSetting::Range => "lo 0 hi".to_owned(),
-            LevelSetting::Dual => "dual".to_owned(),
         };
         format!("{what} {}", group_label(self.group.into()))
     }
@@ -187,8 +181,6 @@ impl Bound {
                 vec![seen().fold(0.0, f32::min), seen().fold(0.0, f32::max)]
             }
             Signs::Range => vec![-1.5 * magnitude, 1.5 * magnitude],
-            // The four levels of a grid with the step of the mean.
-            Signs::Dual => vec![2.0 * magnitude, -magnitude],
         }
     }
 
@@ -386,7 +378,6 @@ mod tests {
             Signs::Planes { count: 3, has_offset: true },
             Signs::Ternary,
             Signs::Range,
-            Signs::Dual,
         ] {
             for seed in 0..8 {
                 let points = points(seed);

@@ -6,8 +6,8 @@ pub(crate) const ENTRY: Entry<dyn Residual> = Entry {
     name: "sensitive",
     cite: "Dettmers et al., SpQR: A Sparse-Quantized Representation for Near-Lossless LLM Weight Compression, 2023 (arXiv:2306.03078)",
     settings: &[(
-        "threshold = 0.2",
-        "a weight stays beside the codes if its error costs more than so many times the mean variance of a column's weights over U²; lower keeps more",
+        "threshold = 32.0",
+        "a weight stays beside the codes if its error costs more than so many times what rounding to nearest costs a weight on average; lower keeps more",
     )],
     build: |table| {
         let sensitive: Sensitive = parse("residual.sensitive", table)?;
@@ -21,6 +21,10 @@ pub(crate) const ENTRY: Entry<dyn Residual> = Entry {
     },
 };
 
+/// The 24 bits of a kept weight, spent on finer codes for all, would take `24 ln 4 ≈ 33` times a weight's mean cost away,
+/// since a bit for each weight takes three quarters: what costs more is kept with profit, whatever the codes' bits.
+const THRESHOLD: f32 = 32.0;
+
 /// Weights that the solver finds too costly to round, at the moment when it would.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -30,7 +34,7 @@ pub(crate) struct Sensitive {
 
 impl Default for Sensitive {
     fn default() -> Self {
-        Self { threshold: 0.2 }
+        Self { threshold: THRESHOLD }
     }
 }
 
@@ -44,8 +48,8 @@ impl Residual for Sensitive {
     }
 
     fn stored_bits(&self, rows: usize, cols: usize) -> u64 {
-        // At the default one in a hundred; twice as many at half the threshold.
-        let share = (0.01 * 0.2 / f64::from(self.threshold)).min(1.0);
+        // At the default one in five hundred; twice as many at half the threshold.
+        let share = (0.002 * f64::from(THRESHOLD / self.threshold)).min(1.0);
         let count = ((rows * cols) as f64 * share) as usize;
         16 * count as u64 + Sparse::expected_gap_bits(rows * cols, count)
     }

@@ -16,7 +16,10 @@ pub(crate) const ENTRY: Entry<dyn Residual> = Entry {
             "which: the largest `magnitude`, distance from the mean in `sigma`, squared gradient (`fisher`), `w² H` with the size of the input (`hessian`), or `w² / U²` with the others making up for it (`obs`)",
         ),
         ("per = \"matrix\"", "where the share counts: over the `matrix`, or in each `row`"),
-        ("values = \"f16\"", "how they are stored: `f16`, or `int8` with a scale for each row"),
+        (
+            "values = \"f16\"",
+            "how they are stored: `f16`, or `int8` with a scale for each row, or one for all where rows keep fewer than sixteen",
+        ),
         (
             "cut = 0.0",
             "with `by = \"sigma\"`: all weights beyond so many standard deviations, whatever the fraction; 0: none",
@@ -42,9 +45,20 @@ pub(crate) struct Sparse {
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
 #[serde(rename_all = "lowercase")]
-enum Values {
+pub(super) enum Values {
     F16,
     Int8,
+}
+
+impl Values {
+    /// Bits of `count` of them in so many rows.
+    pub(super) fn stored_bits(self, rows: usize, count: usize) -> u64 {
+        let scales = if Stored::has_scales_of_rows(rows, count) { rows } else { 1 };
+        match self {
+            Self::F16 => 16 * count as u64,
+            Self::Int8 => (8 * count + 16 * scales) as u64,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
@@ -158,11 +172,7 @@ impl Residual for Sparse {
 
     fn stored_bits(&self, rows: usize, cols: usize) -> u64 {
         let count = self.count(rows, cols);
-        let values = match self.values {
-            Values::F16 => 16 * count,
-            Values::Int8 => 8 * count + 16 * rows,
-        };
-        values as u64 + Stored::expected_gap_bits(rows * cols, count)
+        self.values.stored_bits(rows, count) + Stored::expected_gap_bits(rows * cols, count)
     }
 
     fn scratch_bytes(&self, rows: usize, cols: usize) -> u64 {

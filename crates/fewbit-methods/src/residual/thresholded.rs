@@ -2,10 +2,15 @@ use fewbit_engine::kinds::{Beside, Entry, Keep, Needs, Residual, ResidualJob, Si
 use fewbit_format::{Error, Result, Sparse};
 use serde::Deserialize;
 
+use super::sparse::Values;
+
 pub(crate) const ENTRY: Entry<dyn Residual> = Entry {
     name: "thresholded",
     cite: "Behdin et al., QuantEase: Optimization-based Quantization for Language Models, 2023 (arXiv:2309.01885)",
-    settings: &[("fraction = 0.01", "share of the weights that stay beside the codes, each in 32 bits")],
+    settings: &[
+        ("fraction = 0.01", "share of the weights that stay beside the codes"),
+        ("values = \"f16\"", "how they are stored: `f16`, or `int8` with a scale"),
+    ],
     build: |table| {
         let thresholded: Thresholded = parse("residual.thresholded", table)?;
         if !(thresholded.fraction > 0.0 && thresholded.fraction < 1.0) {
@@ -23,11 +28,12 @@ pub(crate) const ENTRY: Entry<dyn Residual> = Entry {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Thresholded {
     fraction: f64,
+    values: Values,
 }
 
 impl Default for Thresholded {
     fn default() -> Self {
-        Self { fraction: 0.01 }
+        Self { fraction: 0.01, values: Values::F16 }
     }
 }
 
@@ -48,7 +54,7 @@ impl Residual for Thresholded {
 
     fn stored_bits(&self, rows: usize, cols: usize) -> u64 {
         let count = self.count(rows, cols);
-        16 * count as u64 + Sparse::expected_gap_bits(rows * cols, count)
+        self.values.stored_bits(rows, count) + Sparse::expected_gap_bits(rows * cols, count)
     }
 
     fn scratch_bytes(&self, rows: usize, cols: usize) -> u64 {
@@ -63,7 +69,11 @@ impl Residual for Thresholded {
 
     fn fit(&self, job: &ResidualJob<'_>) -> Result<Side> {
         let count = self.count(job.weight.rows(), job.weight.cols());
-        Ok(Side::Keep(if count == 0 { Keep::Nothing } else { Keep::InTurns { count } }))
+        Ok(Side::Keep(if count == 0 {
+            Keep::Nothing
+        } else {
+            Keep::InTurns { count, is_int8: self.values == Values::Int8 }
+        }))
     }
 
     fn label(&self) -> String {

@@ -195,7 +195,7 @@ impl OfInput<'_> {
         team.for_pieces(w.data_mut(), n, &|r, row| gather(weight.row(r), &factor.order, row));
         let (order, u, is_static) = (&*factor.order, &factor.u, self.gptq.static_groups);
         let costs = match job.keep {
-            Keep::Sensitive { threshold } => Some(Costs::new(weight, order, u, *threshold)),
+            Keep::Sensitive { threshold } => Some(Costs::new(rounder, weight, team, (order, u), *threshold)),
             _ => None,
         };
         let pass = Pass { rounder, weight, team, order, u, is_static, costs };

@@ -115,8 +115,9 @@ pub(super) struct OfInput<'a> {
 
 impl InputSolver for OfInput<'_> {
     fn solve(&self, job: &LinearJob<'_>) -> Result<Solved> {
-        let Keep::InTurns { count } = *job.keep else { return self.descend(job) };
-        let keep = Keep::Entries(self.kept_in_turns(job, count)?);
+        let Keep::InTurns { count, is_int8 } = *job.keep else { return self.descend(job) };
+        let entries = self.kept_in_turns(job, count)?;
+        let keep = Keep::Entries(if is_int8 { entries.in_int8() } else { entries });
         self.descend(&LinearJob { keep: &keep, ..*job })
     }
 }

@@ -2,6 +2,9 @@
 
 use fewbit_engine::kinds::{LANES, Params, Place, Rounder};
 use fewbit_format::Mat;
+use fewbit_kernel::Team;
+
+use super::nearest::round_all;
 
 /// What errors cost in the loop of GPTQ.
 pub(crate) struct Costs {
@@ -13,23 +16,23 @@ pub(crate) struct Costs {
 }
 
 impl Costs {
-    /// Costs of the columns of `weight`, which the factor `u` has in `order`; the limit is `threshold` times the mean of
-    /// `Var_r(W[:, j]) / U[j, j]²`.
-    pub(crate) fn new(weight: &Mat, order: &[usize], u: &Mat, threshold: f32) -> Self {
-        let (rows, cols) = (weight.rows(), weight.cols());
-        let ordered: Vec<f32> = (0..cols).map(|i| u[(i, i)].powi(-2)).collect();
-        let mut stored = vec![0.0; cols];
+    /// Costs of the columns of `weight`, which the factor `u` has in `order`; the limit is `threshold` times what rounding
+    /// to nearest costs a weight, `(w − ŵ)² / U[j, j]²` on average.
+    pub(crate) fn new(
+        rounder: &Rounder<'_>,
+        weight: &Mat,
+        team: &Team,
+        (order, u): (&[usize], &Mat),
+        threshold: f32,
+    ) -> Self {
+        let ordered: Vec<f32> = (0..weight.cols()).map(|i| u[(i, i)].powi(-2)).collect();
+        let mut stored = vec![0.0; weight.cols()];
         order.iter().zip(&ordered).for_each(|(c, cost)| stored[*c] = *cost);
-        let (mut sums, mut squares) = (vec![0f64; cols], vec![0f64; cols]);
-        for r in 0..rows {
-            for (c, w) in weight.row(r).iter().enumerate() {
-                sums[c] += f64::from(*w);
-                squares[c] += f64::from(*w).powi(2);
-            }
-        }
-        let count = rows.max(1) as f64;
-        let variance = |c: usize| (squares[c] - sums[c] * sums[c] / count).max(0.0) / count;
-        let mean = (0..cols).map(|c| variance(c) * f64::from(stored[c])).sum::<f64>() / cols.max(1) as f64;
+        let mut rounded = Mat::zeros(weight.rows(), weight.cols());
+        round_all(rounder, weight, team, Some(&mut rounded));
+        let cost = |r: usize, c: usize| f64::from(stored[c] * (weight[(r, c)] - rounded[(r, c)]).powi(2));
+        let all: f64 = (0..weight.rows()).map(|r| (0..weight.cols()).map(|c| cost(r, c)).sum::<f64>()).sum();
+        let mean = all / weight.data().len().max(1) as f64;
         Self { stored, ordered, limit: (f64::from(threshold) * mean) as f32 }
     }
 

@@ -176,6 +176,7 @@ proptest! {
     fn codes_into_tables_come_back_or_give_a_sentence(
         (rows, cols, grid) in grids(),
         own_tables: bool,
+        of_integers: bool,
         how in 0..5,
         which: prop::sample::Index,
         seed: u64,
@@ -186,7 +187,8 @@ proptest! {
         let groups = if grid.group == Group::Tensor { 1 } else { rows * (cols / grid.group.width(cols)) };
         let scales = (0..groups).map(|k| grid.scale.round(1.0 + number(k) as f32 / 1e7)).collect::<Vec<f32>>();
         let tables = grid.levels() * if own_tables { rows } else { 1 };
-        let tables = (0..tables).map(|i| ScaleType::F16.round(number(i) as f32 / 1e6 - 4.0)).collect();
+        let level = |i| if of_integers { (number(i) % 255) as f32 - 127.0 } else { number(i) as f32 / 1e6 - 4.0 };
+        let tables = (0..tables).map(|i| ScaleType::F16.round(level(i))).collect();
         let codes = TableCodes::new(rows, cols, grid, &codes, scales, tables).unwrap();
         let storage = Storage::Table(codes.clone());
         prop_assert!(CompressedTensors.can_hold(&storage).unwrap_err().contains("tables"));
@@ -344,7 +346,6 @@ fn signs_and_masks(seed: u64) -> Vec<Storage> {
         Signs::Planes { count: 1 + (number(0) % 8) as u8, has_offset: number(1).is_multiple_of(2) },
         Signs::Ternary,
         Signs::Range,
-        Signs::Dual,
     ];
     let (rows, cols) = (1 + number(2) % 20, 12 * (1 + number(3) % 4));
     let group = [Group::Row, Group::Columns(6)][number(4) % 2];

@@ -123,7 +123,6 @@ impl SignScheme {
             Signs::Planes { count, has_offset } => json!({ "signs": count, "offset": has_offset, "group": group }),
             Signs::Ternary => json!({ "signs": "ternary", "group": group }),
             Signs::Range => json!({ "signs": "range", "group": group }),
-            Signs::Dual => json!({ "signs": "dual", "group": group }),
         }
     }
 
@@ -131,7 +130,6 @@ impl SignScheme {
         let signs = match &v["signs"] {
             Value::String(s) if s == "ternary" => Some(Signs::Ternary),
             Value::String(s) if s == "range" => Some(Signs::Range),
-            Value::String(s) if s == "dual" => Some(Signs::Dual),
             n => (n.as_u64().and_then(|n| u8::try_from(n).ok()).filter(|n| (1..=8).contains(n)))
                 .zip(v["offset"].as_bool())
                 .map(|(count, has_offset)| Signs::Planes { count, has_offset }),
@@ -139,7 +137,7 @@ impl SignScheme {
         match (signs, group_from(&v["group"])) {
             (Some(signs), Some(group)) => Ok(Self { signs, group }),
             _ => Err(Error::input(format!(
-                "the scheme {v} does not have `signs` (1 to 8 with `offset`, `ternary`, `range`, `dual`) and `group`"
+                "the scheme {v} does not have `signs` (1 to 8 with `offset`, `ternary`, `range`) and `group`"
             ))),
         }
     }
@@ -150,7 +148,6 @@ impl fmt::Display for SignScheme {
         match self.signs {
             Signs::Planes { count, .. } => write!(f, "{count} signs {}", words(self.group)),
             Signs::Ternary | Signs::Range => write!(f, "ternary {}", words(self.group)),
-            Signs::Dual => write!(f, "dual signs {}", words(self.group)),
         }
     }
 }

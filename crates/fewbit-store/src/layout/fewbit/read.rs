@@ -131,7 +131,12 @@ fn read_table(scheme: TableScheme, m: Module<'_>) -> Result<TableCodes> {
     let codes = read_codes(m, "weight.codes", rows, bits)?;
     let (scale, scales) = numbers::read(m, "scales", "", second, &scale_shape(group, rows, cols))?;
     let grid = TableGrid { bits, group, scale };
-    let tables = m.scales("weight.table", &[&[grid.levels()][..], &[rows, grid.levels()]])?.1;
+    let tables = if m.part("weight.table")?.dtype == Dtype::I8 {
+        let integers = m.part_as("weight.table", Dtype::I8, &[rows, grid.levels()])?;
+        integers.bytes.iter().map(|b| f32::from(*b as i8)).collect()
+    } else {
+        m.scales("weight.table", &[&[grid.levels()][..], &[rows, grid.levels()]])?.1
+    };
     TableCodes::new(rows, cols, grid, &codes, scales, tables).map_err(place)
 }
 

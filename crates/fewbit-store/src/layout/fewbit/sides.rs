@@ -66,8 +66,9 @@ fn read_sparse(m: Module<'_>) -> Result<Sparse> {
     let gaps = Gaps { bits: *bits, packed: packed.to_vec() };
     let count = entries.len();
     let entries = if m.has(scales) {
+        let of = if m.part(scales)?.len() == 1 { 1 } else { m.shape[0] };
         let codes = m.part_as(values, Dtype::I8, &[count])?.bytes.iter().map(|b| *b as i8).collect();
-        SparseValues::Int8 { codes, scales: halves(&m.part_as(scales, Dtype::F16, &[m.shape[0]])?) }
+        SparseValues::Int8 { codes, scales: halves(&m.part_as(scales, Dtype::F16, &[of])?) }
     } else {
         SparseValues::F16(halves(&m.part_as(values, Dtype::F16, &[count])?))
     };

@@ -58,6 +58,9 @@ impl Fewbit {
         let tables = codes.tables();
         let table = if tables.len() == levels {
             Tensor::from_f32(Dtype::F32, &[levels], tables)?
+        } else if codes.has_integer_tables() {
+            let bytes: Vec<u8> = tables.iter().map(|t| *t as i8 as u8).collect();
+            Tensor { dtype: Dtype::I8, shape: vec![rows, levels], bytes: bytes.into() }
         } else {
             Tensor::from_f32(Dtype::F16, &[rows, levels], tables)?
         };
