@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use fewbit_format::{
     Blocks, Dtype, FloatCodes, FloatGrid, GgmlBlocks, GgmlType, Group, IntCodes, IntGrid, LatticeCodes, LatticeGrid,
     Levels, LowRank, Minifloat, Nested, NestedGrid, Numbers, Online, QuantizedLinear, ScaleType, SecondStage, Sides,
-    SignCodes, SignGrid, Signs, Sparse, SparseIndex, SparseValues, Storage, TableCodes, TableGrid, Tensor, TrellisCode,
+    SignCodes, SignGrid, Signs, Sparse, SparseValues, Storage, TableCodes, TableGrid, Tensor, TrellisCode,
     TrellisCodes, TrellisGrid, TwoOfFour, VectorCodes, VectorGrid, Zeros,
 };
 use fewbit_kernel::Team;
@@ -142,16 +142,11 @@ fn ggml(kind: GgmlType) -> Storage {
     Storage::Ggml(GgmlBlocks::new(kind, SHAPE[0], SHAPE[1], bytes.into()).unwrap())
 }
 
-/// One weight in so many beside the codes, or with a bit for each.
-fn sparse(every: usize, is_bitmap: bool) -> Sparse {
-    let per_row = SHAPE[1] / every;
-    let starts = (0..=SHAPE[0]).map(|r| (r * per_row) as u32).collect();
-    let index = if is_bitmap {
-        SparseIndex::Bitmap([1, 0].repeat(WEIGHTS / 16))
-    } else {
-        SparseIndex::Columns((0..per_row).map(|i| (i * every) as u16).collect::<Vec<u16>>().repeat(SHAPE[0]))
-    };
-    Sparse::with(SHAPE[1], starts, index, SparseValues::F16(vec![f16::ONE; SHAPE[0] * per_row])).unwrap()
+/// One weight in so many beside the codes.
+fn sparse(every: usize) -> Sparse {
+    let places: Vec<usize> = (0..WEIGHTS).step_by(every).collect();
+    let values = SparseValues::F16(vec![f16::ONE; places.len()]);
+    Sparse::new(SHAPE, &places, values).unwrap()
 }
 
 /// What is held beyond the stored bits, and the most beyond that while the kernel runs, in bytes.
@@ -206,7 +201,6 @@ fn linears_take_no_more_memory_than_their_bits() {
     add("trellis", trellis, 0);
     add("sign planes", || signs(Signs::Planes { count: 2, has_offset: true }), 0);
     add("ternary", || signs(Signs::Ternary), 0);
-    add("dual signs", || signs(Signs::Dual), 0);
     add("two of four", two_of_four, 0);
     add("one table", || table(true), 0);
     // Tables of rows are decoded from f32.
@@ -242,10 +236,11 @@ fn linears_take_no_more_memory_than_their_bits() {
     }
     let beside =
         |sides: Sides| move || QuantizedLinear { sides: sides.clone(), ..QuantizedLinear::uniform(trellis(), None) };
-    for (name, every, is_bitmap) in [("sparse columns", 64, false), ("sparse bitmap", 16, true)] {
-        let sides = Sides { sparse: Some(sparse(every, is_bitmap)), low_rank: None };
-        // Where rows begin, in either form.
-        all.push(Case::new(name, beside(sides), 4 * SHAPE[0] + 4));
+    for every in [2, 16, 64] {
+        let sides = Sides { sparse: Some(sparse(every)), low_rank: None };
+        // Where blocks of rows begin.
+        let more = 24 * SHAPE[0].div_ceil(Sparse::BLOCK);
+        all.push(Case::new(format!("one in {every} beside"), beside(sides), more));
     }
     let low_rank = || {
         let factor = |rows: usize, cols: usize| {
