@@ -146,7 +146,7 @@ fn say_report(options: &Quantize, report: &Report, measured: &Measured, session:
     let sum = |f: fn(&fewbit_engine::BlockReport) -> f64| report.blocks.iter().map(f).sum::<f64>();
     let seconds = json!({
         "forward": sum(|b| b.forward_seconds), "gram": sum(|b| b.gram_seconds), "transform": sum(|b| b.transform_seconds),
-        "solve": sum(|b| b.solve_seconds), "write": sum(|b| b.write_seconds),
+        "solve": sum(|b| b.solve_seconds), "learn": sum(|b| b.learn_seconds), "write": sum(|b| b.write_seconds),
     });
     output.object(&json!({
         "out": options.out,

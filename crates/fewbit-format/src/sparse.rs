@@ -79,6 +79,7 @@ impl Gaps {
 }
 
 /// The greatest number of so many bits.
+#[inline]
 fn most(bits: u8) -> usize {
     (1 << bits) - 1
 }

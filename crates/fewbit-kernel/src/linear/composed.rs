@@ -105,12 +105,17 @@ impl Beside {
         }
         if let Some(sparse) = &self.sparse {
             // Threads share the rows of a single token, or the tokens.
-            let piece = if tokens == 1 { Sparse::BLOCK } else { self.rows };
-            team.for_pieces(y, piece, &|i, y| {
-                let (t, first) = (i * piece / self.rows, i * piece % self.rows);
-                let x = &x[t * cols..(t + 1) * cols];
-                sparse.for_rows(first..first + y.len(), |r, c, v| y[r - first] += x[c] * v);
-            });
+            if tokens == 1 {
+                team.for_pieces(y, Sparse::BLOCK, &|i, y| {
+                    let first = i * Sparse::BLOCK;
+                    sparse.for_rows(first..first + y.len(), |r, c, v| y[r - first] += x[c] * v);
+                });
+            } else {
+                let together = TOGETHER.min(tokens.div_ceil(team.threads()));
+                team.for_pieces(y, together * self.rows, &|i, y| {
+                    add_entries(sparse, &x[i * together * cols..][..y.len() / self.rows * cols], y);
+                });
+            }
         }
         self.output.iter().for_each(|m| m.apply(team, y));
         if let Some(bias) = &self.bias {
@@ -119,6 +124,33 @@ impl Beside {
             }
         }
     }
+}
+
+/// Tokens for which each entry is read once: a register's width.
+const TOGETHER: usize = 16;
+
+/// Adds the products of the entries with up to [`TOGETHER`] tokens `x[tokens, cols]` to `y[tokens, rows]`; the sum of a
+/// token is what it is alone.
+fn add_entries(sparse: &Sparse, x: &[f32], y: &mut [f32]) {
+    let [rows, cols] = sparse.shape();
+    let mut columns = vec![[0.0; TOGETHER]; cols];
+    for (t, x) in x.chunks_exact(cols).enumerate() {
+        columns.iter_mut().zip(x).for_each(|(column, x)| column[t] = *x);
+    }
+    // The sums of one row, by token.
+    let (mut row, mut sums) = (usize::MAX, [0.0; TOGETHER]);
+    let store = |y: &mut [f32], row: usize, sums: &[f32]| {
+        y.iter_mut().skip(row).step_by(rows).zip(sums).for_each(|(y, sum)| *y = *sum);
+    };
+    sparse.for_rows(0..rows, |r, c, v| {
+        if r != row {
+            store(y, row, &sums);
+            row = r;
+            sums.iter_mut().zip(y[row..].iter().step_by(rows)).for_each(|(sum, y)| *sum = *y);
+        }
+        sums.iter_mut().zip(&columns[c]).for_each(|(sum, x)| *sum += x * v);
+    });
+    store(y, row, &sums);
 }
 
 impl Kernel for Composed {

@@ -109,14 +109,17 @@ impl Grid for VectorSettings {
         let mut bound =
             Bound { grid, books: Vec::new(), codebook: Vec::new(), columns, rows: w.rows(), cols: w.cols() };
         let (mut points, weights) = bound.points(job);
+        let len = usize::from(grid.len);
         for (bits, part) in [(grid.bits, 0), (grid.residual_bits, 1)].into_iter().filter(|(bits, _)| *bits > 0) {
+            if let Some(first) = bound.books.last() {
+                job.team.for_pieces(points.data_mut(), len, &|_, x| {
+                    let own = first.nearest(x) * len;
+                    x.iter_mut().zip(&bound.codebook[own..]).for_each(|(x, c)| *x -= c);
+                });
+            }
             let centres = kmeans(job.team, &points, &weights, 1 << bits, self.rounds, job.seed.wrapping_add(part));
             let book: Vec<f32> = centres.data().iter().map(|v| stored(*v)).collect();
-            bound.books.push(Codebook::new(&book, usize::from(grid.len)));
-            for i in 0..points.rows() {
-                let own = bound.books[bound.books.len() - 1].nearest(points.row(i)) * usize::from(grid.len);
-                points.row_mut(i).iter_mut().zip(&book[own..]).for_each(|(x, c)| *x -= c);
-            }
+            bound.books.push(Codebook::new(&book, len));
             bound.codebook.extend(book);
         }
         Ok(Box::new(bound))
