@@ -58,6 +58,17 @@ impl Weighting<'_> {
             Self::Element(w) => w[column][lane] == 0.0,
         }
     }
+
+    /// The greatest magnitude in each lane of what is in sight.
+    pub fn reach(&self, values: &[[f32; LANES]]) -> [f32; LANES] {
+        let mut reach = [0f32; LANES];
+        for (c, column) in values.iter().enumerate() {
+            for lane in (0..LANES).filter(|lane| !self.hides(c, *lane)) {
+                reach[lane] = reach[lane].max(column[lane].abs());
+            }
+        }
+        reach
+    }
 }
 
 /// What a grid's parameters are fitted to, of what is known.

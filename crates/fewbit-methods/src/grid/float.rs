@@ -249,13 +249,7 @@ impl BoundGrid for Bound {
         if !self.shared.is_empty() {
             return Params(vec![self.shared(at)]);
         }
-        let mut reach = [0f32; LANES];
-        for (c, column) in values.iter().enumerate() {
-            (0..LANES)
-                .filter(|lane| !by.hides(c, *lane))
-                .for_each(|lane| reach[lane] = reach[lane].max(column[lane].abs()));
-        }
-        let start = reach.map(|r| self.scale(r));
+        let start = by.reach(values).map(|r| self.scale(r));
         Params(vec![match self.clip {
             Clip::Minmax | Clip::Ocp => start,
             Clip::Mse | Clip::Output => self.search(values, by, start),

@@ -195,13 +195,7 @@ impl BoundGrid for Bound {
         if let Some(s) = self.shared {
             return Params(vec![[s; LANES]]);
         }
-        let mut reach = [0f32; LANES];
-        for (c, column) in values.iter().enumerate() {
-            (0..LANES)
-                .filter(|lane| !by.hides(c, *lane))
-                .for_each(|lane| reach[lane] = reach[lane].max(column[lane].abs()));
-        }
-        Params(vec![reach.map(|r| self.scale(r))])
+        Params(vec![by.reach(values).map(|r| self.scale(r))])
     }
 
     fn is_sealed_as_a_whole(&self) -> bool {

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+mod sensitive;
+
 use fewbit_engine::InputStats;
 use fewbit_engine::kinds::{Grid, InputJob, Keep, LinearJob, Solved, Solver};
 use fewbit_format::Mat;
