@@ -349,7 +349,7 @@ def cost_page(results):
     for r in sorted(rows, key=lambda r: r["cpu_seconds"]):
         by_work, total = r["seconds_by_work"], sum(r["seconds_by_work"].values()) or 1.0
         cpu = {kind: r["cpu_seconds"] * s / total / r["blocks"] for kind, s in by_work.items()}
-        measured, steps = COST_STEPS.get(r["recipe"], (1, 1))
+        measured, steps, batch = COST_STEPS.get(r["recipe"], (1, 1, 0))
         cpu["learn"] = cpu.get("learn", 0.0) * steps / measured
         more = r["tokens"] and TOKENS_OF_7B / r["tokens"]
         rounding = large[2] / cubes if cpu.get("gram", 0) > 0 else large[0] / weights
@@ -359,6 +359,8 @@ def cost_page(results):
         products = cpu.get("forward", 0) + cpu.get("gram", 0)
         if r["peak_gflops"] and products > 0.01:
             flop = r["tokens"] * (2 * weights + (squares if cpu.get("gram", 0) > 0 else 0))
+            if batch:
+                flop, products = 6 * weights * batch * steps, cpu["learn"]
             share = f"{100 * flop / products / 1e9 / r['peak_gflops']:.0f} %"
         parts = ", ".join(f"{kind} {figures(s, 2)}" for kind, s in cpu.items() if s > 0.005)
         lines.append(f"| `{r['recipe']}` {r['settings']} | {r['blocks']} | {r['tokens']} | {figures(sum(cpu.values()), 3)} ({parts}) "
@@ -368,8 +370,10 @@ def cost_page(results):
         "The shape of TinyLlama-1.1B with random weights. A kind of work is projected to 7B (32 blocks of 4096 and 11008,\n"
         f"{TOKENS_OF_7B} calibration tokens) by what it grows with: forwards with weights × tokens, XᵀX with Σ in² × tokens,\n"
         "search and rounding by XᵀX with Σ out·in², all else with the weights. The share of the f32 peak counts one forward through\n"
-        "the linears and half of each XᵀX, without attention, against the processor time of both; learning is measured on fewer\n"
-        "steps and counted for all.\n\n"
+        "the linears and half of each XᵀX, without attention, against the processor time of both; of learning, the three products\n"
+        "with each linear of each step against all its time. Learning is measured on fewer steps and counted for all.\n"
+        "`vptq` is measured, and counted, with vectors of four, as it chooses here; for the largest matrices of 7B it would choose\n"
+        "vectors of eight, whose codebooks are 256 times as long to search, unless `vector.len = 4` is set.\n\n"
         "| method | blocks | tokens | CPU-s a block | peak MiB | share of f32 peak in products | 7B, CPU-h |\n"
         "|---|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n")
 

@@ -69,6 +69,8 @@ RUNS = [
     *[("4", recipe, "--bits 4 --group 16", BOTH) for recipe in ("rtn", "gptq")],
     ("4", "hqq", "", BOTH),
     ("4", "nf4", "", BOTH),
+    ("4", "nf4", "--group 32", BOTH),
+    ("4", "nf4", "--group 16", BOTH),
     ("4", "nf4-double", "", BOTH),
     ("4", "easyquant", "", BOTH),
     ("4", "rtn", "--bits 4 --group row --symmetric", BOTH),
@@ -141,8 +143,8 @@ STRESS = [
     ("rtn-w4a4", ""), ("gptq-w4a4", ""), ("quarot-w4a4", ""), ("autoround", "--bits 4 --group 128"),
 ]
 
-# Learning is measured on fewer steps and counted as often as its steps go into the recipe's.
-COST_STEPS = {"flexround": (25, 500)}
+# Learning is measured on fewer steps and counted as often as its steps go into the recipe's: (measured, all, tokens of one).
+COST_STEPS = {"flexround": (25, 500, 8 * 512)}
 COST = [
     ("rtn", "--bits 4 --group 128"), ("gptq", "--bits 4 --group 128"), ("awq", "--bits 4 --group 128"), ("spqr", "--bits 4"),
     ("vptq", ""), ("flexround", "--bits 4 --group 128 --set learn.rounding.steps=25"),
