@@ -397,7 +397,8 @@ has the recipe's defaults. Sorted by mean KL.
   calibration on the first 64 such blocks of another part, `<|endoftext|>` and é – — ’ “ ” deleted from both.
 - **The bundled model**: `assets/evaluation.txt` in blocks of 511 ids behind BOS, calibration on 64 sequences of 512 of
   `assets/calibration.txt`.
-- **SmolLM2-135M**, decoded from a Q4_1 file: 16 blocks of wikitext-2's test text, calibration on 32 sequences of Wikipedia.
+- **SmolLM2-135M**, decoded from a Q4_1 file: 16 blocks of wikitext-2's test text, calibration on 32 sequences of Wikipedia; without
+  the methods that learn by gradients, which take hours there on two cores.
 
 *Peers* are other programs, measured with the packages' own programs under the same protocol; their seconds are those of one
 thread, their memory includes that of Python.

@@ -7,7 +7,7 @@ pub(crate) const ENTRY: Entry<dyn Residual> = Entry {
     cite: "Dettmers et al., SpQR: A Sparse-Quantized Representation for Near-Lossless LLM Weight Compression, 2023 (arXiv:2306.03078)",
     settings: &[(
         "threshold = 32.0",
-        "a weight stays beside the codes if its error costs more than so many times what rounding to nearest costs a weight on average; lower keeps more",
+        "a weight stays beside the codes if its error costs more than so many times what the others' cost on average; lower keeps more",
     )],
     build: |table| {
         let sensitive: Sensitive = parse("residual.sensitive", table)?;

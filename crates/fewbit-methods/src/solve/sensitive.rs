@@ -16,8 +16,8 @@ pub(crate) struct Costs {
 }
 
 impl Costs {
-    /// Costs of the columns of `weight`, which the factor `u` has in `order`; the limit is `threshold` times what rounding
-    /// to nearest costs a weight, `(w − ŵ)² / U[j, j]²` on average.
+    /// Costs of the columns of `weight`, which the factor `u` has in `order`; what an error costs is that of
+    /// rounding to nearest, `(w − ŵ)² / U[j, j]²`.
     pub(crate) fn new(
         rounder: &Rounder<'_>,
         weight: &Mat,
@@ -28,12 +28,14 @@ impl Costs {
         let ordered: Vec<f32> = (0..weight.cols()).map(|i| u[(i, i)].powi(-2)).collect();
         let mut stored = vec![0.0; weight.cols()];
         order.iter().zip(&ordered).for_each(|(c, cost)| stored[*c] = *cost);
-        let mut rounded = Mat::zeros(weight.rows(), weight.cols());
-        round_all(rounder, weight, team, Some(&mut rounded));
-        let cost = |r: usize, c: usize| f64::from(stored[c] * (weight[(r, c)] - rounded[(r, c)]).powi(2));
-        let all: f64 = (0..weight.rows()).map(|r| (0..weight.cols()).map(|c| cost(r, c)).sum::<f64>()).sum();
-        let mean = all / weight.data().len().max(1) as f64;
-        Self { stored, ordered, limit: (f64::from(threshold) * mean) as f32 }
+        let mut costs = Mat::zeros(weight.rows(), weight.cols());
+        round_all(rounder, weight, team, Some(&mut costs));
+        for r in 0..weight.rows() {
+            for ((q, w), cost) in costs.row_mut(r).iter_mut().zip(weight.row(r)).zip(&stored) {
+                *q = cost * (w - *q).powi(2);
+            }
+        }
+        Self { stored, ordered, limit: limit(costs.into_vec(), threshold) }
     }
 
     /// The lanes, a bit each, whose error in column `column` (in order) is above the limit.
@@ -75,5 +77,36 @@ impl Costs {
             }
         }
         likely.iter().flatten().any(|s| *s == 0.0).then_some(likely)
+    }
+}
+
+/// The cost above which weights are kept: `threshold` times what those that are not cost on average, where as many are kept
+/// as make `ln(cost of the others) + threshold · kept / all` least, a tenth of all at most.
+fn limit(mut costs: Vec<f32>, threshold: f32) -> f32 {
+    costs.sort_unstable_by(|a, b| b.total_cmp(a));
+    let by = f64::from(threshold) / costs.len() as f64;
+    let mut rest: f64 = costs.iter().map(|c| f64::from(*c)).sum();
+    let sums = costs.iter().enumerate().take(costs.len() / 10 + 1).map(|(kept, cost)| {
+        let others = rest.max(0.0);
+        rest -= f64::from(*cost);
+        (others.ln() + by * kept as f64, others)
+    });
+    sums.min_by(|a, b| a.0.total_cmp(&b.0)).map_or(f32::INFINITY, |(_, others)| (by * others) as f32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::limit;
+
+    #[test]
+    fn few_weights_that_cost_nearly_all_are_kept_and_many_are_not() {
+        let keeps = |count: usize, threshold: f32| {
+            let mut costs = vec![1.0; 1000];
+            costs[..count].fill(1e4);
+            let limit = limit(costs, threshold);
+            [1.0, 1e4].map(|cost| cost > limit)
+        };
+        assert_eq!([0, 10, 100].map(|count| keeps(count, 32.0)), [[false, true]; 3]);
+        assert_eq!([keeps(400, 32.0), keeps(10, 1e9)], [[false; 2]; 2]);
     }
 }
