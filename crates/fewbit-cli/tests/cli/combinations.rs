@@ -141,6 +141,7 @@ fn random_combinations_work_or_are_refused() {
             fs::remove_dir_all(&out).unwrap();
             worked += 1;
         } else {
+            assert_eq!(ran.code, Some(2), "seed {seed}: {recipe}{}", ran.stderr);
             ran.refused(&[]);
             assert!(!out.exists() && !partial.exists(), "seed {seed} left something: {recipe}");
             refused.push(ran.stderr.lines().last().unwrap().to_owned());

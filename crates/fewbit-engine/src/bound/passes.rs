@@ -94,6 +94,11 @@ impl Passes {
                 "round inputs by their own range, not by a stored one",
             ),
             (
+                self.online.is_some() && self.program.needs().mean_abs,
+                "the recipe maps inputs while the model runs, and how large each then is is unknown",
+                "weigh errors by the outputs (`residual.weighting=activations`), or by nothing",
+            ),
+            (
                 self.maps_outputs() && learns,
                 "the recipe learns through maps after products, which it cannot",
                 "leave out the `learn` passes, or set `transform.sides=input`",
