@@ -32,7 +32,7 @@ mod walk;
 pub use allocate::{AllocateSettings, Allocated, AllocationReport, Granularity, Sensitivity};
 pub use calibration::{Calibration, CalibrationSource};
 pub use fold::{BlockTensors, fold};
-pub use outputs::{Format, write_shard};
+pub use outputs::{Format, shard_head, write_shard};
 pub use patterns::{Override, Pattern};
 pub use plan::{Plan, Sweep};
 pub use quantize::{plan, quantize};

@@ -258,14 +258,17 @@ const EXACT_ROWS: usize = 1024;
 /// # Errors
 /// If the disk is full or the place cannot be written.
 pub fn write_shard(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
-    let (header, ordered) = header(tensors)?;
+    // By falling alignment, then by name, as safetensors itself orders them.
+    let mut ordered = tensors.iter().map(|named| Ok((dtype(named.1.dtype)?, named))).collect::<Result<Vec<_>>>()?;
+    ordered.sort_by(|(a, (a_name, _)), (b, (b_name, _))| b.cmp(a).then(a_name.cmp(b_name)));
+    let parts = ordered.iter().map(|(_, (name, t))| (name.as_str(), t.dtype, t.shape.clone(), t.bytes.len()));
+    let head = shard_head(parts).map_err(|e| e.file(path))?;
     let aside = path.with_extension("writing");
     // Not by `serialize_to_file` of safetensors: its file has a random name, which a run that is killed would leave behind.
     let write = || -> std::io::Result<()> {
         let mut file = BufWriter::with_capacity(1 << 20, File::create(&aside)?);
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
-        file.write_all(header.as_bytes())?;
-        for (_, tensor) in ordered {
+        file.write_all(&head)?;
+        for (_, (_, tensor)) in ordered {
             file.write_all(&tensor.bytes)?;
         }
         file.flush()
@@ -275,21 +278,26 @@ pub fn write_shard(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     rename(&aside, path)
 }
 
-/// The header of a safetensors file, and its tensors in the order of their bytes: by falling alignment, then by name.
-fn header(tensors: &[(String, Tensor)]) -> Result<(String, Vec<&(String, Tensor)>)> {
-    let mut ordered = tensors.iter().map(|named| Ok((dtype(named.1.dtype)?, named))).collect::<Result<Vec<_>>>()?;
-    ordered.sort_by(|(a, (a_name, _)), (b, (b_name, _))| b.cmp(a).then(a_name.cmp(b_name)));
+/// What a safetensors file begins with: the length of its header, and the header. Name, type, shape and bytes of the tensors
+/// come in the order in which their elements follow.
+///
+/// # Errors
+/// If a type has no place in such a file, or the bytes are not those of the shape.
+pub fn shard_head<'a>(tensors: impl Iterator<Item = (&'a str, Dtype, Vec<usize>, usize)>) -> Result<Vec<u8>> {
     let mut at = 0;
-    let infos = ordered.iter().map(|(dtype, (name, tensor))| {
+    let infos = tensors.map(|(name, of, shape, bytes)| {
         let first = at;
-        at += tensor.bytes.len();
-        (name.clone(), TensorInfo { dtype: *dtype, shape: tensor.shape.clone(), data_offsets: (first, at) })
+        at += bytes;
+        Ok((name.to_owned(), TensorInfo { dtype: dtype(of)?, shape, data_offsets: (first, at) }))
     });
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let header = Metadata::new(Some(format), infos.collect()).map_err(|e| Error::internal(e.to_string()))?;
-    let mut header = serde_json::to_string(&header).map_err(|e| Error::internal(e.to_string()))?;
-    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
-    Ok((header, ordered.into_iter().map(|(_, named)| named).collect()))
+    let fail = |e: &dyn std::fmt::Display| Error::internal(format!("a shard that cannot be written: {e}"));
+    let header = Metadata::new(Some(format), infos.collect::<Result<_>>()?).map_err(|e| fail(&e))?;
+    let header = serde_json::to_vec(&header).map_err(|e| fail(&e))?;
+    let len = header.len().next_multiple_of(8);
+    let mut head = [&(len as u64).to_le_bytes(), &*header].concat();
+    head.resize(8 + len, b' ');
+    Ok(head)
 }
 
 /// Writes a small file: aside, then renamed.

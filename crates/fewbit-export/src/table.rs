@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn a_row_is_added_or_replaced() {
         let card = format!("# M\n\n{}\nafter\n", empty());
-        let one = add_row(&card, &row("/tmp/a.txt", 3.0));
+        let one = add_row(&card, &row("texts/a.txt", 3.0));
         let two = add_row(&one, &row("b|c.txt", 4.0));
         let again =
             add_row(&two, &EvalRow { kl_mean: Some(0.25), kl_mean_ci95: Some([0.125, 0.5]), ..row("a.txt", 5.0) });

@@ -159,6 +159,33 @@ impl IntCodes {
         (scale, zero)
     }
 
+    /// What [`group_params`](Self::group_params) gives for the groups of row `r`, read together; `numbers` has a place for
+    /// each.
+    fn row_params(&self, r: usize, numbers: &mut [f32], params: &mut [(f32, Zero)]) {
+        if self.grid.group == Group::Tensor {
+            params.fill(self.group_params(r, 0));
+            return;
+        }
+        self.scales.read_row(r, numbers);
+        params.iter_mut().zip(&*numbers).for_each(|((scale, _), s)| *scale = *s);
+        match &self.zeros {
+            Zeros::Middle => {
+                params.iter_mut().for_each(|(_, zero)| *zero = Zero::Code((1u32 << (self.grid.bits - 1)) as u8));
+            }
+            Zeros::Codes(z) => {
+                params.iter_mut().zip(&z[r * numbers.len()..]).for_each(|((_, zero), z)| *zero = Zero::Code(*z));
+            }
+            Zeros::Offsets(z) => {
+                z.read_row(r, numbers);
+                params.iter_mut().zip(&*numbers).for_each(|((_, zero), m)| *zero = Zero::Offset(*m));
+            }
+            Zeros::Points(z) => {
+                z.read_row(r, numbers);
+                params.iter_mut().zip(&*numbers).for_each(|((scale, zero), z)| *zero = Zero::Offset(-(*scale * z)));
+            }
+        }
+    }
+
     /// All scales, `[rows · groups]` or `[1]`.
     pub fn scales(&self) -> &Numbers {
         &self.scales
@@ -237,19 +264,20 @@ impl IntCodes {
     pub fn decode_rows(&self, rows: Range<usize>, out: &mut [f32]) {
         let mut codes = vec![0u8; self.cols];
         let width = self.grid.group.width(self.cols);
+        let mut params = vec![(0.0, Zero::Code(0)); self.groups_per_row()];
+        let mut numbers = vec![0.0; params.len()];
         for (r, row) in rows.zip(out.chunks_exact_mut(self.cols)) {
             self.row_codes(r, &mut codes);
+            self.row_params(r, &mut numbers, &mut params);
             if let Some(index) = &self.group_index {
-                for (c, v) in row.iter_mut().enumerate() {
-                    let (s, z) = self.group_params(r, index[c] as usize);
-                    *v = z.value(s, codes[c]);
+                for ((v, q), k) in row.iter_mut().zip(&codes).zip(index) {
+                    let (s, z) = params[*k as usize];
+                    *v = z.value(s, *q);
                 }
             } else {
-                for (k, (values, codes)) in row.chunks_exact_mut(width).zip(codes.chunks_exact(width)).enumerate() {
-                    let (s, z) = self.group_params(r, k);
-                    for (v, q) in values.iter_mut().zip(codes) {
-                        *v = z.value(s, *q);
-                    }
+                let groups = row.chunks_exact_mut(width).zip(codes.chunks_exact(width));
+                for ((values, codes), (s, z)) in groups.zip(&params) {
+                    values.iter_mut().zip(codes).for_each(|(v, q)| *v = z.value(*s, *q));
                 }
             }
         }

@@ -51,6 +51,14 @@ impl Numbers {
         (0..self.len()).map(|i| self.get(i)).collect()
     }
 
+    /// The numbers of row `r`, of which each has `out.len()`.
+    pub(crate) fn read_row(&self, r: usize, out: &mut [f32]) {
+        match self {
+            Self::Plain(values) => values.read(r * out.len(), out),
+            Self::Nested(nested) => nested.read_row(r, out),
+        }
+    }
+
     /// The same, held in the type of the scales, which must hold them exactly.
     pub(crate) fn held_as(self, kind: ScaleType) -> Self {
         match self {
@@ -283,6 +291,7 @@ impl Nested {
         offset.map_or(product, |m| product + m)
     }
 
+    #[inline]
     fn code(&self, i: usize) -> usize {
         let (bits, at) = (usize::from(self.grid.bits), i * usize::from(self.grid.bits));
         let next = self.packed.get(at / 8 + 1).copied().unwrap_or(0);
@@ -290,13 +299,40 @@ impl Nested {
         (word >> (at % 8)) as usize & ((1 << bits) - 1)
     }
 
-    /// Number `i`.
-    fn get(&self, i: usize) -> f32 {
-        let (q, block) = (self.code(i), self.grid.block_of(i, self.per_row));
-        let level = match self.grid.levels {
+    /// What the code of number `i` says.
+    #[inline]
+    fn level(&self, i: usize) -> f32 {
+        let q = self.code(i);
+        match self.grid.levels {
             Levels::Codes => q as f32,
             Levels::Dynamic => dynamic_map()[q],
-        };
+        }
+    }
+
+    /// The numbers of row `r`.
+    fn read_row(&self, r: usize, out: &mut [f32]) {
+        let at = r * self.per_row;
+        if matches!(self.grid.blocks, Blocks::Flat(_)) || self.offsets.len() == 1 {
+            out.iter_mut().enumerate().for_each(|(k, o)| *o = self.get(at + k));
+            return;
+        }
+        // The blocks of a row lie side by side, and are read side by side.
+        let first = self.grid.block_of(at, self.per_row);
+        self.scales.read(first, out);
+        let mut offsets = [0.0; 64];
+        for (piece, out) in out.chunks_mut(offsets.len()).enumerate() {
+            let from = piece * offsets.len();
+            let offsets = &mut offsets[..if self.offsets.is_empty() { 0 } else { out.len() }];
+            self.offsets.read(first + from, offsets);
+            for (k, o) in out.iter_mut().enumerate() {
+                *o = Self::value(*o, offsets.get(k).copied(), self.level(at + from + k));
+            }
+        }
+    }
+
+    /// Number `i`.
+    fn get(&self, i: usize) -> f32 {
+        let (level, block) = (self.level(i), self.grid.block_of(i, self.per_row));
         let offset = match self.offsets.len() {
             0 => None,
             1 => Some(self.offsets.get(0)),

@@ -1,8 +1,9 @@
 use half::{bf16, f16};
 
-use crate::Minifloat;
+use crate::dtype::wide;
 use crate::group::pick;
 use crate::minifloat::power_of_two;
+use crate::{Dtype, Minifloat, Tensor};
 
 /// The type in which a scale is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,6 +25,17 @@ impl ScaleType {
             Self::F32 => 32,
             Self::F16 | Self::BF16 => 16,
             Self::E8M0 | Self::E4M3 => 8,
+        }
+    }
+
+    /// The type of elements that tensors of such scales have.
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Self::F16 => Dtype::F16,
+            Self::BF16 => Dtype::BF16,
+            Self::F32 => Dtype::F32,
+            Self::E8M0 => Dtype::F8E8M0,
+            Self::E4M3 => Dtype::F8E4M3,
         }
     }
 
@@ -68,7 +80,7 @@ impl ScaleType {
         let two = || [bytes[2 * at], bytes[2 * at + 1]];
         match self {
             Self::F32 => f32::from_le_bytes([bytes[4 * at], bytes[4 * at + 1], bytes[4 * at + 2], bytes[4 * at + 3]]),
-            Self::F16 => f16::from_le_bytes(two()).to_f32(),
+            Self::F16 => wide(f16::from_le_bytes(two())),
             Self::BF16 => bf16::from_le_bytes(two()).to_f32(),
             Self::E8M0 => power_of_two(i32::from(bytes[at]) - 127),
             Self::E4M3 => Minifloat::E4M3.decode(bytes[at]),
@@ -105,9 +117,23 @@ impl Scales {
         self.kind.get(&self.bytes, i)
     }
 
+    /// Scales `first..first + out.len()`.
+    pub(crate) fn read(&self, first: usize, out: &mut [f32]) {
+        let size = self.kind.bits() as usize / 8;
+        let bytes = &self.bytes[first * size..][..out.len() * size];
+        self.kind.dtype().widen(bytes, out).expect("scales are floats");
+    }
+
+    /// As a tensor of this shape.
+    pub fn tensor(&self, shape: &[usize]) -> Tensor {
+        Tensor { dtype: self.kind.dtype(), shape: shape.to_vec(), bytes: self.bytes.clone().into() }
+    }
+
     /// All of them.
     pub fn values(&self) -> Vec<f32> {
-        (0..self.len()).map(|i| self.get(i)).collect()
+        let mut values = vec![0.0; self.len()];
+        self.read(0, &mut values);
+        values
     }
 
     /// Everything stored, in bits.

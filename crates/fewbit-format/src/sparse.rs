@@ -2,6 +2,7 @@ use std::ops::Range;
 
 use half::f16;
 
+use crate::dtype::wide;
 use crate::group::pick;
 use crate::{Error, Result, pack_bits, packed_len};
 
@@ -97,10 +98,8 @@ impl SparseValues {
     #[inline]
     fn get(&self, r: usize, i: usize) -> f32 {
         match self {
-            Self::F16(values) => values[i].to_f32(),
-            Self::Int8 { codes, scales } => {
-                scales[if scales.len() == 1 { 0 } else { r }].to_f32() * f32::from(codes[i])
-            }
+            Self::F16(values) => wide(values[i]),
+            Self::Int8 { codes, scales } => wide(scales[if scales.len() == 1 { 0 } else { r }]) * f32::from(codes[i]),
         }
     }
 }

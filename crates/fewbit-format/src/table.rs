@@ -24,8 +24,7 @@ impl TableGrid {
 /// Codes `[rows, cols]` into tables of numbers: `W[r, c] = s[r, k] · T[q[r, c]]`, `k` the group of column `c`.
 ///
 /// One table `[2^bits]` in f32 serves the matrix, or each row has its own: in 8 bits if all of them are integers from
-/// −127 to 127, else in f16. Rows are packed one by one
-/// ([`packed_len`]`(cols, bits)` bytes each).
+/// −127 to 127, else in f16. Rows are packed one by one ([`packed_len`]`(cols, bits)` bytes each).
 #[derive(Clone, Debug, PartialEq)]
 pub struct TableCodes {
     rows: usize,
@@ -172,10 +171,12 @@ impl TableCodes {
 
     /// Everything stored, in bits: codes, scales, tables (32 bits for a level that all rows share, 8 or 16 for one of a row).
     pub fn stored_bits(&self) -> u64 {
-        let level = match () {
-            () if self.is_shared() => 32,
-            () if self.has_integer_tables() => 8,
-            () => 16,
+        let level = if self.is_shared() {
+            32
+        } else if self.has_integer_tables() {
+            8
+        } else {
+            16
         };
         8 * self.packed.len() as u64 + self.scales.stored_bits() + level * self.tables.len() as u64
     }

@@ -2,6 +2,7 @@ use std::ops::Range;
 
 use half::f16;
 
+use crate::dtype::wide;
 use crate::group::pick;
 use crate::{Error, Result, packed_len};
 
@@ -199,18 +200,6 @@ impl VectorCodes {
     pub fn stored_bits(&self) -> u64 {
         8 * (self.packed.len() + self.residual.len()) as u64 + 16 * (self.codebook.len() + self.columns.len()) as u64
     }
-}
-
-/// A finite number as f32: its exponent counts from another zero. A call into `half` for each would cost as much as the
-/// rest of the decoding.
-#[inline]
-fn wide(value: f16) -> f32 {
-    let bits = u32::from(value.to_bits());
-    let magnitude = bits & 0x7fff;
-    // Not by one product with 2^112: it takes subnormal floats, each a hundred cycles.
-    let subnormal = (magnitude as f32 * f32::from_bits((127 - 24) << 23)).to_bits();
-    let normal = (magnitude << 13) + (112 << 23);
-    f32::from_bits(if magnitude < 0x400 { subnormal } else { normal } | (bits & 0x8000) << 16)
 }
 
 /// Codes row by row as bit streams: code `i` of a row lies at bits `[i·bits, (i+1)·bits)`, low bits first.

@@ -3,6 +3,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use fewbit_engine::shard_head;
 use fewbit_format::{Dtype, Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -287,18 +288,13 @@ fn bytes_of(shape: &[u32]) -> u64 {
 
 /// Writes one safetensors file; gains of norms are ones, all else is random. Returns the bytes of its tensors.
 fn write_shard(path: &Path, tensors: &[(String, Vec<u32>)], gaussian: &[[u8; 2]], seed: u64) -> Result<u64> {
-    let (mut header, mut at) = (Map::new(), 0);
-    for (name, shape) in tensors {
-        let end = at + bytes_of(shape);
-        header.insert(name.clone(), json!({ "dtype": "BF16", "shape": shape, "data_offsets": [at, end] }));
-        at = end;
-    }
-    let mut header = Value::Object(header).to_string();
-    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+    let parts = tensors.iter().map(|(name, shape)| {
+        (name.as_str(), Dtype::BF16, shape.iter().map(|d| *d as usize).collect(), bytes_of(shape) as usize)
+    });
+    let head = shard_head(parts).map_err(|e| e.file(path))?;
     let write = || -> std::io::Result<()> {
         let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
-        file.write_all(header.as_bytes())?;
+        file.write_all(&head)?;
         let mut state = seed;
         let mut piece = Vec::with_capacity(PIECE);
         for (name, shape) in tensors {
@@ -318,7 +314,7 @@ fn write_shard(path: &Path, tensors: &[(String, Vec<u32>)], gaussian: &[[u8; 2]]
         file.flush()
     };
     write().map_err(|e| Error::io("writing", path, &e))?;
-    Ok(at)
+    Ok(tensors.iter().map(|(_, shape)| bytes_of(shape)).sum())
 }
 
 /// Bytes that are made and written at a time.

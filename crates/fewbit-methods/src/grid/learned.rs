@@ -167,7 +167,7 @@ impl BoundGrid for Bound {
         let level =
             |(r, i): (usize, usize)| if self.has_int8 { (number(r, i) / scales[r]).round() } else { number(r, i) };
         let tables = (0..self.rows).flat_map(table).map(level).collect();
-        let scales = if self.has_int8 { scales.clone() } else { vec![1.0] };
+        let scales = if self.has_int8 { scales } else { vec![1.0] };
         TableCodes::new(self.rows, self.cols, self.grid, &flat, scales, tables).map(Storage::Table)
     }
 }

@@ -50,7 +50,7 @@ impl Module<'_> {
     /// The scales `NAME.suffix`, which must be finite numbers in one of these shapes.
     pub(super) fn scales(&self, suffix: &str, shapes: &[impl AsRef<[usize]>]) -> Result<(ScaleType, Vec<f32>)> {
         let (scale, bytes) = self.stored_scales(suffix, shapes)?;
-        let dtype = scale_dtype(scale);
+        let dtype = scale.dtype();
         let mut values = vec![0.0; bytes.len() / dtype.size_bytes()];
         dtype.widen(&bytes, &mut values).ok_or_else(|| Error::internal("scales that are no floats"))?;
         match values.iter().position(|v| !v.is_finite()) {
@@ -93,16 +93,5 @@ impl Module<'_> {
         // A negative number becomes one beyond all groups, and is refused as such.
         let index = index.iter().map(|k| *k as u32).collect();
         codes.with_group_index(index).map_err(|e| e.tensor(&self.full_name(suffix)))
-    }
-}
-
-/// The element type in which scales are written.
-pub(super) fn scale_dtype(scale: ScaleType) -> Dtype {
-    match scale {
-        ScaleType::F16 => Dtype::F16,
-        ScaleType::BF16 => Dtype::BF16,
-        ScaleType::F32 => Dtype::F32,
-        ScaleType::E8M0 => Dtype::F8E8M0,
-        ScaleType::E4M3 => Dtype::F8E4M3,
     }
 }

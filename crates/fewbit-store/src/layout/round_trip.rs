@@ -105,7 +105,8 @@ proptest! {
         let tensor = tensors.get_mut(&name).unwrap();
         match how {
             0 => { tensors.remove(&name); }
-            1 => *tensor = Tensor::from_i32(&[3, 5], &[-1; 15]),
+            // One row after another: as a matrix, it is whole packed codes of some shape.
+            1 => *tensor = Tensor::from_i32(&[15], &[-1; 15]),
             2 => tensor.shape.push(2),
             _ => tensor.dtype = Dtype::F64,
         }

@@ -6,7 +6,6 @@ use serde_json::Value;
 
 use super::settings;
 use crate::layout::input;
-use crate::layout::module::scale_dtype;
 use crate::layout::scheme::{FloatScheme, IntScheme};
 use crate::layout::words::{pack_columns, pack_rows, transposed, words_for};
 use crate::layout::{Layout, Scheme};
@@ -90,7 +89,7 @@ impl Layout for CompressedTensors {
         let shape = [rows, cols].iter().flat_map(|n| (*n as i64).to_le_bytes()).collect::<Vec<u8>>();
         let mut tensors = vec![
             named("weight_packed", packed),
-            named("weight_scale", Tensor::from_f32(scale_dtype(scale), scale_shape, &codes.scales().values())?),
+            named("weight_scale", Tensor::from_f32(scale.dtype(), scale_shape, &codes.scales().values())?),
             named("weight_shape", Tensor { dtype: Dtype::I64, shape: vec![2], bytes: shape.into() }),
         ];
         if let Zeros::Codes(zeros) = codes.zeros() {
@@ -160,7 +159,7 @@ fn float(module: &str, codes: &FloatCodes) -> Result<Vec<(String, Tensor)>> {
         Group::Row | Group::Columns(_) => vec![rows, grid.group.per_row(cols)],
         Group::Block([height, _]) => vec![rows.div_ceil(height), grid.group.per_row(cols)],
     };
-    let dtype = if grid.scale == ScaleType::E8M0 { Dtype::U8 } else { scale_dtype(grid.scale) };
+    let dtype = if grid.scale == ScaleType::E8M0 { Dtype::U8 } else { grid.scale.dtype() };
     let mut tensors = vec![weight, named("weight_scale", Tensor { dtype, shape, bytes: codes.scales().clone() })];
     if let Some(global) = codes.global() {
         tensors.push(named("weight_global_scale", Tensor::from_f32(Dtype::F32, &[1], &[global])?));
@@ -177,7 +176,7 @@ fn bytes(module: &str, codes: &IntCodes) -> Result<Vec<(String, Tensor)>> {
         row.iter_mut().for_each(|q| *q = q.wrapping_sub(128));
     }
     let scale_shape: &[usize] = if grid.group == Group::Tensor { &[1] } else { &[rows, 1] };
-    let scales = Tensor::from_f32(scale_dtype(grid.scale), scale_shape, &codes.scales().values())?;
+    let scales = Tensor::from_f32(grid.scale.dtype(), scale_shape, &codes.scales().values())?;
     let weight = Tensor { dtype: Dtype::I8, shape: vec![rows, cols], bytes: signed.into() };
     Ok(vec![(format!("{module}.weight"), weight), (format!("{module}.weight_scale"), scales)])
 }

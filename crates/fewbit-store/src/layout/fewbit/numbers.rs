@@ -1,8 +1,8 @@
 //! Scales, offsets and real zero points: each for itself, or as codes of a second level.
 
-use fewbit_format::{Dtype, Error, Nested, NestedGrid, Numbers, Result, ScaleType, Scales, Tensor, packed_len};
+use fewbit_format::{Dtype, Error, Nested, NestedGrid, Numbers, Result, ScaleType, Tensor, packed_len};
 
-use crate::layout::module::{Module, scale_dtype};
+use crate::layout::module::Module;
 use crate::layout::scheme::SecondLevel;
 
 /// The tensors of a second level: codes, scales, offsets.
@@ -17,30 +17,20 @@ pub(super) fn names() -> impl Iterator<Item = String> {
 }
 
 /// The tensors of numbers that are called `name`, with `end` behind it; each for itself they have shape `shape`.
-pub(super) fn tensors(
-    name: &str,
-    end: &str,
-    numbers: &Numbers,
-    scale: ScaleType,
-    shape: &[usize],
-) -> Result<Vec<(String, Tensor)>> {
+pub(super) fn tensors(name: &str, end: &str, numbers: &Numbers, shape: &[usize]) -> Vec<(String, Tensor)> {
     let nested = match numbers {
-        Numbers::Plain(values) => {
-            return Ok(vec![(format!("{name}{end}"), Tensor::from_f32(scale_dtype(scale), shape, &values.values())?)]);
-        }
+        Numbers::Plain(values) => return vec![(format!("{name}{end}"), values.tensor(shape))],
         Numbers::Nested(nested) => nested,
     };
-    let ([scales, offsets], scale) = (nested.parameters().map(Scales::values), nested.grid().scale);
-    let packed = nested.packed().to_vec();
+    let ([scales, offsets], packed) = (nested.parameters(), nested.packed().to_vec());
     let mut tensors = vec![
         (PARTS[0], Tensor { dtype: Dtype::U8, shape: vec![packed.len()], bytes: packed.into() }),
-        (PARTS[1], Tensor::from_f32(scale_dtype(scale), &[scales.len()], &scales)?),
+        (PARTS[1], scales.tensor(&[scales.len()])),
     ];
     if !offsets.is_empty() {
-        let dtype = if offsets.len() == 1 { Dtype::F32 } else { scale_dtype(scale) };
-        tensors.push((PARTS[2], Tensor::from_f32(dtype, &[offsets.len()], &offsets)?));
+        tensors.push((PARTS[2], offsets.tensor(&[offsets.len()])));
     }
-    Ok(tensors.into_iter().map(|(part, t)| (format!("{name}.{part}{end}"), t)).collect())
+    tensors.into_iter().map(|(part, t)| (format!("{name}.{part}{end}"), t)).collect()
 }
 
 /// Reads the numbers `weight.NAME`, or those of the second level, and the type of scales.

@@ -7,7 +7,6 @@ use half::f16;
 use serde_json::Value;
 
 use super::{config, numbers, online, scale_shape, sides};
-use crate::layout::module::scale_dtype;
 use crate::layout::{Layout, Scheme, SideTensors};
 
 /// Our own layout, for what no established one holds: any width, F32 scales, real offsets, reordered groups, bands.
@@ -16,9 +15,9 @@ use crate::layout::{Layout, Scheme, SideTensors};
 pub struct Fewbit;
 
 impl Fewbit {
-    fn band(module: &str, codes: &IntCodes, suffix: &str) -> Result<Vec<(String, Tensor)>> {
+    fn band(module: &str, codes: &IntCodes, suffix: &str) -> Vec<(String, Tensor)> {
         let [rows, cols] = codes.shape();
-        let IntGrid { bits, group, scale, .. } = codes.grid();
+        let IntGrid { bits, group, .. } = codes.grid();
         let named = |part: &str, tensor: Tensor| (format!("{module}.weight.{part}{suffix}"), tensor);
         let bytes = |shape: Vec<usize>, bytes: Vec<u8>| Tensor { dtype: Dtype::U8, shape, bytes: bytes.into() };
         let row_bytes = packed_len(cols, bits);
@@ -30,9 +29,8 @@ impl Fewbit {
         }
         let shape = scale_shape(group, rows, cols);
         let mut tensors = vec![named("codes", bytes(vec![rows, row_bytes], packed))];
-        let numbers =
-            |part: &str, n: &Numbers| numbers::tensors(&format!("{module}.weight.{part}"), suffix, n, scale, &shape);
-        tensors.extend(numbers("scales", codes.scales())?);
+        let numbers = |part: &str, n: &Numbers| numbers::tensors(&format!("{module}.weight.{part}"), suffix, n, &shape);
+        tensors.extend(numbers("scales", codes.scales()));
         match codes.zeros() {
             Zeros::Middle => {}
             Zeros::Codes(zeros) => {
@@ -40,18 +38,18 @@ impl Fewbit {
                 pack_bits(zeros, bits, &mut packed);
                 tensors.push(named("zeros", bytes(vec![packed.len()], packed)));
             }
-            Zeros::Offsets(offsets) => tensors.extend(numbers("offsets", offsets)?),
-            Zeros::Points(points) => tensors.extend(numbers("points", points)?),
+            Zeros::Offsets(offsets) => tensors.extend(numbers("offsets", offsets)),
+            Zeros::Points(points) => tensors.extend(numbers("points", points)),
         }
         if let Some(index) = codes.group_index() {
             let index: Vec<i32> = index.iter().map(|k| *k as i32).collect();
             tensors.push(named("group_index", Tensor::from_i32(&[cols], &index)));
         }
-        Ok(tensors)
+        tensors
     }
 
     fn table(module: &str, codes: &TableCodes) -> Result<Vec<(String, Tensor)>> {
-        let ([rows, cols], TableGrid { bits, group, scale }) = (codes.shape(), codes.grid());
+        let ([rows, cols], TableGrid { bits, group, .. }) = (codes.shape(), codes.grid());
         let named = |part: &str, tensor: Tensor| (format!("{module}.weight.{part}"), tensor);
         let (shape, levels) = (vec![rows, packed_len(cols, bits)], codes.grid().levels());
         let packed = Tensor { dtype: Dtype::U8, shape, bytes: codes.packed().to_vec().into() };
@@ -66,7 +64,7 @@ impl Fewbit {
         };
         let (name, shape) = (format!("{module}.weight.scales"), scale_shape(group, rows, cols));
         let mut tensors = vec![named("codes", packed)];
-        tensors.extend(numbers::tensors(&name, "", codes.scales(), scale, &shape)?);
+        tensors.extend(numbers::tensors(&name, "", codes.scales(), &shape));
         tensors.push(named("table", table));
         Ok(tensors)
     }
@@ -76,7 +74,7 @@ impl Fewbit {
         let named = |part: &str, tensor: Tensor| (format!("{module}.weight.{part}"), tensor);
         let shape = vec![rows, packed_len(cols, element.bits())];
         let scales =
-            Tensor { dtype: scale_dtype(scale), shape: scale_shape(group, rows, cols), bytes: codes.scales().clone() };
+            Tensor { dtype: scale.dtype(), shape: scale_shape(group, rows, cols), bytes: codes.scales().clone() };
         let mut tensors = vec![
             named("codes", Tensor { dtype: Dtype::U8, shape, bytes: codes.packed().clone() }),
             named("scales", scales),
@@ -105,20 +103,18 @@ fn bytes(module: &str, part: &str, shape: Vec<usize>, bytes: Vec<u8>) -> (String
     (format!("{module}.weight.{part}"), Tensor { dtype: Dtype::U8, shape, bytes: bytes.into() })
 }
 
-fn signs(module: &str, codes: &SignCodes) -> Result<Vec<(String, Tensor)>> {
-    let ([rows, cols], SignGrid { signs, group, scale }) = (codes.shape(), codes.grid());
+fn signs(module: &str, codes: &SignCodes) -> Vec<(String, Tensor)> {
+    let ([rows, cols], SignGrid { signs, group, .. }) = (codes.shape(), codes.grid());
     let shape = [rows, group.per_row(cols), signs.numbers()];
-    let numbers = Tensor::from_f32(scale_dtype(scale), &shape, &codes.numbers().values())?;
     let packed = bytes(module, "codes", vec![rows, signs.row_bytes(cols)], codes.packed().to_vec());
-    Ok(vec![packed, (format!("{module}.weight.numbers"), numbers)])
+    vec![packed, (format!("{module}.weight.numbers"), codes.numbers().tensor(&shape))]
 }
 
-fn lattice(module: &str, codes: &LatticeCodes) -> Result<Vec<(String, Tensor)>> {
+fn lattice(module: &str, codes: &LatticeCodes) -> Vec<(String, Tensor)> {
     let ([rows, cols], grid) = (codes.shape(), codes.grid());
     let words = |codes: &[u16]| codes.iter().flat_map(|c| c.to_le_bytes()).collect::<Vec<u8>>();
     let per_row = cols / LATTICE_DIM;
-    let scales = codes.scales().values();
-    let scales = Tensor::from_f32(scale_dtype(grid.scale), &scale_shape(grid.group, rows, cols), &scales)?;
+    let scales = codes.scales().tensor(&scale_shape(grid.group, rows, cols));
     let mut tensors = vec![
         bytes(module, "codes", vec![rows, 2 * per_row], words(codes.codes())),
         (format!("{module}.weight.scales"), scales),
@@ -127,7 +123,7 @@ fn lattice(module: &str, codes: &LatticeCodes) -> Result<Vec<(String, Tensor)>> 
         let shape = vec![rows, usize::from(grid.second.bits()) / 8 * per_row];
         tensors.push(bytes(module, "residual", shape, codes.second().to_vec()));
     }
-    Ok(tensors)
+    tensors
 }
 
 fn vector(module: &str, codes: &VectorCodes) -> Vec<(String, Tensor)> {
@@ -152,12 +148,11 @@ fn vector(module: &str, codes: &VectorCodes) -> Vec<(String, Tensor)> {
     tensors
 }
 
-fn trellis(module: &str, codes: &TrellisCodes) -> Result<Vec<(String, Tensor)>> {
+fn trellis(module: &str, codes: &TrellisCodes) -> Vec<(String, Tensor)> {
     let ([rows, cols], grid) = (codes.shape(), codes.grid());
     let shape = vec![rows.div_ceil(TILE), cols / TILE, grid.tile_bytes()];
-    let scales = codes.scales().values();
-    let scales = Tensor::from_f32(scale_dtype(grid.scale), &scale_shape(grid.group, rows, cols), &scales)?;
-    Ok(vec![bytes(module, "codes", shape, codes.packed().to_vec()), (format!("{module}.weight.scales"), scales)])
+    let scales = codes.scales().tensor(&scale_shape(grid.group, rows, cols));
+    vec![bytes(module, "codes", shape, codes.packed().to_vec()), (format!("{module}.weight.scales"), scales)]
 }
 
 impl Layout for Fewbit {
@@ -175,12 +170,12 @@ impl Layout for Fewbit {
     fn tensors(&self, module: &str, storage: &Storage) -> Result<Vec<(String, Tensor)>> {
         match storage {
             Storage::Dense(tensor) => Ok(vec![(format!("{module}.weight"), tensor.clone())]),
-            Storage::Int(codes) => Self::band(module, codes, ""),
+            Storage::Int(codes) => Ok(Self::band(module, codes, "")),
             Storage::Table(codes) => Self::table(module, codes),
-            Storage::Signs(codes) => signs(module, codes),
-            Storage::Lattice(codes) => lattice(module, codes),
+            Storage::Signs(codes) => Ok(signs(module, codes)),
+            Storage::Lattice(codes) => Ok(lattice(module, codes)),
             Storage::Vector(codes) => Ok(vector(module, codes)),
-            Storage::Trellis(codes) => trellis(module, codes),
+            Storage::Trellis(codes) => Ok(trellis(module, codes)),
             Storage::Float(codes) => Self::float(module, codes),
             Storage::TwoOfFour(codes) => self.two_of_four(module, codes),
             Storage::Ggml(_) => {
@@ -201,7 +196,7 @@ impl Layout for Fewbit {
                     "band {i} of `{module}` is not integer codes, which the `fewbit` layout needs"
                 )));
             };
-            tensors.extend(Self::band(module, codes, &format!(".{i}"))?);
+            tensors.extend(Self::band(module, codes, &format!(".{i}")));
         }
         Ok(tensors)
     }
