@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
@@ -19,31 +19,63 @@ const SPIN: Duration = Duration::from_micros(50);
 /// Persistent threads that work on one region at a time; the caller takes part.
 ///
 /// A region of [`run`](Self::run) costs about a microsecond while the team is awake. Threads spin shortly, then sleep:
-/// an idle team uses no CPU, and a region never waits for a thread that did not wake in time. A call from inside a task,
-/// or while another thread holds the team, runs on the calling thread alone.
+/// an idle team uses no CPU, and a region never waits for a thread that did not wake in time. Each thread begins with a
+/// share of its own of consecutive tasks, so that what they read is one stream for each thread; who is done takes the
+/// last tasks of others, so that a busy core holds nobody up. A call from inside a task, or while another thread holds
+/// the team, runs on the calling thread alone.
 pub struct Team {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
 }
 
-/// One region: the task function and how many tasks there are.
+/// The task function of a region.
 #[derive(Clone, Copy)]
 struct Job {
     task: *const (dyn Fn(usize) + Sync),
-    tasks: usize,
 }
 
 struct Shared {
     /// Region number · 2^17 | open · 2^16 | helpers inside.
     state: AtomicU64,
     job: UnsafeCell<Option<Job>>,
-    next: AtomicUsize,
+    /// What is left of each thread's share of the tasks; the caller's comes first.
+    shares: Vec<Share>,
     busy: AtomicBool,
     stop: AtomicBool,
     asleep: Vec<AtomicBool>,
     /// The caller, once it sleeps until the last helper has left.
     waiting: Mutex<Option<Thread>>,
+    has_panicked: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+/// A range of tasks: the first · 2^32 | the end. On a cache line of its own.
+#[repr(align(128))]
+struct Share(AtomicU64);
+
+impl Share {
+    fn set(&self, tasks: Range<usize>) {
+        self.0.store((tasks.start as u64) << 32 | tasks.end as u64, Relaxed);
+    }
+
+    fn take(&self, rest: impl Fn(u64, u64) -> (u64, u64, u64)) -> Option<usize> {
+        let mut taken = 0;
+        let update = self.0.fetch_update(Relaxed, Relaxed, |share| {
+            let (first, end) = (share >> 32, share & u64::from(u32::MAX));
+            let (task, first, end) = (first < end).then(|| rest(first, end))?;
+            taken = task;
+            Some(first << 32 | end)
+        });
+        update.is_ok().then_some(taken as usize)
+    }
+
+    fn first(&self) -> Option<usize> {
+        self.take(|first, end| (first, first + 1, end))
+    }
+
+    fn last(&self) -> Option<usize> {
+        self.take(|first, end| (end - 1, first, end - 1))
+    }
 }
 
 // SAFETY: `job` is written only by the holder of `busy` while no helper is inside (`state`), and read only by helpers
@@ -64,11 +96,12 @@ impl Team {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
-            next: AtomicUsize::new(0),
+            shares: (0..=count).map(|_| Share(AtomicU64::new(0))).collect(),
             busy: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             asleep: (0..count).map(|_| AtomicBool::new(false)).collect(),
             waiting: Mutex::new(None),
+            has_panicked: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
         let helpers = (0..count)
@@ -92,7 +125,7 @@ impl Team {
     /// With the panic of a task, after the others that had begun are done; tasks that had not begun are left out.
     pub fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         let shared = &*self.shared;
-        if tasks <= 1 || self.helpers.is_empty() || shared.busy.swap(true, Acquire) {
+        if tasks <= 1 || self.helpers.is_empty() || tasks > u32::MAX as usize || shared.busy.swap(true, Acquire) {
             (0..tasks).for_each(task);
             return;
         }
@@ -101,10 +134,14 @@ impl Team {
         let task = unsafe {
             std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(task)
         };
-        let job = Job { task, tasks };
+        let job = Job { task };
         // SAFETY: `busy` is ours and the last region is closed and empty, so nobody reads `job`.
         unsafe { *shared.job.get() = Some(job) };
-        shared.next.store(0, Relaxed);
+        let threads = self.threads();
+        for (i, share) in shared.shares.iter().enumerate() {
+            let begin = |i: usize| i.min(threads) * tasks / threads;
+            share.set(begin(i)..begin(i + 1));
+        }
         let region = (shared.state.load(Relaxed) & !INSIDE & !OPEN) + REGION;
         shared.state.store(region | OPEN, SeqCst);
         for (helper, asleep) in self.helpers.iter().zip(&shared.asleep).take(tasks - 1) {
@@ -112,11 +149,11 @@ impl Team {
                 helper.thread().unpark();
             }
         }
-        shared.work(job);
+        shared.work(job, 0);
         shared.close();
-        let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let panic = shared.has_panicked.swap(false, Relaxed).then(|| shared.take_panic());
         shared.busy.store(false, Release);
-        if let Some(panic) = panic {
+        if let Some(Some(panic)) = panic {
             resume_unwind(panic);
         }
     }
@@ -176,22 +213,24 @@ impl Drop for Team {
 }
 
 impl Shared {
-    /// Takes tasks until none is left.
-    fn work(&self, job: Job) {
+    /// Takes tasks until none is left: the own share from its beginning, then those of others from their ends.
+    fn work(&self, job: Job, thread: usize) {
+        let (before, from) = self.shares.split_at(thread);
+        let own = std::iter::from_fn(|| from[0].first());
+        let others = from[1..].iter().chain(before).flat_map(|share| std::iter::from_fn(|| share.last()));
         let tasks = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let i = self.next.fetch_add(1, Relaxed);
-                if i >= job.tasks {
-                    break;
-                }
-                // SAFETY: the region is open or we are inside it, so `Team::run` still borrows the closure.
-                unsafe { (*job.task)(i) };
-            }
+            // SAFETY: the region is open or we are inside it, so `Team::run` still borrows the closure.
+            own.chain(others).for_each(|i| unsafe { (*job.task)(i) });
         }));
         if let Err(panic) = tasks {
-            self.next.store(job.tasks, Relaxed);
+            self.shares.iter().for_each(|share| share.set(0..0));
             self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+            self.has_panicked.store(true, Release);
         }
+    }
+
+    fn take_panic(&self) -> Option<Box<dyn Any + Send>> {
+        self.panic.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Lets no further helper in, and waits for those inside.
@@ -226,7 +265,7 @@ impl Shared {
                     last = region;
                     // SAFETY: we are inside an open region, whose job was published before it opened.
                     if let Some(job) = unsafe { *self.job.get() } {
-                        self.work(job);
+                        self.work(job, i + 1);
                     }
                     self.leave();
                     (idle_since, looks) = (Instant::now(), 0);
@@ -298,6 +337,8 @@ impl<'a, T> Disjoint<'a, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
 
     fn counted(team: &Team, tasks: usize) {

@@ -19,19 +19,6 @@ pub(super) const BLOCK: usize = 32;
 /// Bytes of a cell.
 pub(super) const CELL: usize = 64;
 
-/// How a code lies in a cell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
-    /// 1 to 3 bits: planes of two and one.
-    Narrow,
-    /// 4 bits: half a byte.
-    Half,
-    /// 5 to 7 bits: half a byte, and planes of two and one.
-    Byte,
-    /// 8 bits.
-    Wide,
-}
-
 /// Some bits of the codes of four columns, as they lie in the four bytes of a row of a cell.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plane {
@@ -114,7 +101,11 @@ impl Numbers {
 
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-struct Cell([u8; CELL]);
+pub(super) struct Cell(pub(super) [u8; CELL]);
+
+impl Cell {
+    pub(super) const ZERO: Self = Self([0; CELL]);
+}
 
 /// The rows of one storage.
 #[derive(Debug)]
@@ -151,7 +142,7 @@ impl Packed {
         let cells_per_block = usize::from(bits);
         let cells_per_tile = blocks * cells_per_block;
         let mut placed = vec![0; blocks * BLOCK];
-        let mut all = vec![Cell([0; CELL]); tiles * cells_per_tile];
+        let mut all = vec![Cell::ZERO; tiles * cells_per_tile];
         let params = tiles * groups * TILE;
         let (mut scales, mut zeros, mut offsets) = (vec![0.0; params], vec![0; params], vec![0.0; params]);
         let mut row = Row::of(&layout);
@@ -188,17 +179,18 @@ impl Packed {
         Some(Self { rows, blocks, bits, span, group_spans, groups, cells: all, scales, zeros, order })
     }
 
-    pub(super) fn form(&self) -> Form {
-        match self.bits {
-            0..=3 => Form::Narrow,
-            4 => Form::Half,
-            5..=7 => Form::Byte,
-            _ => Form::Wide,
-        }
-    }
-
     pub(super) fn tiles(&self) -> usize {
         self.rows.div_ceil(TILE)
+    }
+
+    /// Cells that the unpacked codes of a tile take, a byte each.
+    pub(super) fn unpacked_cells(&self) -> usize {
+        self.blocks * BLOCK / 4
+    }
+
+    /// Bytes of the cells of a tile.
+    pub(super) fn tile_bytes(&self) -> usize {
+        self.blocks * usize::from(self.bits) * CELL
     }
 
     /// The cells of a tile: `blocks · bits` of 64 bytes, aligned.

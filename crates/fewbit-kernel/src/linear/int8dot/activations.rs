@@ -17,14 +17,13 @@ pub(super) struct Activations {
     codes: Vec<i8>,
     /// `[tokens][spans]`.
     scales: Vec<f32>,
-    /// Minus the sum of the codes, in the low 16 bits of each, `[tokens][spans]`.
-    minus_sums: Vec<i32>,
-    /// Scale times the sum of the codes, `[tokens][spans]`.
+    /// Sum of a group's rounded values, `[tokens][groups]`.
     sums: Vec<f32>,
     /// The columns whose code is −128, where −127 stands, `[tokens]`.
     lows: Vec<Vec<u32>>,
     width: usize,
     spans: usize,
+    groups: usize,
 }
 
 /// One token of [`Activations`].
@@ -32,7 +31,6 @@ pub(super) struct Activations {
 pub(super) struct Token<'a> {
     pub(super) codes: &'a [i8],
     pub(super) scales: &'a [f32],
-    pub(super) minus_sums: &'a [i32],
     pub(super) sums: &'a [f32],
     pub(super) lows: &'a [u32],
 }
@@ -41,17 +39,17 @@ pub(super) struct Token<'a> {
 pub(super) struct TokenMut<'a> {
     codes: &'a mut [i8],
     scales: &'a mut [f32],
-    minus_sums: &'a mut [i32],
     sums: &'a mut [f32],
     lows: &'a mut Vec<u32>,
 }
 
 impl Activations {
-    /// Makes place for `tokens` of `cols` columns in spans of `span`.
-    pub(super) fn resize(&mut self, tokens: usize, cols: usize, span: usize) {
+    /// Makes place for `tokens` of `cols` columns in spans of `span`, as many as `group_spans` of them in a group.
+    pub(super) fn resize(&mut self, tokens: usize, cols: usize, span: usize, group_spans: usize) {
         self.width = cols.div_ceil(BLOCK) * BLOCK;
         self.spans = self.width / span;
-        let spans = tokens * self.spans;
+        self.groups = self.spans.div_ceil(group_spans);
+        let (spans, groups) = (tokens * self.spans, tokens * self.groups);
         if self.codes.len() < tokens * self.width {
             self.codes.resize(tokens * self.width, 0);
         }
@@ -60,18 +58,17 @@ impl Activations {
         }
         if self.scales.len() < spans {
             self.scales.resize(spans, 0.0);
-            self.minus_sums.resize(spans, 0);
-            self.sums.resize(spans, 0.0);
+        }
+        if self.sums.len() < groups {
+            self.sums.resize(groups, 0.0);
         }
     }
 
     pub(super) fn token(&self, t: usize) -> Token<'_> {
-        let (codes, spans) = (t * self.width..(t + 1) * self.width, t * self.spans..(t + 1) * self.spans);
         Token {
-            codes: &self.codes[codes],
-            scales: &self.scales[spans.clone()],
-            minus_sums: &self.minus_sums[spans.clone()],
-            sums: &self.sums[spans],
+            codes: &self.codes[t * self.width..(t + 1) * self.width],
+            scales: &self.scales[t * self.spans..(t + 1) * self.spans],
+            sums: &self.sums[t * self.groups..(t + 1) * self.groups],
             lows: &self.lows[t],
         }
     }
@@ -80,22 +77,22 @@ impl Activations {
     pub(super) fn tokens_mut(&mut self, tokens: usize) -> impl Iterator<Item = TokenMut<'_>> {
         let codes = self.codes.chunks_exact_mut(self.width.max(1));
         let scales = self.scales.chunks_exact_mut(self.spans.max(1));
-        let minus_sums = self.minus_sums.chunks_exact_mut(self.spans.max(1));
-        let sums = self.sums.chunks_exact_mut(self.spans.max(1));
-        let parts = codes.zip(scales).zip(minus_sums.zip(sums)).zip(&mut self.lows).take(tokens);
-        parts.map(|(((codes, scales), (minus_sums, sums)), lows)| TokenMut { codes, scales, minus_sums, sums, lows })
+        let sums = self.sums.chunks_exact_mut(self.groups.max(1));
+        let parts = codes.zip(scales).zip(sums).zip(&mut self.lows).take(tokens);
+        parts.map(|(((codes, scales), sums), lows)| TokenMut { codes, scales, sums, lows })
     }
 }
 
 /// Rounds one token, whose columns stand in the order of the codes.
 #[inline(always)]
-pub(super) fn round(x: &[f32], span: usize, to: &mut TokenMut<'_>) {
+pub(super) fn round(x: &[f32], span: usize, group_spans: usize, to: &mut TokenMut<'_>) {
     to.lows.clear();
-    if span == 16 { round_spans::<16>(x, to) } else { round_spans::<32>(x, to) }
+    if span == 16 { round_spans::<16>(x, group_spans, to) } else { round_spans::<32>(x, group_spans, to) }
 }
 
 #[inline(always)]
-fn round_spans<const S: usize>(x: &[f32], to: &mut TokenMut<'_>) {
+fn round_spans<const S: usize>(x: &[f32], group_spans: usize, to: &mut TokenMut<'_>) {
+    to.sums.fill(0.0);
     let (whole, rest) = x.as_chunks::<S>();
     let (codes, _) = to.codes.as_chunks_mut::<S>();
     for (i, codes) in codes.iter_mut().enumerate() {
@@ -109,8 +106,7 @@ fn round_spans<const S: usize>(x: &[f32], to: &mut TokenMut<'_>) {
             round_span(&padded, codes)
         };
         to.scales[i] = scale;
-        to.minus_sums[i] = -sum & 0xffff;
-        to.sums[i] = scale * sum as f32;
+        to.sums[i / group_spans] += scale * sum as f32;
     }
 }
 
@@ -134,16 +130,15 @@ fn round_span<const S: usize>(x: &[f32; S], codes: &mut [i8; S]) -> (f32, i32) {
     (most / 127.0, sum)
 }
 
-/// Rounds one token as a format of integers says, under one scale.
+/// Rounds one token as a format of integers says, under one scale, in groups of `group` columns.
 ///
 /// The code −128 is kept as −127 and the column noted, since kernels turn signs around.
 #[inline(always)]
-pub(super) fn round_as(format: &ActivationFormat, x: &[f32], span: usize, to: &mut TokenMut<'_>) {
+pub(super) fn round_as(format: &ActivationFormat, x: &[f32], group: usize, to: &mut TokenMut<'_>) {
     to.lows.clear();
     let Some(params) = format.params(x) else {
         to.codes.fill(0);
         to.scales.fill(f32::NAN);
-        to.minus_sums.fill(0);
         to.sums.fill(f32::NAN);
         return;
     };
@@ -157,10 +152,9 @@ pub(super) fn round_as(format: &ActivationFormat, x: &[f32], span: usize, to: &m
         to.lows.push(c as u32);
     }
     to.scales.fill(params.0);
-    for (i, codes) in to.codes.chunks_exact(span).enumerate() {
+    for (to, codes) in to.sums.iter_mut().zip(to.codes.chunks(group)) {
         let sum: i32 = codes.iter().map(|q| i32::from(*q)).sum();
-        to.minus_sums[i] = -sum & 0xffff;
-        to.sums[i] = params.0 * sum as f32;
+        *to = params.0 * sum as f32;
     }
 }
 
@@ -173,8 +167,8 @@ mod tests {
         let x: Vec<f32> = (0..70).map(|i| (i as f32 * 0.37).sin() * 3.0).collect();
         for span in [16, 32] {
             let mut a = Activations::default();
-            a.resize(1, x.len(), span);
-            a.tokens_mut(1).for_each(|mut t| round(&x, span, &mut t));
+            a.resize(1, x.len(), span, 2);
+            a.tokens_mut(1).for_each(|mut t| round(&x, span, 2, &mut t));
             let t = a.token(0);
             assert_eq!(t.codes.len(), 96);
             for (c, q) in t.codes.iter().enumerate() {
@@ -182,9 +176,11 @@ mod tests {
                 assert!((f32::from(*q) * s - v).abs() <= s * 0.501 && *q > -128);
                 assert_eq!(f32::from(*q), if s > 0.0 { (v * (1.0 / s)).round_ties_even() } else { 0.0 });
             }
-            for (k, codes) in t.codes.chunks(span).enumerate() {
-                let sum: i32 = codes.iter().map(|q| i32::from(*q)).sum();
-                assert_eq!((-(t.minus_sums[k] as i16 as i32), t.sums[k]), (sum, t.scales[k] * sum as f32));
+            for (k, codes) in t.codes.chunks(2 * span).enumerate() {
+                let of_span = |(i, codes): (usize, &[i8])| {
+                    t.scales[2 * k + i] * codes.iter().map(|q| i32::from(*q)).sum::<i32>() as f32
+                };
+                assert_eq!(t.sums[k], codes.chunks(span).enumerate().map(of_span).sum::<f32>());
             }
         }
     }
@@ -192,11 +188,11 @@ mod tests {
     #[test]
     fn what_is_not_finite_shows_and_what_is_tiny_is_zero() {
         let mut a = Activations::default();
-        a.resize(1, 96, 32);
+        a.resize(1, 96, 32, 1);
         let mut x = vec![1.0; 96];
         x[3] = f32::INFINITY;
         x[32..64].fill(1e-39);
-        a.tokens_mut(1).for_each(|mut t| round(&x, 32, &mut t));
+        a.tokens_mut(1).for_each(|mut t| round(&x, 32, 1, &mut t));
         let t = a.token(0);
         assert!(
             t.scales[0].is_nan() && t.scales[1] == 0.0 && t.codes[..64].iter().all(|q| *q == 0) && t.codes[64] == 127

@@ -1,60 +1,267 @@
 //! AVX2: half a cell is a register; `vpmaddubs` multiplies it with four activations of a token, in 16 bits.
 //!
-//! Codes of up to four bits: eight products of a block add up to at most 30480. Up to seven bits: one fits. Eight bits:
-//! 128 is taken off, and the activations take the sign, so that the unsigned factor is at most 128.
+//! Codes of up to four bits: eight products of a block add up to at most 30480. Five and six bits: two. Seven: one.
+//! Eight: 128 is taken off, and the activations take the sign, so that the unsigned factor is at most 128.
 #![cfg_attr(not(test), expect(clippy::wildcard_imports, reason = "intrinsics bear their own prefix"))]
 
 use std::arch::x86_64::*;
 
-use super::super::packed::{CELL, Form, Numbers, Packed, TILE, Zeros};
+use super::super::packed::{BLOCK, CELL, Cell, Numbers, Packed, TILE, Zeros};
 use super::activations::Token;
+use super::{Few, Kernels, Many};
 
-const NARROW: u8 = Form::Narrow as u8;
-const HALF: u8 = Form::Half as u8;
-const BYTE: u8 = Form::Byte as u8;
-const WIDE: u8 = Form::Wide as u8;
+pub(super) const KERNELS: Kernels = Kernels { few, unpack, many };
 
-/// As [`super::scalar::tile`].
+/// Bytes from the codes in use to those that are fetched: the hardware's own prefetchers stop at each page.
+const AHEAD: usize = 4096;
+
+/// Bytes of half a cell.
+const HALF: usize = CELL / 2;
+
+/// As [`super::scalar::few`].
 ///
 /// # Safety
-/// As there; and the machine has AVX2 and FMA.
-pub(super) unsafe fn tile(packed: &Packed, tile: usize, mut tokens: &[Token<'_>], mut y: &mut [[f32; TILE]]) {
-    while !tokens.is_empty() {
-        // SAFETY: promised by the caller. Both halves of a cell at once, or one after the other for four tokens.
-        let count = unsafe {
-            if tokens.len() >= 4 {
-                by_form::<4, 1>(packed, tile, 0, tokens, y);
-                by_form::<4, 1>(packed, tile, 1, tokens, y);
-                4
-            } else {
-                by_form::<1, 2>(packed, tile, 0, tokens, y);
-                1
-            }
-        };
-        (tokens, y) = (&tokens[count..], &mut y[count..]);
+/// As there; and the machine has AVX2, FMA and F16C.
+unsafe fn few(call: Few<'_>, y: &mut [[f32; TILE]]) {
+    // SAFETY: promised by the caller.
+    unsafe {
+        match call.packed.bits {
+            1 => few_of::<1>(call, y),
+            2 => few_of::<2>(call, y),
+            3 => few_of::<3>(call, y),
+            4 => few_of::<4>(call, y),
+            5 => few_of::<5>(call, y),
+            6 => few_of::<6>(call, y),
+            7 => few_of::<7>(call, y),
+            _ => few_of::<8>(call, y),
+        }
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn by_form<const T: usize, const H: usize>(
-    packed: &Packed,
-    tile: usize,
+unsafe fn few_of<const BITS: u8>(call: Few<'_>, y: &mut [[f32; TILE]]) {
+    let narrow = call.packed.span != BLOCK;
+    let mut token = 0;
+    while token < call.tokens.len() {
+        let together = if call.tokens.len() - token >= 2 { 2 } else { 1 };
+        let mut tile = 0;
+        while tile < call.count {
+            let two = together == 1 && call.count - tile >= 2;
+            // SAFETY: promised by the caller. Two tiles at once are two streams from memory.
+            unsafe {
+                match (together, two, narrow) {
+                    (2, _, false) => few_tiles::<BITS, 32, 2, 1>(call, tile, token, y),
+                    (2, _, true) => few_tiles::<BITS, 16, 2, 1>(call, tile, token, y),
+                    (_, true, false) => few_tiles::<BITS, 32, 1, 2>(call, tile, token, y),
+                    (_, true, true) => few_tiles::<BITS, 16, 1, 2>(call, tile, token, y),
+                    (_, false, false) => few_tiles::<BITS, 32, 1, 1>(call, tile, token, y),
+                    (_, false, true) => few_tiles::<BITS, 16, 1, 1>(call, tile, token, y),
+                }
+            }
+            tile += if two { 2 } else { 1 };
+        }
+        token += together;
+    }
+}
+
+/// Tiles `first..first + R` of the call, for its tokens `token..token + T`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn few_tiles<const BITS: u8, const SPAN: usize, const T: usize, const R: usize>(
+    call: Few<'_>,
     first: usize,
-    tokens: &[Token<'_>],
+    token: usize,
     y: &mut [[f32; TILE]],
 ) {
-    // SAFETY: promised by the caller.
+    let (packed, tile) = (call.packed, call.tile + first);
+    // SAFETY: the caller promises the tiles and tokens of the packed width; spans and groups lie inside.
     unsafe {
-        match (packed.form(), packed.span) {
-            (Form::Narrow, 32) => kernel::<T, H, NARROW, 32>(packed, tile, first, tokens, y),
-            (Form::Narrow, _) => kernel::<T, H, NARROW, 16>(packed, tile, first, tokens, y),
-            (Form::Half, 32) => kernel::<T, H, HALF, 32>(packed, tile, first, tokens, y),
-            (Form::Half, _) => kernel::<T, H, HALF, 16>(packed, tile, first, tokens, y),
-            (Form::Byte, 32) => kernel::<T, H, BYTE, 32>(packed, tile, first, tokens, y),
-            (Form::Byte, _) => kernel::<T, H, BYTE, 16>(packed, tile, first, tokens, y),
-            (Form::Wide, 32) => kernel::<T, H, WIDE, 32>(packed, tile, first, tokens, y),
-            (Form::Wide, _) => kernel::<T, H, WIDE, 16>(packed, tile, first, tokens, y),
+        let input = Input::<T>::of(&call.tokens[token..]);
+        let (block_bytes, tile_bytes) = (usize::from(BITS) * CELL, packed.tile_bytes());
+        let cells: [*const u8; R] = std::array::from_fn(|r| packed.cells(tile + r));
+        let mut at = 0;
+        let mut results = [[[_mm256_setzero_ps(); 2]; R]; T];
+        let mut s = 0;
+        for g in 0..packed.groups {
+            let mut group = [[[_mm256_setzero_ps(); 2]; R]; T];
+            for _ in 0..packed.group_spans {
+                let mut dots = [[Dots::zero(); R]; T];
+                let second = SPAN == 16 && s % 2 == 1;
+                for c in 0..4 {
+                    if SPAN == 32 || !second {
+                        let x = input.four(s * SPAN + 4 * c);
+                        for r in 0..R {
+                            let codes = [0, HALF].map(|h| codes::<BITS, 0>(cells[r].add(at + h), c));
+                            (0..T).for_each(|t| dots[t][r].add::<BITS>(codes, x[t], SPAN / 16 * c));
+                        }
+                    }
+                    if SPAN == 32 || second {
+                        let x = input.four(s * SPAN + SPAN - 16 + 4 * c);
+                        for r in 0..R {
+                            let codes = [0, HALF].map(|h| codes::<BITS, 4>(cells[r].add(at + h), c));
+                            (0..T).for_each(|t| dots[t][r].add::<BITS>(codes, x[t], SPAN / 16 * c + SPAN / 32));
+                        }
+                    }
+                }
+                if SPAN == 32 || second {
+                    // Behind the end of these tiles are those that the others of them have begun with.
+                    let next = at + AHEAD;
+                    let ahead = if next < tile_bytes { next } else { next + (R - 1) * tile_bytes };
+                    for cells in cells {
+                        for line in 0..usize::from(BITS) {
+                            _mm_prefetch::<_MM_HINT_T0>(cells.wrapping_add(ahead + line * CELL).cast());
+                        }
+                    }
+                    at += block_bytes;
+                }
+                for t in 0..T {
+                    for r in 0..R {
+                        group[t][r] = input.add_span(t, s, dots[t][r].sums::<BITS>(), group[t][r]);
+                    }
+                }
+                s += 1;
+            }
+            for r in 0..R {
+                let index = (tile + r) * packed.groups + g;
+                for h in 0..2 {
+                    let params = params::<BITS>(packed, 2 * index + h);
+                    for t in 0..T {
+                        results[t][r][h] = input.add_group(t, g, group[t][r][h], params, results[t][r][h]);
+                    }
+                }
+            }
         }
+        for t in 0..T {
+            for r in 0..R {
+                store(results[t][r], &mut y[(token + t) * call.count + first + r]);
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store(halves: [__m256; 2], y: &mut [f32; TILE]) {
+    let (low, high) = y.split_at_mut(TILE / 2);
+    // SAFETY: each half has eight places.
+    unsafe {
+        _mm256_storeu_ps(low.as_mut_ptr(), halves[0]);
+        _mm256_storeu_ps(high.as_mut_ptr(), halves[1]);
+    }
+}
+
+/// Sums of products of the rows of a tile with a span of one token.
+#[derive(Clone, Copy)]
+struct Dots {
+    /// In 32 bits; in 16 bits for codes of up to four bits.
+    whole: [__m256i; 2],
+    /// Products in 16 bits that wait for a second one, for codes of five and six bits.
+    waiting: [__m256i; 2],
+}
+
+impl Dots {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn zero() -> Self {
+        Self { whole: [_mm256_setzero_si256(); 2], waiting: [_mm256_setzero_si256(); 2] }
+    }
+
+    /// Adds the products of both halves of four columns, the `nth` of a span.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn add<const BITS: u8>(&mut self, codes: [__m256i; 2], x: __m256i, nth: usize) {
+        let ones = _mm256_set1_epi16(1);
+        for h in 0..2 {
+            match BITS {
+                0..=4 => self.whole[h] = _mm256_add_epi16(self.whole[h], _mm256_maddubs_epi16(codes[h], x)),
+                5 | 6 => {
+                    let products = _mm256_maddubs_epi16(codes[h], x);
+                    if nth % 2 == 0 {
+                        self.waiting[h] = products;
+                    } else {
+                        let two = _mm256_add_epi16(self.waiting[h], products);
+                        self.whole[h] = _mm256_add_epi32(self.whole[h], _mm256_madd_epi16(two, ones));
+                    }
+                }
+                7 => {
+                    let products = _mm256_maddubs_epi16(codes[h], x);
+                    self.whole[h] = _mm256_add_epi32(self.whole[h], _mm256_madd_epi16(products, ones));
+                }
+                _ => {
+                    let signed = _mm256_xor_si256(codes[h], _mm256_set1_epi8(-128));
+                    let products = _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(x, signed));
+                    self.whole[h] = _mm256_add_epi32(self.whole[h], _mm256_madd_epi16(products, ones));
+                }
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn sums<const BITS: u8>(self) -> [__m256i; 2] {
+        if BITS <= 4 { self.whole.map(|dot| _mm256_madd_epi16(dot, _mm256_set1_epi16(1))) } else { self.whole }
+    }
+}
+
+/// Where the rounded activations of some tokens lie.
+struct Input<const T: usize> {
+    codes: [*const i8; T],
+    scales: [*const f32; T],
+    sums: [*const f32; T],
+}
+
+impl<const T: usize> Input<T> {
+    fn of(tokens: &[Token<'_>]) -> Self {
+        Self {
+            codes: std::array::from_fn(|t| tokens[t].codes.as_ptr()),
+            scales: std::array::from_fn(|t| tokens[t].scales.as_ptr()),
+            sums: std::array::from_fn(|t| tokens[t].sums.as_ptr()),
+        }
+    }
+
+    /// Four activations of each token from column `c` on, in all lanes.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn four(&self, c: usize) -> [__m256i; T] {
+        // SAFETY: the caller promises the column.
+        std::array::from_fn(|t| unsafe { _mm256_set1_epi32(self.codes[t].add(c).cast::<i32>().read_unaligned()) })
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn add_span(&self, t: usize, s: usize, dots: [__m256i; 2], to: [__m256; 2]) -> [__m256; 2] {
+        // SAFETY: the caller promises the span.
+        let scale = unsafe { _mm256_set1_ps(*self.scales[t].add(s)) };
+        [0, 1].map(|h| _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[h]), scale, to[h]))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn add_group(&self, t: usize, g: usize, group: __m256, [scale, offset]: [__m256; 2], to: __m256) -> __m256 {
+        // SAFETY: the caller promises the group.
+        let sum = unsafe { _mm256_set1_ps(*self.sums[t].add(g)) };
+        _mm256_fmadd_ps(sum, offset, _mm256_fmadd_ps(group, scale, to))
+    }
+}
+
+/// Scales and offsets of half of the rows of a tile in a group; the offset of codes of 8 bits counts from −128.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn params<const BITS: u8>(packed: &Packed, index: usize) -> [__m256; 2] {
+    // SAFETY: the caller promises the index.
+    unsafe {
+        let scale = eight(&packed.scales, index);
+        let taken_off = _mm256_set1_epi32(if BITS == 8 { 128 } else { 0 });
+        let minus = |zero: __m256i| _mm256_mul_ps(scale, _mm256_cvtepi32_ps(_mm256_sub_epi32(taken_off, zero)));
+        let offset = match &packed.zeros {
+            Zeros::Middle(z) => minus(_mm256_set1_epi32(i32::from(*z))),
+            Zeros::Codes(z) => minus(_mm256_cvtepu8_epi32(_mm_loadl_epi64(z.as_ptr().add(index * 8).cast()))),
+            Zeros::Offsets(offsets) if BITS == 8 => {
+                _mm256_add_ps(eight(offsets, index), _mm256_mul_ps(scale, _mm256_set1_ps(128.0)))
+            }
+            Zeros::Offsets(offsets) => eight(offsets, index),
+        };
+        [scale, offset]
     }
 }
 
@@ -75,164 +282,152 @@ unsafe fn eight(numbers: &Numbers, index: usize) -> __m256 {
     }
 }
 
-/// Half a cell of codes of one to three bits as those of four bits lie; `c` as there.
+/// The codes of columns `4c..4c + 4` of a block of 8 rows, from column 16 on with `HIGH = 4`, a byte each.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn halves(bits: u8, at: *const u8, c: usize) -> __m256i {
-    let part = |i: usize, shift: usize, mask: i8| {
-        // SAFETY: the caller promises as many cells as bits.
-        let cell = unsafe { _mm256_load_si256(at.add(i * CELL).cast()) };
-        _mm256_and_si256(_mm256_srl_epi16(cell, _mm_cvtsi32_si128(shift as i32)), _mm256_set1_epi8(mask))
-    };
-    match bits {
-        1 => part(0, c, 0x11),
-        2 => part(c / 2, 2 * (c % 2), 0x33),
-        _ => _mm256_or_si256(part(c / 2, 2 * (c % 2), 0x33), _mm256_slli_epi16::<2>(part(2, c, 0x11))),
+unsafe fn codes<const BITS: u8, const HIGH: usize>(at: *const u8, c: usize) -> __m256i {
+    // SAFETY: the caller promises as many cells as bits.
+    let cell = |i: usize| unsafe { _mm256_load_si256(at.add(i * CELL).cast()) };
+    if BITS == 8 {
+        return cell(HIGH + c);
     }
-}
-
-/// Half a cell of codes of five to seven bits of columns `4 quad..4 quad + 4` of a block, in bytes.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn bytes(bits: u8, at: *const u8, quad: usize) -> __m256i {
-    let (c, high) = (quad % 4, 4 * (quad / 4));
-    let part = |i: usize, shift: usize, mask: i8| {
-        // SAFETY: the caller promises as many cells as bits.
-        let cell = unsafe { _mm256_load_si256(at.add(i * CELL).cast()) };
-        _mm256_and_si256(_mm256_srl_epi16(cell, _mm_cvtsi32_si128(shift as i32)), _mm256_set1_epi8(mask))
+    // As `packed::planes`: bits `from..` of each byte of a cell become bits `to..` of the code.
+    let plane = |i: usize, from: usize, to: usize, mask: i8| {
+        let moved = if from >= to {
+            _mm256_srl_epi16(cell(i), _mm_cvtsi32_si128((from - to) as i32))
+        } else {
+            _mm256_sll_epi16(cell(i), _mm_cvtsi32_si128((to - from) as i32))
+        };
+        _mm256_and_si256(moved, _mm256_set1_epi8(mask << to))
     };
-    let mut all = part(c, high, 15);
-    let mut next = 4;
-    if bits & 2 != 0 {
-        all = _mm256_or_si256(all, _mm256_slli_epi16::<4>(part(4 + c / 2, 2 * (c % 2) + high, 3)));
-        next = 6;
+    let four = usize::from(BITS & 4);
+    let mut all = if four > 0 { plane(c, HIGH, 0, 15) } else { _mm256_setzero_si256() };
+    if BITS & 2 != 0 {
+        all = _mm256_or_si256(all, plane(four + c / 2, 2 * (c % 2) + HIGH, four, 3));
     }
-    if bits & 1 != 0 {
-        let top = part(next, c + high, 1);
-        let top = if next == 4 { _mm256_slli_epi16::<4>(top) } else { _mm256_slli_epi16::<6>(top) };
-        all = _mm256_or_si256(all, top);
+    if BITS & 1 != 0 {
+        let below = usize::from(BITS & 6);
+        all = _mm256_or_si256(all, plane(below, c + HIGH, below, 1));
     }
     all
 }
 
-/// Halves `first..first + H` of the tile's rows, for `T` tokens.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn kernel<const T: usize, const H: usize, const FORM: u8, const SPAN: usize>(
-    packed: &Packed,
-    tile: usize,
-    first: usize,
-    tokens: &[Token<'_>],
-    y: &mut [[f32; TILE]],
-) {
-    // SAFETY: the caller promises the tile and tokens of the packed width; spans and groups lie inside.
+/// As [`super::scalar::unpack`].
+///
+/// # Safety
+/// As there; and the machine has AVX2.
+unsafe fn unpack(packed: &Packed, tile: usize, to: &mut [Cell]) {
+    // SAFETY: promised by the caller.
     unsafe {
-        let block_bytes = usize::from(packed.bits) * CELL;
-        let mut at = packed.cells(tile).add(first * 32);
-        let codes: [*const i8; T] = std::array::from_fn(|t| tokens[t].codes.as_ptr());
-        let scales: [*const f32; T] = std::array::from_fn(|t| tokens[t].scales.as_ptr());
-        let minus_sums: [*const i32; T] = std::array::from_fn(|t| tokens[t].minus_sums.as_ptr());
-        let sums: [*const f32; T] = std::array::from_fn(|t| tokens[t].sums.as_ptr());
-        let four = |t: usize, c: usize| _mm256_set1_epi32(codes[t].add(c).cast::<i32>().read_unaligned());
-        let (low, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
-        let taken_off = _mm256_set1_epi32(if FORM == WIDE { 128 } else { 0 });
-        let mut results = [[_mm256_setzero_ps(); H]; T];
-        let mut span = 0;
-        for g in 0..packed.groups {
-            let index = 2 * (tile * packed.groups + g) + first;
-            let zero: [__m256i; H] = std::array::from_fn(|h| {
-                let zero = match &packed.zeros {
-                    Zeros::Middle(z) => _mm256_set1_epi32(i32::from(*z)),
-                    Zeros::Codes(z) => _mm256_cvtepu8_epi32(_mm_loadl_epi64(z.as_ptr().add((index + h) * 8).cast())),
-                    Zeros::Offsets(_) => _mm256_setzero_si256(),
-                };
-                // In the low 16 bits alone, as a pair (zero, 0).
-                _mm256_and_si256(_mm256_sub_epi32(zero, taken_off), _mm256_set1_epi32(0xffff))
-            });
-            let (mut group, mut offset_sums) = ([[_mm256_setzero_ps(); H]; T], [_mm256_setzero_ps(); T]);
-            for s in span..span + packed.group_spans {
-                let mut dots = [[_mm256_setzero_si256(); H]; T];
-                let second = SPAN == 16 && s % 2 == 1;
-                if FORM == NARROW || FORM == HALF {
-                    for c in 0..4 {
-                        for h in 0..H {
-                            let cell = if FORM == NARROW {
-                                halves(packed.bits, at.add(h * 32), c)
-                            } else {
-                                _mm256_load_si256(at.add(c * CELL + h * 32).cast())
-                            };
-                            if SPAN == 32 || !second {
-                                let codes = _mm256_and_si256(cell, low);
-                                for t in 0..T {
-                                    let products = _mm256_maddubs_epi16(codes, four(t, s * SPAN + 4 * c));
-                                    dots[t][h] = _mm256_add_epi16(dots[t][h], products);
-                                }
-                            }
-                            if SPAN == 32 || second {
-                                let codes = _mm256_and_si256(_mm256_srli_epi16::<4>(cell), low);
-                                for t in 0..T {
-                                    let x = four(t, s * SPAN + SPAN - 16 + 4 * c);
-                                    dots[t][h] = _mm256_add_epi16(dots[t][h], _mm256_maddubs_epi16(codes, x));
-                                }
-                            }
-                        }
-                    }
-                    for dot in dots.iter_mut().flatten() {
-                        *dot = _mm256_madd_epi16(*dot, ones);
-                    }
-                } else {
-                    let from = if second { 4 } else { 0 };
-                    for c in 0..SPAN / 4 {
-                        for h in 0..H {
-                            let cell = if FORM == WIDE {
-                                let cell = _mm256_load_si256(at.add((from + c) * CELL + h * 32).cast());
-                                _mm256_xor_si256(cell, _mm256_set1_epi8(-128))
-                            } else {
-                                bytes(packed.bits, at.add(h * 32), from + c)
-                            };
-                            for t in 0..T {
-                                let x = four(t, s * SPAN + 4 * c);
-                                let products = if FORM == WIDE {
-                                    _mm256_maddubs_epi16(_mm256_abs_epi8(cell), _mm256_sign_epi8(x, cell))
-                                } else {
-                                    _mm256_maddubs_epi16(cell, x)
-                                };
-                                dots[t][h] = _mm256_add_epi32(dots[t][h], _mm256_madd_epi16(products, ones));
-                            }
-                        }
-                    }
-                }
-                if SPAN == 32 || second {
-                    at = at.add(block_bytes);
-                }
-                for t in 0..T {
-                    let minus_sum = _mm256_set1_epi32(*minus_sums[t].add(s));
-                    let scale = _mm256_set1_ps(*scales[t].add(s));
-                    offset_sums[t] = _mm256_add_ps(offset_sums[t], _mm256_set1_ps(*sums[t].add(s)));
-                    for h in 0..H {
-                        let dot = _mm256_add_epi32(dots[t][h], _mm256_madd_epi16(zero[h], minus_sum));
-                        group[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, group[t][h]);
-                    }
+        match packed.bits {
+            1 => unpack_of::<1>(packed, tile, to),
+            2 => unpack_of::<2>(packed, tile, to),
+            3 => unpack_of::<3>(packed, tile, to),
+            4 => unpack_of::<4>(packed, tile, to),
+            5 => unpack_of::<5>(packed, tile, to),
+            6 => unpack_of::<6>(packed, tile, to),
+            7 => unpack_of::<7>(packed, tile, to),
+            _ => unpack_of::<8>(packed, tile, to),
+        }
+    }
+}
+
+#[target_feature(enable = "avx2")]
+unsafe fn unpack_of<const BITS: u8>(packed: &Packed, tile: usize, to: &mut [Cell]) {
+    let mut at = packed.cells(tile);
+    for block in to.as_chunks_mut::<{ BLOCK / 4 }>().0 {
+        // SAFETY: the caller promises the tile, whose blocks `to` has room for.
+        unsafe {
+            for c in 0..4 {
+                for h in [0, HALF] {
+                    _mm256_store_si256(block[c].0.as_mut_ptr().add(h).cast(), codes::<BITS, 0>(at.add(h), c));
+                    _mm256_store_si256(block[4 + c].0.as_mut_ptr().add(h).cast(), codes::<BITS, 4>(at.add(h), c));
                 }
             }
-            span += packed.group_spans;
-            for h in 0..H {
-                let scale = eight(&packed.scales, index + h);
-                for t in 0..T {
-                    results[t][h] = _mm256_fmadd_ps(group[t][h], scale, results[t][h]);
+            at = at.add(usize::from(BITS) * CELL);
+        }
+    }
+}
+
+/// As [`super::scalar::many`].
+///
+/// # Safety
+/// As there; and the machine has AVX2, FMA and F16C.
+unsafe fn many(call: Many<'_>, y: &mut [[f32; TILE]]) {
+    // SAFETY: promised by the caller. What is done with products depends on the largest code.
+    unsafe {
+        match (call.packed.bits, call.packed.span) {
+            (0..=4, BLOCK) => many_of::<4, 32>(call, y),
+            (0..=4, _) => many_of::<4, 16>(call, y),
+            (5 | 6, BLOCK) => many_of::<6, 32>(call, y),
+            (5 | 6, _) => many_of::<6, 16>(call, y),
+            (7, BLOCK) => many_of::<7, 32>(call, y),
+            (7, _) => many_of::<7, 16>(call, y),
+            (_, BLOCK) => many_of::<8, 32>(call, y),
+            (_, _) => many_of::<8, 16>(call, y),
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn many_of<const BITS: u8, const SPAN: usize>(call: Many<'_>, y: &mut [[f32; TILE]]) {
+    for i in 0..call.count {
+        let mut token = 0;
+        while token < call.tokens.len() {
+            let together = (call.tokens.len() - token).min(3);
+            // SAFETY: promised by the caller.
+            unsafe {
+                match together {
+                    3 => many_tokens::<BITS, SPAN, 3>(call, i, token, y),
+                    2 => many_tokens::<BITS, SPAN, 2>(call, i, token, y),
+                    _ => many_tokens::<BITS, SPAN, 1>(call, i, token, y),
                 }
-                if let Zeros::Offsets(offsets) = &packed.zeros {
-                    let offset = eight(offsets, index + h);
-                    for t in 0..T {
-                        results[t][h] = _mm256_fmadd_ps(offset_sums[t], offset, results[t][h]);
-                    }
+            }
+            token += together;
+        }
+    }
+}
+
+/// Tile `i` of the call, for its tokens `token..token + T`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn many_tokens<const BITS: u8, const SPAN: usize, const T: usize>(
+    call: Many<'_>,
+    i: usize,
+    token: usize,
+    y: &mut [[f32; TILE]],
+) {
+    let packed = call.packed;
+    // SAFETY: the caller promises the tile, its cells, and tokens of the packed width.
+    unsafe {
+        let input = Input::<T>::of(&call.tokens[token..]);
+        let cells: *const u8 = call.cells.as_ptr().add(i * call.cells.len() / call.count).cast();
+        let mut results = [[_mm256_setzero_ps(); 2]; T];
+        let mut s = 0;
+        for g in 0..packed.groups {
+            let mut group = [[_mm256_setzero_ps(); 2]; T];
+            for _ in 0..packed.group_spans {
+                let mut dots = [Dots::zero(); T];
+                for c in 0..SPAN / 4 {
+                    let x = input.four(s * SPAN + 4 * c);
+                    let at = cells.add((s * SPAN / 4 + c) * CELL);
+                    let codes = [0, HALF].map(|h| _mm256_load_si256(at.add(h).cast()));
+                    (0..T).for_each(|t| dots[t].add::<BITS>(codes, x[t], c));
+                }
+                for t in 0..T {
+                    group[t] = input.add_span(t, s, dots[t].sums::<BITS>(), group[t]);
+                }
+                s += 1;
+            }
+            for h in 0..2 {
+                let params = params::<BITS>(packed, 2 * ((call.tile + i) * packed.groups + g) + h);
+                for t in 0..T {
+                    results[t][h] = input.add_group(t, g, group[t][h], params, results[t][h]);
                 }
             }
         }
         for t in 0..T {
-            for h in 0..H {
-                _mm256_storeu_ps(y[t].as_mut_ptr().add((first + h) * 8), results[t][h]);
-            }
+            store(results[t], &mut y[(token + t) * call.count + i]);
         }
     }
 }

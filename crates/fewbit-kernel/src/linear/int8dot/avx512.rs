@@ -3,73 +3,207 @@
 
 use std::arch::x86_64::*;
 
-use super::super::packed::{CELL, Form, Numbers, Packed, TILE, Zeros};
+use super::super::packed::{BLOCK, CELL, Cell, Numbers, Packed, TILE, Zeros};
 use super::activations::Token;
+use super::{Few, Kernels, Many};
+
+pub(super) const KERNELS: Kernels = Kernels { few, unpack, many };
 
 /// Bytes from the codes in use to those that are fetched: the hardware's own prefetchers stop at each page.
 const AHEAD: usize = 4096;
 
-const NARROW: u8 = Form::Narrow as u8;
-const HALF: u8 = Form::Half as u8;
-const BYTE: u8 = Form::Byte as u8;
-const WIDE: u8 = Form::Wide as u8;
-
-const MIDDLE: u8 = 0;
-const CODES: u8 = 1;
-const OFFSETS: u8 = 2;
-
-/// As [`super::scalar::tile`].
+/// As [`super::scalar::few`].
 ///
 /// # Safety
 /// As there; and the machine has AVX-512.
-pub(super) unsafe fn tile(packed: &Packed, tile: usize, mut tokens: &[Token<'_>], mut y: &mut [[f32; TILE]]) {
-    while !tokens.is_empty() {
-        let count = [8, 4, 2, 1].into_iter().find(|c| *c <= tokens.len()).unwrap_or(1);
-        // SAFETY: promised by the caller.
-        unsafe {
-            match count {
-                8 => by_form::<8>(packed, tile, tokens, y),
-                4 => by_form::<4>(packed, tile, tokens, y),
-                2 => by_form::<2>(packed, tile, tokens, y),
-                _ => by_form::<1>(packed, tile, tokens, y),
-            }
+unsafe fn few(call: Few<'_>, y: &mut [[f32; TILE]]) {
+    // SAFETY: promised by the caller.
+    unsafe {
+        match call.packed.bits {
+            1 => few_of::<1>(call, y),
+            2 => few_of::<2>(call, y),
+            3 => few_of::<3>(call, y),
+            4 => few_of::<4>(call, y),
+            5 => few_of::<5>(call, y),
+            6 => few_of::<6>(call, y),
+            7 => few_of::<7>(call, y),
+            _ => few_of::<8>(call, y),
         }
-        (tokens, y) = (&tokens[count..], &mut y[count..]);
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn by_form<const T: usize>(packed: &Packed, tile: usize, tokens: &[Token<'_>], y: &mut [[f32; TILE]]) {
-    // SAFETY: promised by the caller.
+unsafe fn few_of<const BITS: u8>(call: Few<'_>, y: &mut [[f32; TILE]]) {
+    let narrow = call.packed.span != BLOCK;
+    // SAFETY: promised by the caller. Several tiles at once are several streams from memory.
     unsafe {
-        match (packed.form(), packed.span) {
-            (Form::Narrow, 32) => by_zero::<T, NARROW, 32>(packed, tile, tokens, y),
-            (Form::Narrow, _) => by_zero::<T, NARROW, 16>(packed, tile, tokens, y),
-            (Form::Half, 32) => by_zero::<T, HALF, 32>(packed, tile, tokens, y),
-            (Form::Half, _) => by_zero::<T, HALF, 16>(packed, tile, tokens, y),
-            (Form::Byte, 32) => by_zero::<T, BYTE, 32>(packed, tile, tokens, y),
-            (Form::Byte, _) => by_zero::<T, BYTE, 16>(packed, tile, tokens, y),
-            (Form::Wide, 32) => by_zero::<T, WIDE, 32>(packed, tile, tokens, y),
-            (Form::Wide, _) => by_zero::<T, WIDE, 16>(packed, tile, tokens, y),
+        match (call.tokens.len(), call.count, narrow) {
+            (1, 4, false) => few_tiles::<BITS, 32, 1, 4>(call, 0, 0, y),
+            (1, 4, true) => few_tiles::<BITS, 16, 1, 4>(call, 0, 0, y),
+            (tokens, count, _) => {
+                let mut token = 0;
+                while token < tokens {
+                    let together = if tokens - token >= 4 { 4 } else { (tokens - token).min(2) };
+                    let mut tile = 0;
+                    while tile < count {
+                        let two = count - tile >= 2;
+                        match (together, two, narrow) {
+                            (4, true, false) => few_tiles::<BITS, 32, 4, 2>(call, tile, token, y),
+                            (4, true, true) => few_tiles::<BITS, 16, 4, 2>(call, tile, token, y),
+                            (4, false, false) => few_tiles::<BITS, 32, 4, 1>(call, tile, token, y),
+                            (4, false, true) => few_tiles::<BITS, 16, 4, 1>(call, tile, token, y),
+                            (2, true, false) => few_tiles::<BITS, 32, 2, 2>(call, tile, token, y),
+                            (2, true, true) => few_tiles::<BITS, 16, 2, 2>(call, tile, token, y),
+                            (2, false, false) => few_tiles::<BITS, 32, 2, 1>(call, tile, token, y),
+                            (2, false, true) => few_tiles::<BITS, 16, 2, 1>(call, tile, token, y),
+                            (_, true, false) => few_tiles::<BITS, 32, 1, 2>(call, tile, token, y),
+                            (_, true, true) => few_tiles::<BITS, 16, 1, 2>(call, tile, token, y),
+                            (_, false, false) => few_tiles::<BITS, 32, 1, 1>(call, tile, token, y),
+                            (_, false, true) => few_tiles::<BITS, 16, 1, 1>(call, tile, token, y),
+                        }
+                        tile += if two { 2 } else { 1 };
+                    }
+                    token += together;
+                }
+            }
+        }
+    }
+}
+
+/// Tiles `first..first + R` of the call, for its tokens `token..token + T`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+unsafe fn few_tiles<const BITS: u8, const SPAN: usize, const T: usize, const R: usize>(
+    call: Few<'_>,
+    first: usize,
+    token: usize,
+    y: &mut [[f32; TILE]],
+) {
+    let (packed, tile) = (call.packed, call.tile + first);
+    // SAFETY: the caller promises the tiles and tokens of the packed width; spans and groups lie inside.
+    unsafe {
+        let input = Input::<T>::of(&call.tokens[token..]);
+        let (block_bytes, tile_bytes) = (usize::from(BITS) * CELL, packed.tile_bytes());
+        let cells: [*const u8; R] = std::array::from_fn(|r| packed.cells(tile + r));
+        let mut at = 0;
+        let mut results = [[_mm512_setzero_ps(); R]; T];
+        let mut s = 0;
+        for g in 0..packed.groups {
+            let mut group = [[_mm512_setzero_ps(); R]; T];
+            for _ in 0..packed.group_spans {
+                let mut dots = [[_mm512_setzero_si512(); R]; T];
+                let second = SPAN == 16 && s % 2 == 1;
+                for c in 0..4 {
+                    if SPAN == 32 || !second {
+                        let x = input.four(s * SPAN + 4 * c);
+                        let codes: [__m512i; R] = std::array::from_fn(|r| codes::<BITS, 0>(cells[r].add(at), c));
+                        add_dots(&mut dots, codes, x);
+                    }
+                    if SPAN == 32 || second {
+                        let x = input.four(s * SPAN + SPAN - 16 + 4 * c);
+                        let codes: [__m512i; R] = std::array::from_fn(|r| codes::<BITS, 4>(cells[r].add(at), c));
+                        add_dots(&mut dots, codes, x);
+                    }
+                }
+                if SPAN == 32 || second {
+                    // Behind the end of these tiles are those that the others of them have begun with.
+                    let next = at + AHEAD;
+                    let ahead = if next < tile_bytes { next } else { next + (R - 1) * tile_bytes };
+                    for cells in cells {
+                        for line in 0..usize::from(BITS) {
+                            _mm_prefetch::<_MM_HINT_T0>(cells.wrapping_add(ahead + line * CELL).cast());
+                        }
+                    }
+                    at += block_bytes;
+                }
+                input.add_span(s, &dots, &mut group);
+                s += 1;
+            }
+            for r in 0..R {
+                let params = params(packed, (tile + r) * packed.groups + g);
+                for t in 0..T {
+                    results[t][r] = input.add_group(t, g, group[t][r], params, results[t][r]);
+                }
+            }
+        }
+        for t in 0..T {
+            for r in 0..R {
+                _mm512_storeu_ps(y[(token + t) * call.count + first + r].as_mut_ptr(), results[t][r]);
+            }
         }
     }
 }
 
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn by_zero<const T: usize, const FORM: u8, const SPAN: usize>(
-    packed: &Packed,
-    tile: usize,
-    tokens: &[Token<'_>],
-    y: &mut [[f32; TILE]],
-) {
-    // SAFETY: promised by the caller.
-    unsafe {
-        match packed.zeros {
-            Zeros::Middle(_) => kernel::<T, FORM, SPAN, MIDDLE>(packed, tile, tokens, y),
-            Zeros::Codes(_) => kernel::<T, FORM, SPAN, CODES>(packed, tile, tokens, y),
-            Zeros::Offsets(_) => kernel::<T, FORM, SPAN, OFFSETS>(packed, tile, tokens, y),
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn add_dots<const T: usize, const R: usize>(dots: &mut [[__m512i; R]; T], codes: [__m512i; R], x: [__m512i; T]) {
+    for t in 0..T {
+        for r in 0..R {
+            dots[t][r] = _mm512_dpbusd_epi32(dots[t][r], codes[r], x[t]);
         }
+    }
+}
+
+/// Where the rounded activations of some tokens lie.
+struct Input<const T: usize> {
+    codes: [*const i8; T],
+    scales: [*const f32; T],
+    sums: [*const f32; T],
+}
+
+impl<const T: usize> Input<T> {
+    fn of(tokens: &[Token<'_>]) -> Self {
+        Self {
+            codes: std::array::from_fn(|t| tokens[t].codes.as_ptr()),
+            scales: std::array::from_fn(|t| tokens[t].scales.as_ptr()),
+            sums: std::array::from_fn(|t| tokens[t].sums.as_ptr()),
+        }
+    }
+
+    /// Four activations of each token from column `c` on, in all lanes.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn four(&self, c: usize) -> [__m512i; T] {
+        // SAFETY: the caller promises the column.
+        std::array::from_fn(|t| unsafe { _mm512_set1_epi32(self.codes[t].add(c).cast::<i32>().read_unaligned()) })
+    }
+
+    /// The sums of span `s` times its scales.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn add_span<const R: usize>(&self, s: usize, dots: &[[__m512i; R]; T], group: &mut [[__m512; R]; T]) {
+        for t in 0..T {
+            // SAFETY: the caller promises the span.
+            let scale = unsafe { _mm512_set1_ps(*self.scales[t].add(s)) };
+            for r in 0..R {
+                group[t][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t][r]), scale, group[t][r]);
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn add_group(&self, t: usize, g: usize, group: __m512, [scale, offset]: [__m512; 2], to: __m512) -> __m512 {
+        // SAFETY: the caller promises the group.
+        let sum = unsafe { _mm512_set1_ps(*self.sums[t].add(g)) };
+        _mm512_fmadd_ps(sum, offset, _mm512_fmadd_ps(group, scale, to))
+    }
+}
+
+/// Scales and offsets of the rows of a tile in a group.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn params(packed: &Packed, index: usize) -> [__m512; 2] {
+    // SAFETY: the caller promises the index.
+    unsafe {
+        let scale = sixteen(&packed.scales, index);
+        let minus = |zero: __m512i| _mm512_mul_ps(scale, _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_setzero_si512(), zero)));
+        let offset = match &packed.zeros {
+            Zeros::Middle(z) => minus(_mm512_set1_epi32(i32::from(*z))),
+            Zeros::Codes(z) => minus(_mm512_cvtepu8_epi32(_mm_loadu_si128(z.as_ptr().add(index * TILE).cast()))),
+            Zeros::Offsets(offsets) => sixteen(offsets, index),
+        };
+        [scale, offset]
     }
 }
 
@@ -90,159 +224,136 @@ unsafe fn sixteen(numbers: &Numbers, index: usize) -> __m512 {
     }
 }
 
-/// Codes of one to three bits of a block as those of four bits lie.
+/// The codes of columns `4c..4c + 4` of a block of 16 rows, from column 16 on with `HIGH = 4`, a byte each.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn halves(bits: u8, at: *const u8) -> [__m512i; 4] {
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn codes<const BITS: u8, const HIGH: usize>(at: *const u8, c: usize) -> __m512i {
     // SAFETY: the caller promises as many cells as bits.
     let cell = |i: usize| unsafe { _mm512_load_si512(at.add(i * CELL).cast()) };
-    let two = |c: usize| {
-        let low = if c.is_multiple_of(2) { cell(c / 2) } else { _mm512_srli_epi16::<2>(cell(c / 2)) };
-        _mm512_and_si512(low, _mm512_set1_epi8(0x33))
-    };
-    let one = |i: usize, c: usize| {
-        let low = _mm512_srl_epi16(cell(i), _mm_cvtsi32_si128(c as i32));
-        _mm512_and_si512(low, _mm512_set1_epi8(0x11))
-    };
-    match bits {
-        1 => [one(0, 0), one(0, 1), one(0, 2), one(0, 3)],
-        2 => [two(0), two(1), two(2), two(3)],
-        _ => [0, 1, 2, 3].map(|c| _mm512_or_si512(two(c), _mm512_slli_epi16::<2>(one(2, c)))),
+    if BITS == 8 {
+        return cell(HIGH + c);
     }
-}
-
-/// Codes of five to seven bits of columns `4 quad..4 quad + 4` of a block, in bytes.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn bytes(bits: u8, at: *const u8, quad: usize) -> __m512i {
-    let (c, high) = (quad % 4, 4 * (quad / 4));
-    let part = |i: usize, shift: usize, mask: i8| {
-        // SAFETY: the caller promises as many cells as bits.
-        let cell = unsafe { _mm512_load_si512(at.add(i * CELL).cast()) };
-        _mm512_and_si512(_mm512_srl_epi16(cell, _mm_cvtsi32_si128(shift as i32)), _mm512_set1_epi8(mask))
+    // As `packed::planes`: bits `from..` of each byte of a cell become bits `to..` of the code.
+    let plane = |i: usize, from: usize, to: usize, mask: i8| {
+        let moved = if from >= to {
+            _mm512_srl_epi16(cell(i), _mm_cvtsi32_si128((from - to) as i32))
+        } else {
+            _mm512_sll_epi16(cell(i), _mm_cvtsi32_si128((to - from) as i32))
+        };
+        _mm512_and_si512(moved, _mm512_set1_epi8(mask << to))
     };
-    let mut all = part(c, high, 15);
-    let mut next = 4;
-    if bits & 2 != 0 {
-        all = _mm512_or_si512(all, _mm512_slli_epi16::<4>(part(4 + c / 2, 2 * (c % 2) + high, 3)));
-        next = 6;
+    let four = usize::from(BITS & 4);
+    let mut all = if four > 0 { plane(c, HIGH, 0, 15) } else { _mm512_setzero_si512() };
+    if BITS & 2 != 0 {
+        all = _mm512_or_si512(all, plane(four + c / 2, 2 * (c % 2) + HIGH, four, 3));
     }
-    if bits & 1 != 0 {
-        let top = part(next, c + high, 1);
-        let top = if next == 4 { _mm512_slli_epi16::<4>(top) } else { _mm512_slli_epi16::<6>(top) };
-        all = _mm512_or_si512(all, top);
+    if BITS & 1 != 0 {
+        let below = usize::from(BITS & 6);
+        all = _mm512_or_si512(all, plane(below, c + HIGH, below, 1));
     }
     all
 }
 
+/// As [`super::scalar::unpack`].
+///
+/// # Safety
+/// As there; and the machine has AVX-512.
+unsafe fn unpack(packed: &Packed, tile: usize, to: &mut [Cell]) {
+    // SAFETY: promised by the caller.
+    unsafe {
+        match packed.bits {
+            1 => unpack_of::<1>(packed, tile, to),
+            2 => unpack_of::<2>(packed, tile, to),
+            3 => unpack_of::<3>(packed, tile, to),
+            4 => unpack_of::<4>(packed, tile, to),
+            5 => unpack_of::<5>(packed, tile, to),
+            6 => unpack_of::<6>(packed, tile, to),
+            7 => unpack_of::<7>(packed, tile, to),
+            _ => unpack_of::<8>(packed, tile, to),
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn unpack_of<const BITS: u8>(packed: &Packed, tile: usize, to: &mut [Cell]) {
+    let mut at = packed.cells(tile);
+    for block in to.as_chunks_mut::<{ BLOCK / 4 }>().0 {
+        // SAFETY: the caller promises the tile, whose blocks `to` has room for.
+        unsafe {
+            for c in 0..4 {
+                _mm512_store_si512(block[c].0.as_mut_ptr().cast(), codes::<BITS, 0>(at, c));
+                _mm512_store_si512(block[4 + c].0.as_mut_ptr().cast(), codes::<BITS, 4>(at, c));
+            }
+            at = at.add(usize::from(BITS) * CELL);
+        }
+    }
+}
+
+/// As [`super::scalar::many`].
+///
+/// # Safety
+/// As there; and the machine has AVX-512.
+unsafe fn many(call: Many<'_>, y: &mut [[f32; TILE]]) {
+    // SAFETY: promised by the caller.
+    unsafe {
+        if call.packed.span == BLOCK { many_of::<32>(call, y) } else { many_of::<16>(call, y) }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+unsafe fn many_of<const SPAN: usize>(call: Many<'_>, y: &mut [[f32; TILE]]) {
+    // SAFETY: promised by the caller.
+    unsafe {
+        match (call.tokens.len(), call.count) {
+            (6, 2) => many_tiles::<SPAN, 6, 2>(call, y),
+            (5, 2) => many_tiles::<SPAN, 5, 2>(call, y),
+            (4, 2) => many_tiles::<SPAN, 4, 2>(call, y),
+            (3, 2) => many_tiles::<SPAN, 3, 2>(call, y),
+            (2, 2) => many_tiles::<SPAN, 2, 2>(call, y),
+            (1, 2) => many_tiles::<SPAN, 1, 2>(call, y),
+            (6, _) => many_tiles::<SPAN, 6, 1>(call, y),
+            (5, _) => many_tiles::<SPAN, 5, 1>(call, y),
+            (4, _) => many_tiles::<SPAN, 4, 1>(call, y),
+            (3, _) => many_tiles::<SPAN, 3, 1>(call, y),
+            (2, _) => many_tiles::<SPAN, 2, 1>(call, y),
+            _ => many_tiles::<SPAN, 1, 1>(call, y),
+        }
+    }
+}
+
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn kernel<const T: usize, const FORM: u8, const SPAN: usize, const ZERO: u8>(
-    packed: &Packed,
-    tile: usize,
-    tokens: &[Token<'_>],
-    y: &mut [[f32; TILE]],
-) {
-    // SAFETY: the caller promises the tile and tokens of the packed width; spans and groups lie inside.
+unsafe fn many_tiles<const SPAN: usize, const T: usize, const R: usize>(call: Many<'_>, y: &mut [[f32; TILE]]) {
+    let packed = call.packed;
+    // SAFETY: the caller promises the tiles, their cells, and tokens of the packed width.
     unsafe {
-        let block_bytes = usize::from(packed.bits) * CELL;
-        let mut at = packed.cells(tile);
-        let codes: [*const i8; T] = std::array::from_fn(|t| tokens[t].codes.as_ptr());
-        let scales: [*const f32; T] = std::array::from_fn(|t| tokens[t].scales.as_ptr());
-        let minus_sums: [*const i32; T] = std::array::from_fn(|t| tokens[t].minus_sums.as_ptr());
-        let sums: [*const f32; T] = std::array::from_fn(|t| tokens[t].sums.as_ptr());
-        let four = |t: usize, c: usize| _mm512_set1_epi32(codes[t].add(c).cast::<i32>().read_unaligned());
-        let low = _mm512_set1_epi8(15);
-        let mut results = [_mm512_setzero_ps(); T];
-        let mut span = 0;
+        let input = Input::<T>::of(call.tokens);
+        let cells: [*const Cell; R] = std::array::from_fn(|r| call.cells.as_ptr().add(r * call.cells.len() / R));
+        let mut results = [[_mm512_setzero_ps(); R]; T];
+        let mut s = 0;
         for g in 0..packed.groups {
-            let index = tile * packed.groups + g;
-            let zero = match &packed.zeros {
-                Zeros::Middle(z) => _mm512_set1_epi32(i32::from(*z)),
-                Zeros::Codes(z) => _mm512_cvtepu8_epi32(_mm_loadu_si128(z.as_ptr().add(index * TILE).cast())),
-                Zeros::Offsets(_) => _mm512_setzero_si512(),
-            };
-            let (mut group, mut offset_sums) = ([_mm512_setzero_ps(); T], [_mm512_setzero_ps(); T]);
-            for s in span..span + packed.group_spans {
-                // For one token the sums of the two halves are apart: half as long a chain.
-                let (mut dots, mut more) = ([_mm512_setzero_si512(); T], [_mm512_setzero_si512(); T]);
-                let second = SPAN == 16 && s % 2 == 1;
-                if FORM == NARROW || FORM == HALF {
-                    let mut cells = [_mm512_setzero_si512(); 4];
-                    if FORM == NARROW {
-                        cells = halves(packed.bits, at);
-                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(CELL + AHEAD).cast());
-                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2 * CELL + AHEAD).cast());
-                    }
-                    for c in 0..4 {
-                        let cell = if FORM == NARROW {
-                            cells[c]
-                        } else {
-                            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(c * CELL + AHEAD).cast());
-                            _mm512_load_si512(at.add(c * CELL).cast())
-                        };
-                        if SPAN == 32 || !second {
-                            let codes = _mm512_and_si512(cell, low);
-                            for (t, dot) in dots.iter_mut().enumerate() {
-                                *dot = _mm512_dpbusd_epi32(*dot, codes, four(t, s * SPAN + 4 * c));
-                            }
-                        }
-                        if SPAN == 32 || second {
-                            let codes = _mm512_and_si512(_mm512_srli_epi16::<4>(cell), low);
-                            for t in 0..T {
-                                let x = four(t, s * SPAN + SPAN - 16 + 4 * c);
-                                let dot = if T <= 2 { &mut more[t] } else { &mut dots[t] };
-                                *dot = _mm512_dpbusd_epi32(*dot, codes, x);
-                            }
-                        }
-                    }
-                } else {
-                    let from = if second { 4 } else { 0 };
-                    for c in 0..SPAN / 4 {
-                        let cell = if FORM == WIDE {
-                            _mm512_load_si512(at.add((from + c) * CELL).cast())
-                        } else {
-                            bytes(packed.bits, at, from + c)
-                        };
-                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add((from + c) * CELL + AHEAD).cast());
-                        for t in 0..T {
-                            let dot = if T <= 2 && c % 2 == 1 { &mut more[t] } else { &mut dots[t] };
-                            *dot = _mm512_dpbusd_epi32(*dot, cell, four(t, s * SPAN + 4 * c));
-                        }
-                    }
+            let mut group = [[_mm512_setzero_ps(); R]; T];
+            for _ in 0..packed.group_spans {
+                let mut dots = [[_mm512_setzero_si512(); R]; T];
+                for c in 0..SPAN / 4 {
+                    let x = input.four(s * SPAN + 4 * c);
+                    let codes = std::array::from_fn(|r| _mm512_load_si512(cells[r].add(s * SPAN / 4 + c).cast()));
+                    add_dots(&mut dots, codes, x);
                 }
-                if SPAN == 32 || second {
-                    at = at.add(block_bytes);
-                }
-                for t in 0..T {
-                    if T <= 2 {
-                        dots[t] = _mm512_add_epi32(dots[t], more[t]);
-                    }
-                    if ZERO == OFFSETS {
-                        offset_sums[t] = _mm512_add_ps(offset_sums[t], _mm512_set1_ps(*sums[t].add(s)));
-                    } else {
-                        // Pairs (zero, 0) · (−sum, 0): the sum of a span fits 16 bits.
-                        dots[t] = _mm512_dpwssd_epi32(dots[t], zero, _mm512_set1_epi32(*minus_sums[t].add(s)));
-                    }
-                    let scale = _mm512_set1_ps(*scales[t].add(s));
-                    group[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t]), scale, group[t]);
-                }
+                input.add_span(s, &dots, &mut group);
+                s += 1;
             }
-            span += packed.group_spans;
-            let scale = sixteen(&packed.scales, index);
-            for t in 0..T {
-                results[t] = _mm512_fmadd_ps(group[t], scale, results[t]);
-            }
-            if let Zeros::Offsets(offsets) = &packed.zeros {
-                let offset = sixteen(offsets, index);
+            for r in 0..R {
+                let params = params(packed, (call.tile + r) * packed.groups + g);
                 for t in 0..T {
-                    results[t] = _mm512_fmadd_ps(offset_sums[t], offset, results[t]);
+                    results[t][r] = input.add_group(t, g, group[t][r], params, results[t][r]);
                 }
             }
         }
-        for (y, result) in y.iter_mut().zip(results) {
-            _mm512_storeu_ps(y.as_mut_ptr(), result);
+        for t in 0..T {
+            for r in 0..R {
+                _mm512_storeu_ps(y[t * R + r].as_mut_ptr(), results[t][r]);
+            }
         }
     }
 }

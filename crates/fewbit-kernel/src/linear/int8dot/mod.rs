@@ -1,8 +1,11 @@
 //! Integer weights of any kind times activations rounded to 8 bits: all products and their sums in integers.
 //!
-//! For row `r` and token `t`, with groups `g` of columns (scale `s`, zero `z` or offset `m`) and spans of 32 (or 16)
-//! columns in them (activation scale `a`, codes `x`):
-//! `y = Σ_g s_g Σ_span a (Σ q x − z_g Σ x) + m_g Σ_span a Σ x`.
+//! For row `r` and token `t`, with groups `g` of columns (scale `s`, offset `m`, which is `−s z` for a zero point `z`) and
+//! spans of 32 (or 16) columns in them (activation scale `a`, codes `x`):
+//! `y = Σ_g s_g Σ_span a Σ q x + m_g Σ_span a Σ x`.
+//!
+//! Few tokens read the codes as they lie, and several tiles at once, which are several streams from memory. For many
+//! tokens the codes of two tiles are unpacked to bytes once.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -18,7 +21,7 @@ use std::sync::Arc;
 use fewbit_format::{ActivationFormat, Number, QuantizedLinear, ScaleType, Sharing, Storage};
 
 use self::activations::{Activations, Token, TokenMut};
-use super::packed::{Packed, TILE};
+use super::packed::{Cell as Codes, Packed, TILE};
 use super::{Arithmetic, Kernel};
 use crate::team::Disjoint;
 use crate::{Level, Team};
@@ -41,7 +44,8 @@ pub(super) fn candidate(
     for (linear, l) in linears.iter().enumerate().flat_map(|(i, l)| l.bands.iter().map(move |b| (i, (l, b)))) {
         let packed = Packed::new(&l.1.storage)?;
         let activation = rounds(l.0);
-        let input = Input { span: packed.span, order: packed.order.clone(), activation };
+        let (span, group_spans) = (packed.span, packed.group_spans);
+        let input = Input { span, group_spans, order: packed.order.clone(), activation };
         let input = inputs.iter().position(|i| *i == input).unwrap_or_else(|| {
             inputs.push(input);
             inputs.len() - 1
@@ -99,24 +103,58 @@ struct Part {
 #[derive(PartialEq)]
 struct Input {
     span: usize,
+    group_spans: usize,
     order: Option<Vec<u32>>,
     /// As the checkpoint says; without it in spans.
     activation: Option<ActivationFormat>,
 }
 
-/// Tiles of one task: some ten microseconds of work.
-const TASK_TILES: usize = 2;
+/// Up to so many tokens the codes are read as they lie in memory.
+const FEW_TOKENS: usize = 6;
+/// Tiles of a task of few tokens.
+const FEW_TILES: usize = 4;
+/// Tokens and tiles that are multiplied at once where the codes were unpacked.
+const MANY_TOKENS: usize = 6;
+const MANY_TILES: usize = 2;
 /// Tokens whose activations stay in the L2 cache while all tiles pass.
-const NEAR_TOKENS: usize = 64;
+const NEAR_TOKENS: usize = 96;
 /// Tokens that are rounded in one task.
 const TASK_TOKENS: usize = 8;
-/// Most tokens that a tile kernel takes at once; also bounds the results on the stack.
-const TOKENS: usize = 8;
+
+/// Some tiles of rows and some tokens.
+#[derive(Clone, Copy)]
+struct Few<'a> {
+    packed: &'a Packed,
+    /// The first tile.
+    tile: usize,
+    /// How many tiles.
+    count: usize,
+    tokens: &'a [Token<'a>],
+}
+
+/// The same with the codes of the tiles in bytes.
+#[derive(Clone, Copy)]
+struct Many<'a> {
+    packed: &'a Packed,
+    tile: usize,
+    count: usize,
+    tokens: &'a [Token<'a>],
+    cells: &'a [Codes],
+}
+
+/// What an instruction set gives; results are `[token][tile]`.
+struct Kernels {
+    few: unsafe fn(Few<'_>, &mut [[f32; TILE]]),
+    unpack: unsafe fn(&Packed, usize, &mut [Codes]),
+    many: unsafe fn(Many<'_>, &mut [[f32; TILE]]),
+}
 
 thread_local! {
     /// The rounded inputs of the last call from this thread.
     static KEPT: Cell<Vec<Activations>> = const { Cell::new(Vec::new()) };
     static ORDERED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    /// The codes of some tiles in bytes.
+    static UNPACKED: Cell<Vec<Codes>> = const { Cell::new(Vec::new()) };
 }
 
 impl Kernel for Int8Dot {
@@ -132,13 +170,17 @@ impl Kernel for Int8Dot {
             self.round(team, tokens, x, input, rounded);
         }
         let outs: Vec<Disjoint<'_, f32>> = outs.iter_mut().map(|o| Disjoint::new(o)).collect();
-        let tasks: usize = self.parts.iter().map(|p| p.packed.tiles().div_ceil(TASK_TILES)).sum();
-        team.run(tokens.div_ceil(NEAR_TOKENS) * tasks, &|i| {
-            let (part, tiles) = self.locate(i % tasks);
-            let from = i / tasks * NEAR_TOKENS;
-            for tile in tiles {
-                let near = from..(from + NEAR_TOKENS).min(tokens);
-                self.tile(part, tile, near, &kept[part.input], &outs[part.linear]);
+        let (together, near) = if tokens <= FEW_TOKENS { (FEW_TILES, tokens) } else { (MANY_TILES, NEAR_TOKENS) };
+        let tasks: usize = self.parts.iter().map(|p| p.packed.tiles().div_ceil(together)).sum();
+        team.run(tokens.div_ceil(near.max(1)) * tasks, &|i| {
+            let (part, tiles) = self.locate(i % tasks, together);
+            let from = i / tasks * near;
+            let product = Product { kernels: kernels(self.level), part, tiles, rounded: &kept[part.input] };
+            let store = |at, y: &[[f32; TILE]]| product.store(at, y, &outs[part.linear], self.outs[part.linear]);
+            if tokens <= FEW_TOKENS {
+                product.few(tokens, store);
+            } else {
+                product.many(from..(from + near).min(tokens), store);
             }
         });
         KEPT.set(kept);
@@ -155,7 +197,7 @@ impl Kernel for Int8Dot {
 
 impl Int8Dot {
     fn round(&self, team: &Team, tokens: usize, x: &[f32], input: &Input, rounded: &mut Activations) {
-        rounded.resize(tokens, self.cols, input.span);
+        rounded.resize(tokens, self.cols, input.span, input.group_spans);
         let mut all: Vec<TokenMut<'_>> = rounded.tokens_mut(tokens).collect();
         team.for_pieces(&mut all, TASK_TOKENS, &|piece, some| {
             for (i, to) in some.iter_mut().enumerate() {
@@ -174,32 +216,76 @@ impl Int8Dot {
     }
 
     /// The band and tiles of a task.
-    fn locate(&self, mut task: usize) -> (&Part, Range<usize>) {
+    fn locate(&self, mut task: usize, together: usize) -> (&Part, Range<usize>) {
         for part in &self.parts {
             let tiles = part.packed.tiles();
-            if task < tiles.div_ceil(TASK_TILES) {
-                return (part, task * TASK_TILES..((task + 1) * TASK_TILES).min(tiles));
+            if task < tiles.div_ceil(together) {
+                return (part, task * together..((task + 1) * together).min(tiles));
             }
-            task -= tiles.div_ceil(TASK_TILES);
+            task -= tiles.div_ceil(together);
         }
         unreachable!("the caller counts the tasks")
     }
+}
 
-    fn tile(&self, part: &Part, tile: usize, tokens: Range<usize>, rounded: &Activations, out: &Disjoint<'_, f32>) {
-        let rows = TILE.min(part.packed.rows - tile * TILE);
-        let stride = self.outs[part.linear];
-        for from in tokens.clone().step_by(TOKENS) {
-            let count = TOKENS.min(tokens.end - from);
-            let mut some = [rounded.token(from); TOKENS];
-            some[..count].iter_mut().enumerate().for_each(|(i, t)| *t = rounded.token(from + i));
-            let mut y = [[0.0; TILE]; TOKENS];
-            // SAFETY: the tile exists, and the tokens were rounded for this part's input.
-            unsafe { kernel(self.level)(&part.packed, tile, &some[..count], &mut y) };
-            for (token, y) in some[..count].iter().zip(&mut y) {
-                token.lows.iter().for_each(|c| scalar::subtract(&part.packed, tile, *c as usize, token.scales[0], y));
-            }
-            for (i, y) in y[..count].iter().enumerate() {
-                let at = (from + i) * stride + part.first + tile * TILE;
+/// The product of some tiles of a band with the rounded tokens.
+struct Product<'a> {
+    kernels: &'static Kernels,
+    part: &'a Part,
+    tiles: Range<usize>,
+    rounded: &'a Activations,
+}
+
+impl Product<'_> {
+    /// All tokens, at most [`FEW_TOKENS`].
+    fn few(&self, count: usize, store: impl Fn(usize, &[[f32; TILE]])) {
+        let tokens: [Token<'_>; FEW_TOKENS] = std::array::from_fn(|t| self.rounded.token(t.min(count - 1)));
+        let mut y = [[0.0; TILE]; FEW_TOKENS * FEW_TILES];
+        let (packed, tile) = (&self.part.packed, self.tiles.start);
+        let call = Few { packed, tile, count: self.tiles.len(), tokens: &tokens[..count] };
+        // SAFETY: the tiles exist, and the tokens were rounded for this part's input.
+        unsafe { (self.kernels.few)(call, &mut y) };
+        store(0, &y[..count * self.tiles.len()]);
+    }
+
+    /// The tokens `tokens`, on codes that are unpacked once.
+    fn many(&self, tokens: Range<usize>, store: impl Fn(usize, &[[f32; TILE]])) {
+        let (packed, count) = (&self.part.packed, self.tiles.len());
+        let mut unpacked = UNPACKED.take();
+        let each = packed.unpacked_cells();
+        if unpacked.len() < count * each {
+            unpacked.resize(count * each, Codes::ZERO);
+        }
+        let cells = &mut unpacked[..count * each];
+        for (tile, cells) in self.tiles.clone().zip(cells.chunks_exact_mut(each)) {
+            // SAFETY: the tile exists, and there is a cell for each four of its columns.
+            unsafe { (self.kernels.unpack)(packed, tile, cells) };
+        }
+        for from in tokens.clone().step_by(MANY_TOKENS) {
+            let some = MANY_TOKENS.min(tokens.end - from);
+            let tokens: [Token<'_>; MANY_TOKENS] =
+                std::array::from_fn(|t| self.rounded.token(from + t.min(some - 1)));
+            let mut y = [[0.0; TILE]; MANY_TOKENS * MANY_TILES];
+            let call = Many { packed, tile: self.tiles.start, count, tokens: &tokens[..some], cells };
+            // SAFETY: as above; the cells are those of the tiles.
+            unsafe { (self.kernels.many)(call, &mut y) };
+            store(from, &y[..some * count]);
+        }
+        UNPACKED.set(unpacked);
+    }
+
+    /// Puts the results `[token][tile]` of the tokens from `from` on in their places in `out[·, stride]`.
+    fn store(&self, from: usize, y: &[[f32; TILE]], out: &Disjoint<'_, f32>, stride: usize) {
+        let part = self.part;
+        for (t, y) in y.chunks_exact(self.tiles.len()).enumerate() {
+            let token = self.rounded.token(from + t);
+            for (tile, y) in self.tiles.clone().zip(y) {
+                let mut y = *y;
+                for c in token.lows {
+                    scalar::subtract(&part.packed, tile, *c as usize, token.scales[0], &mut y);
+                }
+                let rows = TILE.min(part.packed.rows - tile * TILE);
+                let at = (from + t) * stride + part.first + tile * TILE;
                 // SAFETY: these rows are this task's alone.
                 let out = unsafe { out.slice(at..at + rows) };
                 match &part.bias {
@@ -214,15 +300,13 @@ impl Int8Dot {
     }
 }
 
-type TileKernel = unsafe fn(&Packed, usize, &[Token<'_>], &mut [[f32; TILE]]);
-
-fn kernel(level: Level) -> TileKernel {
+fn kernels(level: Level) -> &'static Kernels {
     match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => avx512::tile,
+        Level::Avx512 => &avx512::KERNELS,
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => avx2::tile,
-        _ => scalar::tile,
+        Level::Avx2 => &avx2::KERNELS,
+        _ => &scalar::KERNELS,
     }
 }
 
@@ -241,8 +325,8 @@ fn round(level: Level, x: &[f32], input: &Input, to: &mut TokenMut<'_>) {
 #[inline(always)]
 fn round_any(x: &[f32], input: &Input, to: &mut TokenMut<'_>) {
     match &input.activation {
-        Some(format) => activations::round_as(format, x, input.span, to),
-        None => activations::round(x, input.span, to),
+        Some(format) => activations::round_as(format, x, input.span * input.group_spans, to),
+        None => activations::round(x, input.span, input.group_spans, to),
     }
 }
 

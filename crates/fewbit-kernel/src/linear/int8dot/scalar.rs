@@ -1,59 +1,97 @@
 //! The scalar twin: the same integers, and the same order of the float sums.
 
-use super::super::packed::{BLOCK, CELL, Packed, TILE, Zeros, planes};
+use super::super::packed::{BLOCK, CELL, Cell, Packed, TILE, Zeros, planes};
 use super::activations::Token;
+use super::{Few, Kernels, Many};
 
-/// `y[t][r] = Σ_g s_g (Σ_span a · (Σ q x − z Σ x)) + m_g Σ_span a Σ x` for the rows of a tile and the tokens.
+pub(super) const KERNELS: Kernels = Kernels { few, unpack, many };
+
+/// `y[t][r] = Σ_g s_g (Σ_span a · Σ q x) + m_g Σ_span a Σ x` for the rows of some tiles and the tokens; `m = −s z` where
+/// a zero is a code.
 ///
 /// # Safety
-/// `tile` is one of `packed`, and the tokens were rounded in its spans.
-pub(super) unsafe fn tile(packed: &Packed, tile: usize, tokens: &[Token<'_>], y: &mut [[f32; TILE]]) {
-    for (token, y) in tokens.iter().zip(y) {
-        *y = [0.0; TILE];
-        for g in 0..packed.groups {
-            let (mut sums, mut offset_sum) = ([0.0f32; TILE], 0.0f32);
-            let at = tile * packed.groups + g;
-            for s in g * packed.group_spans..(g + 1) * packed.group_spans {
-                let minus_sum = i32::from(token.minus_sums[s] as i16);
-                for (r, sum) in sums.iter_mut().enumerate() {
-                    let zero = match &packed.zeros {
-                        Zeros::Middle(z) => i32::from(*z),
-                        Zeros::Codes(z) => i32::from(z[at * TILE + r]),
-                        Zeros::Offsets(_) => 0,
-                    };
-                    let columns = s * packed.span..(s + 1) * packed.span;
-                    let products = columns.map(|c| i32::from(code(packed, tile, r, c)) * i32::from(token.codes[c]));
-                    let dot: i32 = products.sum::<i32>() + zero * minus_sum;
-                    *sum += dot as f32 * token.scales[s];
-                }
-                offset_sum += token.sums[s];
-            }
-            let scales = packed.scales.sixteen(at);
-            y.iter_mut().zip(sums.iter().zip(scales)).for_each(|(y, (sum, s))| *y += sum * s);
-            if let Zeros::Offsets(offsets) = &packed.zeros {
-                y.iter_mut().zip(offsets.sixteen(at)).for_each(|(y, m)| *y += offset_sum * m);
-            }
+/// The tiles are some of `packed`, and the tokens were rounded in its spans and groups.
+pub(super) unsafe fn few(call: Few<'_>, y: &mut [[f32; TILE]]) {
+    for (t, token) in call.tokens.iter().enumerate() {
+        for i in 0..call.count {
+            // SAFETY: promised by the caller.
+            let code = |r, c| unsafe { code(call.packed, call.tile + i, r, c) };
+            y[t * call.count + i] = sums(call.packed, call.tile + i, token, code);
         }
     }
 }
 
+/// [`few`] on codes that were unpacked, `cells` of each tile in turn.
+///
+/// # Safety
+/// As there; and the cells are those tiles' ([`unpack`]).
+pub(super) unsafe fn many(call: Many<'_>, y: &mut [[f32; TILE]]) {
+    for (t, token) in call.tokens.iter().enumerate() {
+        for (i, cells) in call.cells.chunks_exact(call.cells.len() / call.count).enumerate() {
+            let code = |r: usize, c: usize| cells[c / 4].0[4 * r + c % 4];
+            y[t * call.count + i] = sums(call.packed, call.tile + i, token, code);
+        }
+    }
+}
+
+/// Unpacks the codes of a tile: a cell for each four columns.
+///
+/// # Safety
+/// The tile is one of `packed`, and `to` holds a cell for each four columns of its blocks.
+pub(super) unsafe fn unpack(packed: &Packed, tile: usize, to: &mut [Cell]) {
+    for (quad, cell) in to.iter_mut().enumerate() {
+        for (i, q) in cell.0.iter_mut().enumerate() {
+            // SAFETY: promised by the caller.
+            *q = unsafe { code(packed, tile, i / 4, 4 * quad + i % 4) };
+        }
+    }
+}
+
+fn sums(packed: &Packed, tile: usize, token: &Token<'_>, code: impl Fn(usize, usize) -> u8) -> [f32; TILE] {
+    let mut y = [0.0; TILE];
+    for g in 0..packed.groups {
+        let mut sums = [0.0f32; TILE];
+        for s in g * packed.group_spans..(g + 1) * packed.group_spans {
+            for (r, sum) in sums.iter_mut().enumerate() {
+                let columns = s * packed.span..(s + 1) * packed.span;
+                let dot: i32 = columns.map(|c| i32::from(code(r, c)) * i32::from(token.codes[c])).sum();
+                *sum += dot as f32 * token.scales[s];
+            }
+        }
+        let (scales, offsets) = params(packed, tile * packed.groups + g);
+        for r in 0..TILE {
+            y[r] = y[r] + sums[r] * scales[r] + token.sums[g] * offsets[r];
+        }
+    }
+    y
+}
+
+/// Scales and offsets of the rows of a tile in a group.
+fn params(packed: &Packed, index: usize) -> ([f32; TILE], [f32; TILE]) {
+    let scales = packed.scales.sixteen(index);
+    let offsets = match &packed.zeros {
+        Zeros::Middle(z) => scales.map(|s| s * -f32::from(*z)),
+        Zeros::Codes(z) => std::array::from_fn(|r| scales[r] * -f32::from(z[index * TILE + r])),
+        Zeros::Offsets(offsets) => offsets.sixteen(index),
+    };
+    (scales, offsets)
+}
+
 /// Takes one more step of the activations away from column `c` for all rows of a tile: a code of −128 that was −127.
 pub(super) fn subtract(packed: &Packed, tile: usize, c: usize, step: f32, y: &mut [f32; TILE]) {
-    let at = tile * packed.groups + c / packed.span / packed.group_spans;
-    let scales = packed.scales.sixteen(at);
+    let (scales, offsets) = params(packed, tile * packed.groups + c / packed.span / packed.group_spans);
     for (r, y) in y.iter_mut().enumerate() {
-        let q = f32::from(code(packed, tile, r, c));
-        *y -= step
-            * match &packed.zeros {
-                Zeros::Middle(z) => scales[r] * (q - f32::from(*z)),
-                Zeros::Codes(z) => scales[r] * (q - f32::from(z[at * TILE + r])),
-                Zeros::Offsets(m) => scales[r] * q + m.sixteen(at)[r],
-            };
+        // SAFETY: the tile and the column are those of a token that was rounded for `packed`.
+        let q = f32::from(unsafe { code(packed, tile, r, c) });
+        *y -= step * (scales[r] * q + offsets[r]);
     }
 }
 
 /// The code of row `r` of a tile at column `c`.
-fn code(packed: &Packed, tile: usize, r: usize, c: usize) -> u8 {
+///
+/// # Safety
+/// They are there.
+unsafe fn code(packed: &Packed, tile: usize, r: usize, c: usize) -> u8 {
     let (block, c) = (c / BLOCK, c % BLOCK);
     let bits = planes(packed.bits, c / 4).map(|p| {
         let cell = block * usize::from(packed.bits) + p.cell;

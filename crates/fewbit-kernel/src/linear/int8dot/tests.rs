@@ -76,7 +76,9 @@ fn rounded(linear: &QuantizedLinear, tokens: usize, x: &[f32]) -> Vec<f64> {
     back
 }
 
-fn check(linears: &[Arc<QuantizedLinear>], tokens: usize, x: &[f32]) {
+/// `spread`: the greatest product of a scale and a code. Such terms cancel against zero points and offsets, whatever the
+/// size of the decoded weight, and leave their rounding.
+fn check(linears: &[Arc<QuantizedLinear>], tokens: usize, x: &[f32], spread: f64) {
     let cols = linears[0].shape[1];
     let (one, three) = (Team::new(1), Team::new(3));
     let mut by_level = Vec::new();
@@ -94,8 +96,8 @@ fn check(linears: &[Arc<QuantizedLinear>], tokens: usize, x: &[f32]) {
         for (i, got) in by_level[0][l].iter().enumerate() {
             let (t, r) = (i / linear.shape[0], i % linear.shape[0]);
             let terms = || w.row(r).iter().zip(&a[t * cols..]).map(|(w, a)| f64::from(*w) * a);
-            // With a real offset large terms cancel that are not small in the decoded weight.
-            let (want, scale) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>() + 0.1);
+            let inputs = a[t * linear.shape[1]..][..linear.shape[1]].iter().map(|a| a.abs() * spread);
+            let (want, scale) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>() + inputs.sum::<f64>() + 0.1);
             for (level, outs) in by_level.iter().enumerate() {
                 let got = f64::from(outs[l][i]);
                 assert!((got - want).abs() <= 1e-5 * scale, "level {level} row {r} token {t}: {got} for {want}");
@@ -128,7 +130,7 @@ proptest! {
         let other = int(n, more, bits, cols, Group::Row, 0, false);
         let linears = [QuantizedLinear::uniform(storage, None), QuantizedLinear::uniform(other, None)].map(Arc::new);
         let x: Vec<f32> = (0..tokens * cols).map(|_| n.next()).collect();
-        check(&linears, tokens, &x);
+        check(&linears, tokens, &x, f64::from(1 << bits) / 16.0);
     }
 
     #[test]
@@ -136,7 +138,7 @@ proptest! {
         let n = &mut Numbers(seed);
         let linears = [Arc::new(QuantizedLinear::uniform(ggml(n, rows, GgmlType::ALL[kind], blocks), None))];
         let x: Vec<f32> = (0..tokens * linears[0].shape[1]).map(|_| n.next()).collect();
-        check(&linears, tokens, &x);
+        check(&linears, tokens, &x, 0.0);
     }
 
     /// Scales of 1 on both sides: every level must give the integer itself.
@@ -194,9 +196,12 @@ proptest! {
                 kernel.run(&Team::new(2), tokens, &x, &mut [&mut y]);
                 for (i, got) in y.iter().enumerate() {
                     let (r, row) = (i % rows, &rounded[i / rows * cols..]);
+                    let row = &row[..w.cols()];
                     let terms = || w.row(r).iter().zip(row).map(|(w, x)| f64::from(*w) * f64::from(*x));
                     let bias = linears[0].bias.as_ref().map_or(0.0, |b| f64::from(b[r]));
-                    let (want, size) = (terms().sum::<f64>() + bias, terms().map(f64::abs).sum::<f64>() + 0.1);
+                    // What cancels against zero points leaves its rounding.
+                    let spread = row.iter().map(|x| f64::from(x.abs()) * f64::from(1 << bits) / 16.0).sum::<f64>();
+                    let (want, size) = (terms().sum::<f64>() + bias, terms().map(f64::abs).sum::<f64>() + spread + 0.1);
                     prop_assert!((f64::from(*got) - want).abs() <= 2e-5 * size, "{level:?}: {got} for {want}");
                 }
             }
