@@ -87,6 +87,15 @@ impl Numbers {
         }
     }
 
+    /// Where sixteen numbers from `16 · index` on would lie, to be fetched ahead: they need not be there.
+    #[inline]
+    fn at(&self, index: usize) -> *const u8 {
+        match self {
+            Self::F16(v) | Self::Bf16(v) => v.as_ptr().wrapping_add(index * TILE).cast(),
+            Self::F32(v) => v.as_ptr().wrapping_add(index * TILE).cast(),
+        }
+    }
+
     /// Sixteen numbers from `16 · index` on.
     #[inline]
     pub(super) fn sixteen(&self, index: usize) -> [f32; TILE] {
@@ -242,6 +251,17 @@ impl Packed {
                     }
                 }
             }
+        }
+    }
+
+    /// Where the scales and zeros of `[tile][group]` number `index` would lie, to be fetched ahead.
+    #[inline(always)]
+    pub(super) fn params_at(&self, index: usize, fetch: impl Fn(*const u8)) {
+        fetch(self.scales.at(index));
+        match &self.zeros {
+            Zeros::Middle(_) => {}
+            Zeros::Codes(z) => fetch(z.as_ptr().wrapping_add(index * TILE)),
+            Zeros::Offsets(m) => fetch(m.at(index)),
         }
     }
 

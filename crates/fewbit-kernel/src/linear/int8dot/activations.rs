@@ -7,9 +7,6 @@ use super::super::packed::BLOCK;
 /// Below this magnitude a span counts as zero: its scale's inverse would not be finite.
 const LEAST: f32 = 1e-30;
 
-/// 1.5 · 2²³: adding it leaves the nearest integer, ties to even, in the low bits.
-const ROUND: f32 = 12_582_912.0;
-
 /// Rounded activations of some tokens, kept for the next call.
 #[derive(Debug, Default)]
 pub(super) struct Activations {
@@ -83,15 +80,15 @@ impl Activations {
     }
 }
 
-/// Rounds one token, whose columns stand in the order of the codes.
+/// Rounds one token, whose columns stand in the order of the codes, span by span.
 #[inline(always)]
-pub(super) fn round(x: &[f32], span: usize, group_spans: usize, to: &mut TokenMut<'_>) {
+pub(super) fn round_spans<const S: usize>(
+    x: &[f32],
+    group_spans: usize,
+    to: &mut TokenMut<'_>,
+    round_span: impl Fn(&[f32; S], &mut [i8; S]) -> (f32, i32),
+) {
     to.lows.clear();
-    if span == 16 { round_spans::<16>(x, group_spans, to) } else { round_spans::<32>(x, group_spans, to) }
-}
-
-#[inline(always)]
-fn round_spans<const S: usize>(x: &[f32], group_spans: usize, to: &mut TokenMut<'_>) {
     to.sums.fill(0.0);
     let (whole, rest) = x.as_chunks::<S>();
     let (codes, _) = to.codes.as_chunks_mut::<S>();
@@ -110,20 +107,30 @@ fn round_spans<const S: usize>(x: &[f32], group_spans: usize, to: &mut TokenMut<
     }
 }
 
-/// Scale and sum of the codes. A span with a value that is not finite gets that as its scale, so that it is not hidden.
+/// What a span is divided by, if it is not zero and all of it is finite; `most` are the bits of its greatest magnitude.
+/// Magnitudes of floats are ordered as their bits are; whatever is not finite is above all others.
+///
+/// # Errors
+/// With the scale of a span whose codes are zeros: of one with a value that is not finite it is NaN, so that it shows.
 #[inline(always)]
-fn round_span<const S: usize>(x: &[f32; S], codes: &mut [i8; S]) -> (f32, i32) {
-    // Magnitudes of floats are ordered as their bits are; whatever is not finite is above all others.
-    let most = x.iter().fold(0, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
+pub(super) fn greatest(most: u32) -> Result<f32, f32> {
     let most = f32::from_bits(most);
-    if !(LEAST..=f32::MAX).contains(&most) {
-        codes.fill(0);
-        return (if most < LEAST { 0.0 } else { f32::NAN }, 0);
-    }
+    if (LEAST..=f32::MAX).contains(&most) { Ok(most) } else { Err(if most < LEAST { 0.0 } else { f32::NAN }) }
+}
+
+/// Codes of a span, its scale and the sum of the codes.
+pub(super) fn round_span<const S: usize>(x: &[f32; S], codes: &mut [i8; S]) -> (f32, i32) {
+    let most = match greatest(x.iter().fold(0, |m, v| m.max(v.to_bits() & 0x7fff_ffff))) {
+        Ok(most) => most,
+        Err(scale) => {
+            codes.fill(0);
+            return (scale, 0);
+        }
+    };
     let inverse = 127.0 / most;
     let mut sum = 0;
     for (code, v) in codes.iter_mut().zip(x) {
-        let q = (v * inverse + ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
+        let q = (v * inverse).round_ties_even() as i32;
         *code = q as i8;
         sum += q;
     }
@@ -162,13 +169,17 @@ pub(super) fn round_as(format: &ActivationFormat, x: &[f32], group: usize, to: &
 mod tests {
     use super::*;
 
+    fn round(x: &[f32], span: usize, to: &mut TokenMut<'_>) {
+        if span == 16 { round_spans::<16>(x, 2, to, round_span) } else { round_spans::<32>(x, 2, to, round_span) }
+    }
+
     #[test]
     fn rounds_to_nearest_even_within_half_a_step() {
         let x: Vec<f32> = (0..70).map(|i| (i as f32 * 0.37).sin() * 3.0).collect();
         for span in [16, 32] {
             let mut a = Activations::default();
             a.resize(1, x.len(), span, 2);
-            a.tokens_mut(1).for_each(|mut t| round(&x, span, 2, &mut t));
+            a.tokens_mut(1).for_each(|mut t| round(&x, span, &mut t));
             let t = a.token(0);
             assert_eq!(t.codes.len(), 96);
             for (c, q) in t.codes.iter().enumerate() {
@@ -192,7 +203,7 @@ mod tests {
         let mut x = vec![1.0; 96];
         x[3] = f32::INFINITY;
         x[32..64].fill(1e-39);
-        a.tokens_mut(1).for_each(|mut t| round(&x, 32, 1, &mut t));
+        a.tokens_mut(1).for_each(|mut t| round_spans::<32>(&x, 1, &mut t, round_span));
         let t = a.token(0);
         assert!(
             t.scales[0].is_nan() && t.scales[1] == 0.0 && t.codes[..64].iter().all(|q| *q == 0) && t.codes[64] == 127

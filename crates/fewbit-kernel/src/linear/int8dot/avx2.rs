@@ -7,16 +7,65 @@
 use std::arch::x86_64::*;
 
 use super::super::packed::{BLOCK, CELL, Cell, Numbers, Packed, TILE, Zeros};
-use super::activations::Token;
+use super::activations::{Token, TokenMut, greatest, round_spans};
 use super::{Few, Kernels, Many};
 
-pub(super) const KERNELS: Kernels = Kernels { few, unpack, many };
+pub(super) const KERNELS: Kernels = Kernels { round, few, unpack, many };
 
 /// Bytes from the codes in use to those that are fetched: the hardware's own prefetchers stop at each page.
 const AHEAD: usize = 4096;
 
 /// Bytes of half a cell.
 const HALF: usize = CELL / 2;
+
+/// As [`super::scalar::round`].
+///
+/// # Safety
+/// The machine has AVX2.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn round(x: &[f32], span: usize, group_spans: usize, to: &mut TokenMut<'_>) {
+    if span == BLOCK {
+        round_spans::<32>(x, group_spans, to, |x, codes| round_span(x, codes));
+    } else {
+        round_spans::<16>(x, group_spans, to, |x, codes| round_span(x, codes));
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn round_span<const S: usize>(x: &[f32; S], codes: &mut [i8; S]) -> (f32, i32) {
+    let x = x.as_chunks::<8>().0;
+    // SAFETY: each has eight values.
+    let load = |x: &[f32; 8]| unsafe { _mm256_loadu_ps(x.as_ptr()) };
+    let mut most = _mm256_setzero_si256();
+    for x in x {
+        let bits = _mm256_and_si256(_mm256_castps_si256(load(x)), _mm256_set1_epi32(0x7fff_ffff));
+        most = _mm256_max_epu32(most, bits);
+    }
+    let half = _mm_max_epu32(_mm256_castsi256_si128(most), _mm256_extracti128_si256::<1>(most));
+    let half = _mm_max_epu32(half, _mm_shuffle_epi32::<0b01_00_11_10>(half));
+    let half = _mm_max_epu32(half, _mm_shuffle_epi32::<0b10_11_00_01>(half));
+    let most = match greatest(_mm_cvtsi128_si32(half) as u32) {
+        Ok(most) => most,
+        Err(scale) => {
+            codes.fill(0);
+            return (scale, 0);
+        }
+    };
+    let inverse = _mm256_set1_ps(127.0 / most);
+    let mut sum = _mm256_setzero_si256();
+    for (x, codes) in x.iter().zip(codes.as_chunks_mut::<8>().0) {
+        let q = _mm256_cvtps_epi32(_mm256_mul_ps(load(x), inverse));
+        sum = _mm256_add_epi32(sum, q);
+        let words = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256::<1>(q));
+        // SAFETY: there are eight places.
+        unsafe { _mm_storel_epi64(codes.as_mut_ptr().cast(), _mm_packs_epi16(words, words)) };
+    }
+    let half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
+    let half = _mm_add_epi32(half, _mm_shuffle_epi32::<0b01_00_11_10>(half));
+    let half = _mm_add_epi32(half, _mm_shuffle_epi32::<0b10_11_00_01>(half));
+    (most / 127.0, _mm_cvtsi128_si32(half))
+}
 
 /// As [`super::scalar::few`].
 ///
@@ -123,6 +172,7 @@ unsafe fn few_tiles<const BITS: u8, const SPAN: usize, const T: usize, const R: 
             }
             for r in 0..R {
                 let index = (tile + r) * packed.groups + g;
+                packed.params_at(index + R * packed.groups, |at| _mm_prefetch::<_MM_HINT_T1>(at.cast()));
                 for h in 0..2 {
                     let params = params::<BITS>(packed, 2 * index + h);
                     for t in 0..T {

@@ -4,13 +4,51 @@
 use std::arch::x86_64::*;
 
 use super::super::packed::{BLOCK, CELL, Cell, Numbers, Packed, TILE, Zeros};
-use super::activations::Token;
+use super::activations::{Token, TokenMut, greatest, round_spans};
 use super::{Few, Kernels, Many};
 
-pub(super) const KERNELS: Kernels = Kernels { few, unpack, many };
+pub(super) const KERNELS: Kernels = Kernels { round, few, unpack, many };
 
 /// Bytes from the codes in use to those that are fetched: the hardware's own prefetchers stop at each page.
 const AHEAD: usize = 4096;
+
+/// As [`super::scalar::round`].
+///
+/// # Safety
+/// The machine has AVX-512.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+unsafe fn round(x: &[f32], span: usize, group_spans: usize, to: &mut TokenMut<'_>) {
+    if span == BLOCK {
+        round_spans::<32>(x, group_spans, to, |x, codes| round_span(x, codes));
+    } else {
+        round_spans::<16>(x, group_spans, to, |x, codes| round_span(x, codes));
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+fn round_span<const S: usize>(x: &[f32; S], codes: &mut [i8; S]) -> (f32, i32) {
+    let (low, high) = (x.first_chunk::<16>(), x.last_chunk::<16>());
+    let (low, high) = (low.expect("spans of 16 or 32"), high.expect("spans of 16 or 32"));
+    // SAFETY: both have sixteen values.
+    let x = unsafe { [_mm512_loadu_ps(low.as_ptr()), _mm512_loadu_ps(high.as_ptr())] };
+    let bits = x.map(|x| _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fff_ffff)));
+    let most = match greatest(_mm512_reduce_max_epu32(_mm512_max_epu32(bits[0], bits[1]))) {
+        Ok(most) => most,
+        Err(scale) => {
+            codes.fill(0);
+            return (scale, 0);
+        }
+    };
+    let inverse = _mm512_set1_ps(127.0 / most);
+    let q = x.map(|x| _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse)));
+    for (q, codes) in q.iter().zip(codes.as_chunks_mut::<16>().0) {
+        // SAFETY: there are sixteen places.
+        unsafe { _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(*q)) };
+    }
+    let all = if S == 32 { _mm512_add_epi32(q[0], q[1]) } else { q[0] };
+    (most / 127.0, _mm512_reduce_add_epi32(all))
+}
 
 /// As [`super::scalar::few`].
 ///
@@ -93,7 +131,18 @@ unsafe fn few_tiles<const BITS: u8, const SPAN: usize, const T: usize, const R: 
             for _ in 0..packed.group_spans {
                 let mut dots = [[_mm512_setzero_si512(); R]; T];
                 let second = SPAN == 16 && s % 2 == 1;
+                // Behind the end of these tiles are those that the others of them have begun with.
+                let next = at + AHEAD;
+                let ahead = if next < tile_bytes { next } else { next + (R - 1) * tile_bytes };
                 for c in 0..4 {
+                    if SPAN == 32 || second {
+                        let bits = usize::from(BITS);
+                        for cells in cells {
+                            for line in c * bits / 4..(c + 1) * bits / 4 {
+                                _mm_prefetch::<_MM_HINT_T0>(cells.wrapping_add(ahead + line * CELL).cast());
+                            }
+                        }
+                    }
                     if SPAN == 32 || !second {
                         let x = input.four(s * SPAN + 4 * c);
                         let codes: [__m512i; R] = std::array::from_fn(|r| codes::<BITS, 0>(cells[r].add(at), c));
@@ -106,21 +155,15 @@ unsafe fn few_tiles<const BITS: u8, const SPAN: usize, const T: usize, const R: 
                     }
                 }
                 if SPAN == 32 || second {
-                    // Behind the end of these tiles are those that the others of them have begun with.
-                    let next = at + AHEAD;
-                    let ahead = if next < tile_bytes { next } else { next + (R - 1) * tile_bytes };
-                    for cells in cells {
-                        for line in 0..usize::from(BITS) {
-                            _mm_prefetch::<_MM_HINT_T0>(cells.wrapping_add(ahead + line * CELL).cast());
-                        }
-                    }
                     at += block_bytes;
                 }
                 input.add_span(s, &dots, &mut group);
                 s += 1;
             }
             for r in 0..R {
-                let params = params(packed, (tile + r) * packed.groups + g);
+                let index = (tile + r) * packed.groups + g;
+                let params = params(packed, index);
+                packed.params_at(index + R * packed.groups, |at| _mm_prefetch::<_MM_HINT_T1>(at.cast()));
                 for t in 0..T {
                     results[t][r] = input.add_group(t, g, group[t][r], params, results[t][r]);
                 }

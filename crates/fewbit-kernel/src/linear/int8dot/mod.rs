@@ -144,6 +144,7 @@ struct Many<'a> {
 
 /// What an instruction set gives; results are `[token][tile]`.
 struct Kernels {
+    round: unsafe fn(&[f32], usize, usize, &mut TokenMut<'_>),
     few: unsafe fn(Few<'_>, &mut [[f32; TILE]]),
     unpack: unsafe fn(&Packed, usize, &mut [Codes]),
     many: unsafe fn(Many<'_>, &mut [[f32; TILE]]),
@@ -311,35 +312,11 @@ fn kernels(level: Level) -> &'static Kernels {
 }
 
 fn round(level: Level, x: &[f32], input: &Input, to: &mut TokenMut<'_>) {
-    match level {
-        // SAFETY: `choose` gives a level that the machine has.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { round_avx512(x, input, to) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { round_avx2(x, input, to) },
-        _ => round_any(x, input, to),
-    }
-}
-
-#[inline(always)]
-fn round_any(x: &[f32], input: &Input, to: &mut TokenMut<'_>) {
     match &input.activation {
         Some(format) => activations::round_as(format, x, input.span * input.group_spans, to),
-        None => activations::round(x, input.span, input.group_spans, to),
+        // SAFETY: `choose` gives a level that the machine has.
+        None => unsafe { (kernels(level).round)(x, input.span, input.group_spans, to) },
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-fn round_avx512(x: &[f32], input: &Input, to: &mut TokenMut<'_>) {
-    round_any(x, input, to);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn round_avx2(x: &[f32], input: &Input, to: &mut TokenMut<'_>) {
-    round_any(x, input, to);
 }
 
 #[cfg(test)]

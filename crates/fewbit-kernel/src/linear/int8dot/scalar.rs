@@ -1,10 +1,22 @@
 //! The scalar twin: the same integers, and the same order of the float sums.
 
 use super::super::packed::{BLOCK, CELL, Cell, Packed, TILE, Zeros, planes};
-use super::activations::Token;
+use super::activations::{Token, TokenMut, round_span, round_spans};
 use super::{Few, Kernels, Many};
 
-pub(super) const KERNELS: Kernels = Kernels { few, unpack, many };
+pub(super) const KERNELS: Kernels = Kernels { round, few, unpack, many };
+
+/// Rounds one token in spans of 32, or of 16.
+///
+/// # Safety
+/// None is asked for.
+unsafe fn round(x: &[f32], span: usize, group_spans: usize, to: &mut TokenMut<'_>) {
+    if span == BLOCK {
+        round_spans::<32>(x, group_spans, to, round_span);
+    } else {
+        round_spans::<16>(x, group_spans, to, round_span);
+    }
+}
 
 /// `y[t][r] = Σ_g s_g (Σ_span a · Σ q x) + m_g Σ_span a Σ x` for the rows of some tiles and the tokens; `m = −s z` where
 /// a zero is a code.
