@@ -70,7 +70,13 @@ impl Shaped {
 }
 
 fn best(times: usize, mut run: impl FnMut()) -> f64 {
-    (0..times).map(|_| { let at = Instant::now(); run(); at.elapsed().as_secs_f64() }).fold(f64::INFINITY, f64::min)
+    (0..times)
+        .map(|_| {
+            let at = Instant::now();
+            run();
+            at.elapsed().as_secs_f64()
+        })
+        .fold(f64::INFINITY, f64::min)
 }
 
 fn int(rows: usize, cols: usize, bits: u8) -> QuantizedLinear {

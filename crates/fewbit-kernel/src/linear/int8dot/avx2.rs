@@ -226,7 +226,7 @@ impl Dots {
                 0..=4 => self.whole[h] = _mm256_add_epi16(self.whole[h], _mm256_maddubs_epi16(codes[h], x)),
                 5 | 6 => {
                     let products = _mm256_maddubs_epi16(codes[h], x);
-                    if nth % 2 == 0 {
+                    if nth.is_multiple_of(2) {
                         self.waiting[h] = products;
                     } else {
                         let two = _mm256_add_epi16(self.waiting[h], products);

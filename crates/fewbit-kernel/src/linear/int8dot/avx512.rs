@@ -240,7 +240,8 @@ unsafe fn params(packed: &Packed, index: usize) -> [__m512; 2] {
     // SAFETY: the caller promises the index.
     unsafe {
         let scale = sixteen(&packed.scales, index);
-        let minus = |zero: __m512i| _mm512_mul_ps(scale, _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_setzero_si512(), zero)));
+        let minus =
+            |zero: __m512i| _mm512_mul_ps(scale, _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_setzero_si512(), zero)));
         let offset = match &packed.zeros {
             Zeros::Middle(z) => minus(_mm512_set1_epi32(i32::from(*z))),
             Zeros::Codes(z) => minus(_mm512_cvtepu8_epi32(_mm_loadu_si128(z.as_ptr().add(index * TILE).cast()))),
@@ -338,9 +339,7 @@ unsafe fn unpack_of<const BITS: u8>(packed: &Packed, tile: usize, to: &mut [Cell
 /// As there; and the machine has AVX-512.
 unsafe fn many(call: Many<'_>, y: &mut [[f32; TILE]]) {
     // SAFETY: promised by the caller.
-    unsafe {
-        if call.packed.span == BLOCK { many_of::<32>(call, y) } else { many_of::<16>(call, y) }
-    }
+    unsafe { if call.packed.span == BLOCK { many_of::<32>(call, y) } else { many_of::<16>(call, y) } }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]

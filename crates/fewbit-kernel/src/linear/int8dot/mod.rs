@@ -264,8 +264,7 @@ impl Product<'_> {
         }
         for from in tokens.clone().step_by(MANY_TOKENS) {
             let some = MANY_TOKENS.min(tokens.end - from);
-            let tokens: [Token<'_>; MANY_TOKENS] =
-                std::array::from_fn(|t| self.rounded.token(from + t.min(some - 1)));
+            let tokens: [Token<'_>; MANY_TOKENS] = std::array::from_fn(|t| self.rounded.token(from + t.min(some - 1)));
             let mut y = [[0.0; TILE]; MANY_TOKENS * MANY_TILES];
             let call = Many { packed, tile: self.tiles.start, count, tokens: &tokens[..some], cells };
             // SAFETY: as above; the cells are those of the tiles.
