@@ -136,21 +136,14 @@ unsafe fn few_tiles<const BITS: u8, const SPAN: usize, const T: usize, const R: 
             for _ in 0..packed.group_spans {
                 let mut dots = [[Dots::zero(); R]; T];
                 let second = SPAN == 16 && s % 2 == 1;
-                for c in 0..4 {
-                    if SPAN == 32 || !second {
-                        let x = input.four(s * SPAN + 4 * c);
-                        for r in 0..R {
-                            let codes = [0, HALF].map(|h| codes::<BITS, 0>(cells[r].add(at + h), c));
-                            (0..T).for_each(|t| dots[t][r].add::<BITS>(codes, x[t], SPAN / 16 * c));
-                        }
-                    }
-                    if SPAN == 32 || second {
-                        let x = input.four(s * SPAN + SPAN - 16 + 4 * c);
-                        for r in 0..R {
-                            let codes = [0, HALF].map(|h| codes::<BITS, 4>(cells[r].add(at + h), c));
-                            (0..T).for_each(|t| dots[t][r].add::<BITS>(codes, x[t], SPAN / 16 * c + SPAN / 32));
-                        }
-                    }
+                let here = cells.map(|cells| cells.add(at));
+                if SPAN == 32 {
+                    add_half::<BITS, T, R, 0>(&mut dots, here, &input, s * SPAN);
+                    add_half::<BITS, T, R, 4>(&mut dots, here, &input, s * SPAN + 16);
+                } else if second {
+                    add_half::<BITS, T, R, 4>(&mut dots, here, &input, s * SPAN);
+                } else {
+                    add_half::<BITS, T, R, 0>(&mut dots, here, &input, s * SPAN);
                 }
                 if SPAN == 32 || second {
                     // Behind the end of these tiles are those that the others of them have begun with.
@@ -185,6 +178,47 @@ unsafe fn few_tiles<const BITS: u8, const SPAN: usize, const T: usize, const R: 
             for r in 0..R {
                 store(results[t][r], &mut y[(token + t) * call.count + first + r]);
             }
+        }
+    }
+}
+
+/// Adds the products of columns `0..16` or `16..32` of a block (`Q`: 0 or 4), which are the input's from `c` on.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn add_half<const BITS: u8, const T: usize, const R: usize, const Q: usize>(
+    dots: &mut [[Dots; R]; T],
+    cells: [*const u8; R],
+    input: &Input<T>,
+    c: usize,
+) {
+    // SAFETY: the caller promises the cells and the columns.
+    unsafe {
+        if Q == 0 {
+            add_quad::<BITS, T, R, 0>(dots, cells, input.four(c));
+            add_quad::<BITS, T, R, 1>(dots, cells, input.four(c + 4));
+            add_quad::<BITS, T, R, 2>(dots, cells, input.four(c + 8));
+            add_quad::<BITS, T, R, 3>(dots, cells, input.four(c + 12));
+        } else {
+            add_quad::<BITS, T, R, 4>(dots, cells, input.four(c));
+            add_quad::<BITS, T, R, 5>(dots, cells, input.four(c + 4));
+            add_quad::<BITS, T, R, 6>(dots, cells, input.four(c + 8));
+            add_quad::<BITS, T, R, 7>(dots, cells, input.four(c + 12));
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn add_quad<const BITS: u8, const T: usize, const R: usize, const Q: usize>(
+    dots: &mut [[Dots; R]; T],
+    cells: [*const u8; R],
+    x: [__m256i; T],
+) {
+    for r in 0..R {
+        // SAFETY: the caller promises the cells.
+        let codes = [0, HALF].map(|h| unsafe { codes::<BITS, Q>(cells[r].add(h)) });
+        for t in 0..T {
+            dots[t][r].add::<BITS>(codes, x[t], Q);
         }
     }
 }
@@ -332,15 +366,16 @@ unsafe fn eight(numbers: &Numbers, index: usize) -> __m256 {
     }
 }
 
-/// The codes of columns `4c..4c + 4` of a block of 8 rows, from column 16 on with `HIGH = 4`, a byte each.
+/// The codes of columns `4Q..4Q + 4` of a block of 8 rows, a byte each.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn codes<const BITS: u8, const HIGH: usize>(at: *const u8, c: usize) -> __m256i {
+unsafe fn codes<const BITS: u8, const Q: usize>(at: *const u8) -> __m256i {
     // SAFETY: the caller promises as many cells as bits.
     let cell = |i: usize| unsafe { _mm256_load_si256(at.add(i * CELL).cast()) };
     if BITS == 8 {
-        return cell(HIGH + c);
+        return cell(Q);
     }
+    let (c, high) = (Q % 4, Q / 4 * 4);
     // As `packed::planes`: bits `from..` of each byte of a cell become bits `to..` of the code.
     let plane = |i: usize, from: usize, to: usize, mask: i8| {
         let moved = if from >= to {
@@ -351,13 +386,13 @@ unsafe fn codes<const BITS: u8, const HIGH: usize>(at: *const u8, c: usize) -> _
         _mm256_and_si256(moved, _mm256_set1_epi8(mask << to))
     };
     let four = usize::from(BITS & 4);
-    let mut all = if four > 0 { plane(c, HIGH, 0, 15) } else { _mm256_setzero_si256() };
+    let mut all = if four > 0 { plane(c, high, 0, 15) } else { _mm256_setzero_si256() };
     if BITS & 2 != 0 {
-        all = _mm256_or_si256(all, plane(four + c / 2, 2 * (c % 2) + HIGH, four, 3));
+        all = _mm256_or_si256(all, plane(four + c / 2, 2 * (c % 2) + high, four, 3));
     }
     if BITS & 1 != 0 {
         let below = usize::from(BITS & 6);
-        all = _mm256_or_si256(all, plane(below, c + HIGH, below, 1));
+        all = _mm256_or_si256(all, plane(below, c + high, below, 1));
     }
     all
 }
@@ -388,11 +423,15 @@ unsafe fn unpack_of<const BITS: u8>(packed: &Packed, tile: usize, to: &mut [Cell
     for block in to.as_chunks_mut::<{ BLOCK / 4 }>().0 {
         // SAFETY: the caller promises the tile, whose blocks `to` has room for.
         unsafe {
-            for c in 0..4 {
-                for h in [0, HALF] {
-                    _mm256_store_si256(block[c].0.as_mut_ptr().add(h).cast(), codes::<BITS, 0>(at.add(h), c));
-                    _mm256_store_si256(block[4 + c].0.as_mut_ptr().add(h).cast(), codes::<BITS, 4>(at.add(h), c));
-                }
+            for h in [0, HALF] {
+                _mm256_store_si256(block[0].0.as_mut_ptr().add(h).cast(), codes::<BITS, 0>(at.add(h)));
+                _mm256_store_si256(block[1].0.as_mut_ptr().add(h).cast(), codes::<BITS, 1>(at.add(h)));
+                _mm256_store_si256(block[2].0.as_mut_ptr().add(h).cast(), codes::<BITS, 2>(at.add(h)));
+                _mm256_store_si256(block[3].0.as_mut_ptr().add(h).cast(), codes::<BITS, 3>(at.add(h)));
+                _mm256_store_si256(block[4].0.as_mut_ptr().add(h).cast(), codes::<BITS, 4>(at.add(h)));
+                _mm256_store_si256(block[5].0.as_mut_ptr().add(h).cast(), codes::<BITS, 5>(at.add(h)));
+                _mm256_store_si256(block[6].0.as_mut_ptr().add(h).cast(), codes::<BITS, 6>(at.add(h)));
+                _mm256_store_si256(block[7].0.as_mut_ptr().add(h).cast(), codes::<BITS, 7>(at.add(h)));
             }
             at = at.add(usize::from(BITS) * CELL);
         }

@@ -131,30 +131,24 @@ unsafe fn few_tiles<const BITS: u8, const SPAN: usize, const T: usize, const R: 
             for _ in 0..packed.group_spans {
                 let mut dots = [[_mm512_setzero_si512(); R]; T];
                 let second = SPAN == 16 && s % 2 == 1;
-                // Behind the end of these tiles are those that the others of them have begun with.
-                let next = at + AHEAD;
-                let ahead = if next < tile_bytes { next } else { next + (R - 1) * tile_bytes };
-                for c in 0..4 {
-                    if SPAN == 32 || second {
-                        let bits = usize::from(BITS);
-                        for cells in cells {
-                            for line in c * bits / 4..(c + 1) * bits / 4 {
-                                _mm_prefetch::<_MM_HINT_T0>(cells.wrapping_add(ahead + line * CELL).cast());
-                            }
-                        }
-                    }
-                    if SPAN == 32 || !second {
-                        let x = input.four(s * SPAN + 4 * c);
-                        let codes: [__m512i; R] = std::array::from_fn(|r| codes::<BITS, 0>(cells[r].add(at), c));
-                        add_dots(&mut dots, codes, x);
-                    }
-                    if SPAN == 32 || second {
-                        let x = input.four(s * SPAN + SPAN - 16 + 4 * c);
-                        let codes: [__m512i; R] = std::array::from_fn(|r| codes::<BITS, 4>(cells[r].add(at), c));
-                        add_dots(&mut dots, codes, x);
-                    }
+                let here = cells.map(|cells| cells.add(at));
+                if SPAN == 32 {
+                    add_half::<BITS, T, R, 0>(&mut dots, here, &input, s * SPAN);
+                    add_half::<BITS, T, R, 4>(&mut dots, here, &input, s * SPAN + 16);
+                } else if second {
+                    add_half::<BITS, T, R, 4>(&mut dots, here, &input, s * SPAN);
+                } else {
+                    add_half::<BITS, T, R, 0>(&mut dots, here, &input, s * SPAN);
                 }
                 if SPAN == 32 || second {
+                    // Behind the end of these tiles are those that the others of them have begun with.
+                    let next = at + AHEAD;
+                    let ahead = if next < tile_bytes { next } else { next + (R - 1) * tile_bytes };
+                    for cells in cells {
+                        for line in 0..usize::from(BITS) {
+                            _mm_prefetch::<_MM_HINT_T0>(cells.wrapping_add(ahead + line * CELL).cast());
+                        }
+                    }
                     at += block_bytes;
                 }
                 input.add_span(s, &dots, &mut group);
@@ -173,6 +167,31 @@ unsafe fn few_tiles<const BITS: u8, const SPAN: usize, const T: usize, const R: 
             for r in 0..R {
                 _mm512_storeu_ps(y[(token + t) * call.count + first + r].as_mut_ptr(), results[t][r]);
             }
+        }
+    }
+}
+
+/// Adds the products of columns `0..16` or `16..32` of a block (`Q`: 0 or 4), which are the input's from `c` on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn add_half<const BITS: u8, const T: usize, const R: usize, const Q: usize>(
+    dots: &mut [[__m512i; R]; T],
+    cells: [*const u8; R],
+    input: &Input<T>,
+    c: usize,
+) {
+    // SAFETY: the caller promises the cells and the columns.
+    unsafe {
+        if Q == 0 {
+            add_dots(dots, cells.map(|at| codes::<BITS, 0>(at)), input.four(c));
+            add_dots(dots, cells.map(|at| codes::<BITS, 1>(at)), input.four(c + 4));
+            add_dots(dots, cells.map(|at| codes::<BITS, 2>(at)), input.four(c + 8));
+            add_dots(dots, cells.map(|at| codes::<BITS, 3>(at)), input.four(c + 12));
+        } else {
+            add_dots(dots, cells.map(|at| codes::<BITS, 4>(at)), input.four(c));
+            add_dots(dots, cells.map(|at| codes::<BITS, 5>(at)), input.four(c + 4));
+            add_dots(dots, cells.map(|at| codes::<BITS, 6>(at)), input.four(c + 8));
+            add_dots(dots, cells.map(|at| codes::<BITS, 7>(at)), input.four(c + 12));
         }
     }
 }
@@ -268,15 +287,16 @@ unsafe fn sixteen(numbers: &Numbers, index: usize) -> __m512 {
     }
 }
 
-/// The codes of columns `4c..4c + 4` of a block of 16 rows, from column 16 on with `HIGH = 4`, a byte each.
+/// The codes of columns `4Q..4Q + 4` of a block of 16 rows, a byte each.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn codes<const BITS: u8, const HIGH: usize>(at: *const u8, c: usize) -> __m512i {
+unsafe fn codes<const BITS: u8, const Q: usize>(at: *const u8) -> __m512i {
     // SAFETY: the caller promises as many cells as bits.
     let cell = |i: usize| unsafe { _mm512_load_si512(at.add(i * CELL).cast()) };
     if BITS == 8 {
-        return cell(HIGH + c);
+        return cell(Q);
     }
+    let (c, high) = (Q % 4, Q / 4 * 4);
     // As `packed::planes`: bits `from..` of each byte of a cell become bits `to..` of the code.
     let plane = |i: usize, from: usize, to: usize, mask: i8| {
         let moved = if from >= to {
@@ -287,13 +307,13 @@ unsafe fn codes<const BITS: u8, const HIGH: usize>(at: *const u8, c: usize) -> _
         _mm512_and_si512(moved, _mm512_set1_epi8(mask << to))
     };
     let four = usize::from(BITS & 4);
-    let mut all = if four > 0 { plane(c, HIGH, 0, 15) } else { _mm512_setzero_si512() };
+    let mut all = if four > 0 { plane(c, high, 0, 15) } else { _mm512_setzero_si512() };
     if BITS & 2 != 0 {
-        all = _mm512_or_si512(all, plane(four + c / 2, 2 * (c % 2) + HIGH, four, 3));
+        all = _mm512_or_si512(all, plane(four + c / 2, 2 * (c % 2) + high, four, 3));
     }
     if BITS & 1 != 0 {
         let below = usize::from(BITS & 6);
-        all = _mm512_or_si512(all, plane(below, c + HIGH, below, 1));
+        all = _mm512_or_si512(all, plane(below, c + high, below, 1));
     }
     all
 }
@@ -324,10 +344,14 @@ unsafe fn unpack_of<const BITS: u8>(packed: &Packed, tile: usize, to: &mut [Cell
     for block in to.as_chunks_mut::<{ BLOCK / 4 }>().0 {
         // SAFETY: the caller promises the tile, whose blocks `to` has room for.
         unsafe {
-            for c in 0..4 {
-                _mm512_store_si512(block[c].0.as_mut_ptr().cast(), codes::<BITS, 0>(at, c));
-                _mm512_store_si512(block[4 + c].0.as_mut_ptr().cast(), codes::<BITS, 4>(at, c));
-            }
+            _mm512_store_si512(block[0].0.as_mut_ptr().cast(), codes::<BITS, 0>(at));
+            _mm512_store_si512(block[1].0.as_mut_ptr().cast(), codes::<BITS, 1>(at));
+            _mm512_store_si512(block[2].0.as_mut_ptr().cast(), codes::<BITS, 2>(at));
+            _mm512_store_si512(block[3].0.as_mut_ptr().cast(), codes::<BITS, 3>(at));
+            _mm512_store_si512(block[4].0.as_mut_ptr().cast(), codes::<BITS, 4>(at));
+            _mm512_store_si512(block[5].0.as_mut_ptr().cast(), codes::<BITS, 5>(at));
+            _mm512_store_si512(block[6].0.as_mut_ptr().cast(), codes::<BITS, 6>(at));
+            _mm512_store_si512(block[7].0.as_mut_ptr().cast(), codes::<BITS, 7>(at));
             at = at.add(usize::from(BITS) * CELL);
         }
     }
