@@ -8,6 +8,8 @@ use super::kernels::{BF16, Dot, F16, F32, Kernels, Tile};
 const MR: usize = 6;
 const NR: usize = 16;
 const LANES: usize = 8;
+/// Bytes of a row from what is in use to what is fetched.
+const AHEAD: usize = 512;
 
 pub(crate) static KERNELS: Kernels = Kernels {
     mr: MR,
@@ -15,7 +17,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
     lanes: LANES,
     tile: &TILES,
     interleave: [interleave::<F32>, interleave::<BF16>, interleave::<F16>],
-    dot_rows: LANES,
+    dot_rows: 2 * LANES,
     dot: [&DOT_F32, &DOT_BF16, &DOT_F16],
 };
 static TILES: [Tile; MR] = [tile::<1>, tile::<2>, tile::<3>, tile::<4>, tile::<5>, tile::<6>];
@@ -51,21 +53,12 @@ unsafe fn tile<const M: usize>(kc: usize, mut a: *const f32, mut b: *const f32, 
     }
 }
 
-/// Eight elements of a row, widened.
+/// Eight elements of a row of f32 or f16, widened.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 unsafe fn widen<const S: u8>(at: *const u8) -> __m256 {
     // SAFETY: the caller promises eight elements.
-    unsafe {
-        match S {
-            F32 => _mm256_loadu_ps(at.cast()),
-            BF16 => {
-                let halves = _mm_loadu_si128(at.cast());
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
-            }
-            _ => _mm256_cvtph_ps(_mm_loadu_si128(at.cast())),
-        }
-    }
+    unsafe { if S == F32 { _mm256_loadu_ps(at.cast()) } else { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) } }
 }
 
 /// Transposes 8 × 8 values.
@@ -91,28 +84,45 @@ fn transpose(r: &[__m256; 8]) -> [__m256; 8] {
     t
 }
 
-/// The first `count ≤ 8` columns of eight rows, each as one vector, given to `each(k, column)` in ascending order.
+/// Elements of a row that [`columns`] takes at once.
+const fn step<const S: u8>() -> usize {
+    if S == BF16 { 2 * LANES } else { LANES }
+}
+
+/// The first `count ≤ step` columns of eight rows, each as one vector, given to `each(k, column)` in ascending order.
+///
+/// bf16 goes through the transposition in pairs: half the shuffles.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 unsafe fn columns<const S: u8>(rows: &[*const u8; 8], at: usize, count: usize, mut each: impl FnMut(usize, __m256)) {
     // SAFETY: the caller promises that `count` elements from byte `at` of each row can be read.
     unsafe {
+        let load = |at: *const u8| if S == BF16 { _mm256_loadu_ps(at.cast()) } else { widen::<S>(at) };
         let mut r = [_mm256_setzero_ps(); 8];
-        if count == LANES {
+        if count == step::<S>() {
             for (v, row) in r.iter_mut().zip(rows) {
-                *v = widen::<S>(row.add(at));
+                *v = load(row.add(at));
             }
         } else {
             let size = if S == F32 { 4 } else { 2 };
             for (v, row) in r.iter_mut().zip(rows) {
                 let mut whole = [0u8; 4 * LANES];
                 std::ptr::copy_nonoverlapping(row.add(at), whole.as_mut_ptr(), count * size);
-                *v = widen::<S>(whole.as_ptr());
+                *v = load(whole.as_ptr());
             }
         }
         let t = transpose(&r);
         for j in 0..8 {
-            if j < count {
+            if S == BF16 {
+                let pair = _mm256_castps_si256(t[j]);
+                if 2 * j < count {
+                    each(2 * j, _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pair)));
+                }
+                if 2 * j + 1 < count {
+                    let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+                    each(2 * j + 1, _mm256_castsi256_ps(_mm256_and_si256(pair, high)));
+                }
+            } else if j < count {
                 each(j, t[j]);
             }
         }
@@ -158,13 +168,41 @@ unsafe fn interleave<const S: u8>(
                 _mm_storel_pd(to.add(4).cast(), _mm_castps_pd(_mm256_extractf128_ps::<1>(v)));
             }
         };
-        let whole = kc - kc % LANES;
-        for k0 in (0..whole).step_by(LANES) {
-            columns::<S>(&at, k0 * size, LANES, |k, v| put(k0 + k, v));
+        let whole = kc - kc % step::<S>();
+        for k0 in (0..whole).step_by(step::<S>()) {
+            columns::<S>(&at, k0 * size, step::<S>(), |k, v| put(k0 + k, v));
         }
         if whole < kc {
             columns::<S>(&at, whole * size, kc - whole, |k, v| put(whole + k, v));
         }
+    }
+}
+
+/// Adds the products of `count` columns of eight rows from column `k` on.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn add_columns<const S: u8, const M: usize>(
+    rows: &[*const u8; 8],
+    k: usize,
+    count: usize,
+    x: *const f32,
+    ldx: usize,
+    sums: &mut [__m256; M],
+) {
+    let at = k * if S == F32 { 4 } else { 2 };
+    // SAFETY: the caller gives `count` columns of the rows and of x.
+    unsafe {
+        // What these rows read next: the hardware follows fewer streams than there are rows.
+        if at.is_multiple_of(64) {
+            for row in rows {
+                _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(at + AHEAD).cast());
+            }
+        }
+        columns::<S>(rows, at, count, |j, v| {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = _mm256_fmadd_ps(_mm256_broadcast_ss(&*x.add(i * ldx + k + j)), v, *sum);
+            }
+        });
     }
 }
 
@@ -182,26 +220,30 @@ unsafe fn dot<const S: u8, const M: usize>(
 ) {
     // SAFETY: the caller gives `M` rows of x, `rows` rows of w and their places in c.
     unsafe {
-        let size = if S == F32 { 4 } else { 2 };
-        let at = addresses(w, row_bytes, rows);
-        let mut sums = [_mm256_setzero_ps(); M];
-        let mut multiply = |k: usize, v: __m256| {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                *sum = _mm256_fmadd_ps(_mm256_broadcast_ss(&*x.add(i * ldx + k)), v, *sum);
+        // Two groups of rows in turn: the sums of one wait for each other.
+        let groups = rows.div_ceil(LANES);
+        let of = |g: usize| (rows - g * LANES).min(LANES);
+        let at = [0, groups - 1].map(|g| addresses(w.add(g * LANES * row_bytes), row_bytes, of(g)));
+        let (mut low, mut high) = ([_mm256_setzero_ps(); M], [_mm256_setzero_ps(); M]);
+        let whole = kc - kc % step::<S>();
+        for k in (0..whole).step_by(step::<S>()) {
+            add_columns::<S, M>(&at[0], k, step::<S>(), x, ldx, &mut low);
+            if groups == 2 {
+                add_columns::<S, M>(&at[1], k, step::<S>(), x, ldx, &mut high);
             }
-        };
-        let whole = kc - kc % LANES;
-        for k0 in (0..whole).step_by(LANES) {
-            columns::<S>(&at, k0 * size, LANES, |k, v| multiply(k0 + k, v));
         }
         if whole < kc {
-            columns::<S>(&at, whole * size, kc - whole, |k, v| multiply(whole + k, v));
+            add_columns::<S, M>(&at[0], whole, kc - whole, x, ldx, &mut low);
+            if groups == 2 {
+                add_columns::<S, M>(&at[1], whole, kc - whole, x, ldx, &mut high);
+            }
         }
-        let mask = first(rows);
-        for (i, sum) in sums.iter().enumerate() {
-            let at = c.add(i * ldc);
-            let sum = if add { _mm256_add_ps(_mm256_maskload_ps(at, mask), *sum) } else { *sum };
-            if rows == LANES { _mm256_storeu_ps(at, sum) } else { _mm256_maskstore_ps(at, mask, sum) }
+        for (g, sums) in [low, high].iter().enumerate().take(groups) {
+            for (i, sum) in sums.iter().enumerate() {
+                let (at, mask) = (c.add(i * ldc + g * LANES), first(of(g)));
+                let sum = if add { _mm256_add_ps(_mm256_maskload_ps(at, mask), *sum) } else { *sum };
+                if of(g) == LANES { _mm256_storeu_ps(at, sum) } else { _mm256_maskstore_ps(at, mask, sum) }
+            }
         }
     }
 }

@@ -8,6 +8,8 @@ use super::kernels::{BF16, Dot, F16, F32, Kernels, Tile};
 const MR: usize = 12;
 const NR: usize = 32;
 const LANES: usize = 16;
+/// Bytes of a row from what is in use to what is fetched.
+const AHEAD: usize = 512;
 
 pub(crate) static KERNELS: Kernels = Kernels {
     mr: MR,
@@ -212,6 +214,10 @@ unsafe fn dot<const S: u8, const M: usize>(
         };
         let whole = kc - kc % step::<S>();
         for k0 in (0..whole).step_by(step::<S>()) {
+            // What this block of rows reads next: the hardware follows fewer streams than there are rows.
+            for row in at {
+                _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(k0 * size + AHEAD).cast());
+            }
             columns::<S>(&at, k0 * size, step::<S>(), |k, v| multiply(k0 + k, v));
         }
         if whole < kc {
