@@ -192,9 +192,16 @@ impl Packed {
         self.rows.div_ceil(TILE)
     }
 
-    /// Cells that the unpacked codes of a tile take, a byte each.
-    pub(super) fn unpacked_cells(&self) -> usize {
-        self.blocks * BLOCK / 4
+    /// How many groups lie within so many columns: at least one, and whole blocks.
+    pub(super) fn groups_within(&self, columns: usize) -> usize {
+        let whole = if (self.span * self.group_spans).is_multiple_of(BLOCK) { 1 } else { 2 };
+        (columns / (self.span * self.group_spans)).next_multiple_of(whole).max(whole)
+    }
+
+    /// The blocks of some groups.
+    pub(super) fn blocks_of(&self, groups: &Range<usize>) -> Range<usize> {
+        let columns = self.span * self.group_spans;
+        groups.start * columns / BLOCK..(groups.end * columns).div_ceil(BLOCK)
     }
 
     /// Bytes of the cells of a tile.

@@ -92,18 +92,21 @@ pub(super) fn round_spans<const S: usize>(
     to.sums.fill(0.0);
     let (whole, rest) = x.as_chunks::<S>();
     let (codes, _) = to.codes.as_chunks_mut::<S>();
-    for (i, codes) in codes.iter_mut().enumerate() {
-        let (scale, sum) = if let Some(x) = whole.get(i) {
-            round_span(x, codes)
-        } else {
-            let mut padded = [0.0; S];
-            if i == whole.len() {
-                padded[..rest.len()].copy_from_slice(rest);
-            }
-            round_span(&padded, codes)
-        };
-        to.scales[i] = scale;
-        to.sums[i / group_spans] += scale * sum as f32;
+    let mut spans = codes.iter_mut().zip(&mut *to.scales).enumerate();
+    for group in &mut *to.sums {
+        for (i, (codes, to)) in spans.by_ref().take(group_spans) {
+            let (scale, sum) = if let Some(x) = whole.get(i) {
+                round_span(x, codes)
+            } else {
+                let mut padded = [0.0; S];
+                if i == whole.len() {
+                    padded[..rest.len()].copy_from_slice(rest);
+                }
+                round_span(&padded, codes)
+            };
+            *to = scale;
+            *group += scale * sum as f32;
+        }
     }
 }
 

@@ -234,6 +234,14 @@ fn store(halves: [__m256; 2], y: &mut [f32; TILE]) {
     }
 }
 
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load(y: &[f32; TILE]) -> [__m256; 2] {
+    let (low, high) = y.split_at(TILE / 2);
+    // SAFETY: each half has eight values.
+    unsafe { [_mm256_loadu_ps(low.as_ptr()), _mm256_loadu_ps(high.as_ptr())] }
+}
+
 /// Sums of products of the rows of a tile with a span of one token.
 #[derive(Clone, Copy)]
 struct Dots {
@@ -401,27 +409,27 @@ unsafe fn codes<const BITS: u8, const Q: usize>(at: *const u8) -> __m256i {
 ///
 /// # Safety
 /// As there; and the machine has AVX2.
-unsafe fn unpack(packed: &Packed, tile: usize, to: &mut [Cell]) {
+unsafe fn unpack(packed: &Packed, tile: usize, block: usize, to: &mut [Cell]) {
     // SAFETY: promised by the caller.
     unsafe {
         match packed.bits {
-            1 => unpack_of::<1>(packed, tile, to),
-            2 => unpack_of::<2>(packed, tile, to),
-            3 => unpack_of::<3>(packed, tile, to),
-            4 => unpack_of::<4>(packed, tile, to),
-            5 => unpack_of::<5>(packed, tile, to),
-            6 => unpack_of::<6>(packed, tile, to),
-            7 => unpack_of::<7>(packed, tile, to),
-            _ => unpack_of::<8>(packed, tile, to),
+            1 => unpack_of::<1>(packed, tile, block, to),
+            2 => unpack_of::<2>(packed, tile, block, to),
+            3 => unpack_of::<3>(packed, tile, block, to),
+            4 => unpack_of::<4>(packed, tile, block, to),
+            5 => unpack_of::<5>(packed, tile, block, to),
+            6 => unpack_of::<6>(packed, tile, block, to),
+            7 => unpack_of::<7>(packed, tile, block, to),
+            _ => unpack_of::<8>(packed, tile, block, to),
         }
     }
 }
 
 #[target_feature(enable = "avx2")]
-unsafe fn unpack_of<const BITS: u8>(packed: &Packed, tile: usize, to: &mut [Cell]) {
-    let mut at = packed.cells(tile);
+unsafe fn unpack_of<const BITS: u8>(packed: &Packed, tile: usize, block: usize, to: &mut [Cell]) {
+    let mut at = packed.cells(tile).wrapping_add(block * usize::from(BITS) * CELL);
     for block in to.as_chunks_mut::<{ BLOCK / 4 }>().0 {
-        // SAFETY: the caller promises the tile, whose blocks `to` has room for.
+        // SAFETY: the caller promises the blocks that `to` has room for.
         unsafe {
             for h in [0, HALF] {
                 _mm256_store_si256(block[0].0.as_mut_ptr().add(h).cast(), codes::<BITS, 0>(at.add(h)));
@@ -491,15 +499,16 @@ unsafe fn many_tokens<const BITS: u8, const SPAN: usize, const T: usize>(
     unsafe {
         let input = Input::<T>::of(&call.tokens[token..]);
         let cells: *const u8 = call.cells.as_ptr().add(i * call.cells.len() / call.count).cast();
-        let mut results = [[_mm256_setzero_ps(); 2]; T];
-        let mut s = 0;
-        for g in 0..packed.groups {
+        let mut results: [[__m256; 2]; T] = std::array::from_fn(|t| load(&y[(token + t) * call.count + i]));
+        let begin = call.groups.start * packed.group_spans;
+        let mut s = begin;
+        for g in call.groups.clone() {
             let mut group = [[_mm256_setzero_ps(); 2]; T];
             for _ in 0..packed.group_spans {
                 let mut dots = [Dots::zero(); T];
                 for c in 0..SPAN / 4 {
                     let x = input.four(s * SPAN + 4 * c);
-                    let at = cells.add((s * SPAN / 4 + c) * CELL);
+                    let at = cells.add(((s - begin) * SPAN / 4 + c) * CELL);
                     let codes = [0, HALF].map(|h| _mm256_load_si256(at.add(h).cast()));
                     (0..T).for_each(|t| dots[t].add::<BITS>(codes, x[t], c));
                 }

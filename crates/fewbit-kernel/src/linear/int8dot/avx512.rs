@@ -322,27 +322,27 @@ unsafe fn codes<const BITS: u8, const Q: usize>(at: *const u8) -> __m512i {
 ///
 /// # Safety
 /// As there; and the machine has AVX-512.
-unsafe fn unpack(packed: &Packed, tile: usize, to: &mut [Cell]) {
+unsafe fn unpack(packed: &Packed, tile: usize, block: usize, to: &mut [Cell]) {
     // SAFETY: promised by the caller.
     unsafe {
         match packed.bits {
-            1 => unpack_of::<1>(packed, tile, to),
-            2 => unpack_of::<2>(packed, tile, to),
-            3 => unpack_of::<3>(packed, tile, to),
-            4 => unpack_of::<4>(packed, tile, to),
-            5 => unpack_of::<5>(packed, tile, to),
-            6 => unpack_of::<6>(packed, tile, to),
-            7 => unpack_of::<7>(packed, tile, to),
-            _ => unpack_of::<8>(packed, tile, to),
+            1 => unpack_of::<1>(packed, tile, block, to),
+            2 => unpack_of::<2>(packed, tile, block, to),
+            3 => unpack_of::<3>(packed, tile, block, to),
+            4 => unpack_of::<4>(packed, tile, block, to),
+            5 => unpack_of::<5>(packed, tile, block, to),
+            6 => unpack_of::<6>(packed, tile, block, to),
+            7 => unpack_of::<7>(packed, tile, block, to),
+            _ => unpack_of::<8>(packed, tile, block, to),
         }
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn unpack_of<const BITS: u8>(packed: &Packed, tile: usize, to: &mut [Cell]) {
-    let mut at = packed.cells(tile);
+unsafe fn unpack_of<const BITS: u8>(packed: &Packed, tile: usize, block: usize, to: &mut [Cell]) {
+    let mut at = packed.cells(tile).wrapping_add(block * usize::from(BITS) * CELL);
     for block in to.as_chunks_mut::<{ BLOCK / 4 }>().0 {
-        // SAFETY: the caller promises the tile, whose blocks `to` has room for.
+        // SAFETY: the caller promises the blocks that `to` has room for.
         unsafe {
             _mm512_store_si512(block[0].0.as_mut_ptr().cast(), codes::<BITS, 0>(at));
             _mm512_store_si512(block[1].0.as_mut_ptr().cast(), codes::<BITS, 1>(at));
@@ -395,15 +395,18 @@ unsafe fn many_tiles<const SPAN: usize, const T: usize, const R: usize>(call: Ma
     unsafe {
         let input = Input::<T>::of(call.tokens);
         let cells: [*const Cell; R] = std::array::from_fn(|r| call.cells.as_ptr().add(r * call.cells.len() / R));
-        let mut results = [[_mm512_setzero_ps(); R]; T];
-        let mut s = 0;
-        for g in 0..packed.groups {
+        let mut results: [[__m512; R]; T] =
+            std::array::from_fn(|t| std::array::from_fn(|r| _mm512_loadu_ps(y[t * R + r].as_ptr())));
+        let begin = call.groups.start * packed.group_spans;
+        let mut s = begin;
+        for g in call.groups.clone() {
             let mut group = [[_mm512_setzero_ps(); R]; T];
             for _ in 0..packed.group_spans {
                 let mut dots = [[_mm512_setzero_si512(); R]; T];
                 for c in 0..SPAN / 4 {
                     let x = input.four(s * SPAN + 4 * c);
-                    let codes = std::array::from_fn(|r| _mm512_load_si512(cells[r].add(s * SPAN / 4 + c).cast()));
+                    let at = (s - begin) * SPAN / 4 + c;
+                    let codes = std::array::from_fn(|r| _mm512_load_si512(cells[r].add(at).cast()));
                     add_dots(&mut dots, codes, x);
                 }
                 input.add_span(s, &dots, &mut group);

@@ -5,7 +5,7 @@
 //! `y = Σ_g s_g Σ_span a Σ q x + m_g Σ_span a Σ x`.
 //!
 //! Few tokens read the codes as they lie, and several tiles at once, which are several streams from memory. For many
-//! tokens the codes of two tiles are unpacked to bytes once.
+//! tokens the codes of two tiles are unpacked to bytes, as many columns as the L1 cache holds beside the tokens.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -21,7 +21,7 @@ use std::sync::Arc;
 use fewbit_format::{ActivationFormat, Number, QuantizedLinear, ScaleType, Sharing, Storage};
 
 use self::activations::{Activations, Token, TokenMut};
-use super::packed::{Cell as Codes, Packed, TILE};
+use super::packed::{BLOCK, Cell as Codes, Packed, TILE};
 use super::{Arithmetic, Kernel};
 use crate::team::Disjoint;
 use crate::{Level, Team};
@@ -117,7 +117,9 @@ const FEW_TILES: usize = 4;
 const MANY_TOKENS: usize = 6;
 const MANY_TILES: usize = 2;
 /// Tokens whose activations stay in the L2 cache while all tiles pass.
-const NEAR_TOKENS: usize = 96;
+const NEAR_TOKENS: usize = 192;
+/// Columns whose unpacked codes stay in the L1 cache while these tokens pass.
+const NEAR_COLUMNS: usize = 2048;
 /// Tokens that are rounded in one task.
 const TASK_TOKENS: usize = 8;
 
@@ -132,21 +134,25 @@ struct Few<'a> {
     tokens: &'a [Token<'a>],
 }
 
-/// The same with the codes of the tiles in bytes.
+/// The same for some groups of columns, with the codes of the tiles in bytes.
 #[derive(Clone, Copy)]
 struct Many<'a> {
     packed: &'a Packed,
     tile: usize,
     count: usize,
     tokens: &'a [Token<'a>],
+    /// These begin at a block.
+    groups: &'a Range<usize>,
+    /// Those of the groups, tile after tile.
     cells: &'a [Codes],
 }
 
-/// What an instruction set gives; results are `[token][tile]`.
+/// What an instruction set gives; results are `[token][tile]`, and those of `many` are added to what is there.
 struct Kernels {
     round: unsafe fn(&[f32], usize, usize, &mut TokenMut<'_>),
     few: unsafe fn(Few<'_>, &mut [[f32; TILE]]),
-    unpack: unsafe fn(&Packed, usize, &mut [Codes]),
+    /// Codes of a tile from a block on, as many as there is room for.
+    unpack: unsafe fn(&Packed, usize, usize, &mut [Codes]),
     many: unsafe fn(Many<'_>, &mut [[f32; TILE]]),
 }
 
@@ -154,8 +160,8 @@ thread_local! {
     /// The rounded inputs of the last call from this thread.
     static KEPT: Cell<Vec<Activations>> = const { Cell::new(Vec::new()) };
     static ORDERED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-    /// The codes of some tiles in bytes.
-    static UNPACKED: Cell<Vec<Codes>> = const { Cell::new(Vec::new()) };
+    /// The codes of some tiles in bytes, and results.
+    static UNPACKED: Cell<(Vec<Codes>, Vec<[f32; TILE]>)> = const { Cell::new((Vec::new(), Vec::new())) };
 }
 
 impl Kernel for Int8Dot {
@@ -252,26 +258,34 @@ impl Product<'_> {
     /// The tokens `tokens`, on codes that are unpacked once.
     fn many(&self, tokens: Range<usize>, store: impl Fn(usize, &[[f32; TILE]])) {
         let (packed, count) = (&self.part.packed, self.tiles.len());
-        let mut unpacked = UNPACKED.take();
-        let each = packed.unpacked_cells();
-        if unpacked.len() < count * each {
-            unpacked.resize(count * each, Codes::ZERO);
+        let (mut unpacked, mut y) = UNPACKED.take();
+        y.clear();
+        y.resize(tokens.len() * count, [0.0; TILE]);
+        let together = packed.groups_within(NEAR_COLUMNS);
+        for first in (0..packed.groups).step_by(together) {
+            let groups = first..(first + together).min(packed.groups);
+            let blocks = packed.blocks_of(&groups);
+            let each = blocks.len() * BLOCK / 4;
+            if unpacked.len() < count * each {
+                unpacked.resize(count * each, Codes::ZERO);
+            }
+            let cells = &mut unpacked[..count * each];
+            for (tile, cells) in self.tiles.clone().zip(cells.chunks_exact_mut(each)) {
+                // SAFETY: the tile exists, and so do its blocks.
+                unsafe { (self.kernels.unpack)(packed, tile, blocks.start, cells) };
+            }
+            for (from, y) in tokens.clone().step_by(MANY_TOKENS).zip(y.chunks_mut(MANY_TOKENS * count)) {
+                let some = y.len() / count;
+                let tokens: [Token<'_>; MANY_TOKENS] =
+                    std::array::from_fn(|t| self.rounded.token(from + t.min(some - 1)));
+                let call =
+                    Many { packed, tile: self.tiles.start, count, tokens: &tokens[..some], groups: &groups, cells };
+                // SAFETY: as above; the cells are those of the tiles in these groups.
+                unsafe { (self.kernels.many)(call, y) };
+            }
         }
-        let cells = &mut unpacked[..count * each];
-        for (tile, cells) in self.tiles.clone().zip(cells.chunks_exact_mut(each)) {
-            // SAFETY: the tile exists, and there is a cell for each four of its columns.
-            unsafe { (self.kernels.unpack)(packed, tile, cells) };
-        }
-        for from in tokens.clone().step_by(MANY_TOKENS) {
-            let some = MANY_TOKENS.min(tokens.end - from);
-            let tokens: [Token<'_>; MANY_TOKENS] = std::array::from_fn(|t| self.rounded.token(from + t.min(some - 1)));
-            let mut y = [[0.0; TILE]; MANY_TOKENS * MANY_TILES];
-            let call = Many { packed, tile: self.tiles.start, count, tokens: &tokens[..some], cells };
-            // SAFETY: as above; the cells are those of the tiles.
-            unsafe { (self.kernels.many)(call, &mut y) };
-            store(from, &y[..some * count]);
-        }
-        UNPACKED.set(unpacked);
+        store(tokens.start, &y);
+        UNPACKED.set((unpacked, y));
     }
 
     /// Puts the results `[token][tile]` of the tokens from `from` on in their places in `out[·, stride]`.

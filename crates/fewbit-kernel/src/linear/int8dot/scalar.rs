@@ -1,5 +1,7 @@
 //! The scalar twin: the same integers, and the same order of the float sums.
 
+use std::ops::Range;
+
 use super::super::packed::{BLOCK, CELL, Cell, Packed, TILE, Zeros, planes};
 use super::activations::{Token, TokenMut, round_span, round_spans};
 use super::{Few, Kernels, Many};
@@ -28,40 +30,50 @@ pub(super) unsafe fn few(call: Few<'_>, y: &mut [[f32; TILE]]) {
         for i in 0..call.count {
             // SAFETY: promised by the caller.
             let code = |r, c| unsafe { code(call.packed, call.tile + i, r, c) };
-            y[t * call.count + i] = sums(call.packed, call.tile + i, token, code);
+            let y = &mut y[t * call.count + i];
+            *y = [0.0; TILE];
+            add_groups(call.packed, call.tile + i, 0..call.packed.groups, token, code, y);
         }
     }
 }
 
-/// [`few`] on codes that were unpacked, `cells` of each tile in turn.
+/// [`few`] for some groups, on codes that were unpacked; adds to `y`.
 ///
 /// # Safety
 /// As there; and the cells are those tiles' ([`unpack`]).
 pub(super) unsafe fn many(call: Many<'_>, y: &mut [[f32; TILE]]) {
     for (t, token) in call.tokens.iter().enumerate() {
         for (i, cells) in call.cells.chunks_exact(call.cells.len() / call.count).enumerate() {
-            let code = |r: usize, c: usize| cells[c / 4].0[4 * r + c % 4];
-            y[t * call.count + i] = sums(call.packed, call.tile + i, token, code);
+            let begin = call.packed.blocks_of(call.groups).start * BLOCK;
+            let code = |r: usize, c: usize| cells[(c - begin) / 4].0[4 * r + c % 4];
+            let y = &mut y[t * call.count + i];
+            add_groups(call.packed, call.tile + i, call.groups.clone(), token, code, y);
         }
     }
 }
 
-/// Unpacks the codes of a tile: a cell for each four columns.
+/// Unpacks the codes of a tile from a block on: a cell for each four columns.
 ///
 /// # Safety
-/// The tile is one of `packed`, and `to` holds a cell for each four columns of its blocks.
-pub(super) unsafe fn unpack(packed: &Packed, tile: usize, to: &mut [Cell]) {
+/// The tile is one of `packed`, and has the blocks that `to` has room for.
+unsafe fn unpack(packed: &Packed, tile: usize, block: usize, to: &mut [Cell]) {
     for (quad, cell) in to.iter_mut().enumerate() {
         for (i, q) in cell.0.iter_mut().enumerate() {
             // SAFETY: promised by the caller.
-            *q = unsafe { code(packed, tile, i / 4, 4 * quad + i % 4) };
+            *q = unsafe { code(packed, tile, i / 4, BLOCK * block + 4 * quad + i % 4) };
         }
     }
 }
 
-fn sums(packed: &Packed, tile: usize, token: &Token<'_>, code: impl Fn(usize, usize) -> u8) -> [f32; TILE] {
-    let mut y = [0.0; TILE];
-    for g in 0..packed.groups {
+fn add_groups(
+    packed: &Packed,
+    tile: usize,
+    groups: Range<usize>,
+    token: &Token<'_>,
+    code: impl Fn(usize, usize) -> u8,
+    y: &mut [f32; TILE],
+) {
+    for g in groups {
         let mut sums = [0.0f32; TILE];
         for s in g * packed.group_spans..(g + 1) * packed.group_spans {
             for (r, sum) in sums.iter_mut().enumerate() {
@@ -75,7 +87,6 @@ fn sums(packed: &Packed, tile: usize, token: &Token<'_>, code: impl Fn(usize, us
             y[r] = y[r] + sums[r] * scales[r] + token.sums[g] * offsets[r];
         }
     }
-    y
 }
 
 /// Scales and offsets of the rows of a tile in a group.
