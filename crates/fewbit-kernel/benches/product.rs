@@ -118,7 +118,7 @@ fn main() {
         }
     }
     let kernel = choose(vec![Arc::new(int(n, k, 4, Group::Columns(128)))], Arithmetic::Fast);
-    for tokens in [4, 8, 32, 512] {
+    for tokens in [4, 8, 12, 16, 24, 32, 512] {
         let (x, mut y) = (values(tokens * k), vec![0.0; tokens * n]);
         let work = 2.0 * (tokens * n * k) as f64;
         report(&format!("linear int4 group 128 Fast, {tokens} tokens"), "Gop/s", &peaks, work, nothing, &mut |team| {

@@ -368,32 +368,40 @@ unsafe fn many(call: Many<'_>, y: &mut [[f32; TILE]]) {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 unsafe fn many_of<const SPAN: usize>(call: Many<'_>, y: &mut [[f32; TILE]]) {
-    // SAFETY: promised by the caller.
-    unsafe {
-        match (call.tokens.len(), call.count) {
-            (6, 2) => many_tiles::<SPAN, 6, 2>(call, y),
-            (5, 2) => many_tiles::<SPAN, 5, 2>(call, y),
-            (4, 2) => many_tiles::<SPAN, 4, 2>(call, y),
-            (3, 2) => many_tiles::<SPAN, 3, 2>(call, y),
-            (2, 2) => many_tiles::<SPAN, 2, 2>(call, y),
-            (1, 2) => many_tiles::<SPAN, 1, 2>(call, y),
-            (6, _) => many_tiles::<SPAN, 6, 1>(call, y),
-            (5, _) => many_tiles::<SPAN, 5, 1>(call, y),
-            (4, _) => many_tiles::<SPAN, 4, 1>(call, y),
-            (3, _) => many_tiles::<SPAN, 3, 1>(call, y),
-            (2, _) => many_tiles::<SPAN, 2, 1>(call, y),
-            _ => many_tiles::<SPAN, 1, 1>(call, y),
+    for token in (0..call.tokens.len()).step_by(4) {
+        // SAFETY: promised by the caller. Four tokens and three tiles fill the registers.
+        unsafe {
+            match (call.tokens.len() - token, call.count) {
+                (1, 1) => many_tiles::<SPAN, 1, 1>(call, token, y),
+                (1, 2) => many_tiles::<SPAN, 1, 2>(call, token, y),
+                (1, _) => many_tiles::<SPAN, 1, 3>(call, token, y),
+                (2, 1) => many_tiles::<SPAN, 2, 1>(call, token, y),
+                (2, 2) => many_tiles::<SPAN, 2, 2>(call, token, y),
+                (2, _) => many_tiles::<SPAN, 2, 3>(call, token, y),
+                (3, 1) => many_tiles::<SPAN, 3, 1>(call, token, y),
+                (3, 2) => many_tiles::<SPAN, 3, 2>(call, token, y),
+                (3, _) => many_tiles::<SPAN, 3, 3>(call, token, y),
+                (_, 1) => many_tiles::<SPAN, 4, 1>(call, token, y),
+                (_, 2) => many_tiles::<SPAN, 4, 2>(call, token, y),
+                (_, _) => many_tiles::<SPAN, 4, 3>(call, token, y),
+            }
         }
     }
 }
 
+/// All tiles of the call, for its tokens `token..token + T`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn many_tiles<const SPAN: usize, const T: usize, const R: usize>(call: Many<'_>, y: &mut [[f32; TILE]]) {
+unsafe fn many_tiles<const SPAN: usize, const T: usize, const R: usize>(
+    call: Many<'_>,
+    token: usize,
+    y: &mut [[f32; TILE]],
+) {
+    let y = &mut y[token * R..];
     let packed = call.packed;
     // SAFETY: the caller promises the tiles, their cells, and tokens of the packed width.
     unsafe {
-        let input = Input::<T>::of(call.tokens);
+        let input = Input::<T>::of(&call.tokens[token..]);
         let cells: [*const Cell; R] = std::array::from_fn(|r| call.cells.as_ptr().add(r * call.cells.len() / R));
         let mut results: [[__m512; R]; T] =
             std::array::from_fn(|t| std::array::from_fn(|r| _mm512_loadu_ps(y[t * R + r].as_ptr())));

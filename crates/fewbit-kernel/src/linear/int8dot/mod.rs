@@ -110,16 +110,15 @@ struct Input {
 }
 
 /// Up to so many tokens the codes are read as they lie in memory.
-const FEW_TOKENS: usize = 6;
+const FEW_TOKENS: usize = 16;
 /// Tiles of a task of few tokens.
 const FEW_TILES: usize = 4;
-/// Tokens and tiles that are multiplied at once where the codes were unpacked.
-const MANY_TOKENS: usize = 6;
-const MANY_TILES: usize = 2;
+/// Tiles of a task of many.
+const MANY_TILES: usize = 3;
 /// Tokens whose activations stay in the L2 cache while all tiles pass.
 const NEAR_TOKENS: usize = 192;
 /// Columns whose unpacked codes stay in the L1 cache while these tokens pass.
-const NEAR_COLUMNS: usize = 2048;
+const NEAR_COLUMNS: usize = 1024;
 /// Tokens that are rounded in one task.
 const TASK_TOKENS: usize = 8;
 
@@ -258,6 +257,8 @@ impl Product<'_> {
     /// The tokens `tokens`, on codes that are unpacked once.
     fn many(&self, tokens: Range<usize>, store: impl Fn(usize, &[[f32; TILE]])) {
         let (packed, count) = (&self.part.packed, self.tiles.len());
+        let all: [Token<'_>; NEAR_TOKENS] =
+            std::array::from_fn(|t| self.rounded.token(tokens.start + t.min(tokens.len() - 1)));
         let (mut unpacked, mut y) = UNPACKED.take();
         y.clear();
         y.resize(tokens.len() * count, [0.0; TILE]);
@@ -274,15 +275,10 @@ impl Product<'_> {
                 // SAFETY: the tile exists, and so do its blocks.
                 unsafe { (self.kernels.unpack)(packed, tile, blocks.start, cells) };
             }
-            for (from, y) in tokens.clone().step_by(MANY_TOKENS).zip(y.chunks_mut(MANY_TOKENS * count)) {
-                let some = y.len() / count;
-                let tokens: [Token<'_>; MANY_TOKENS] =
-                    std::array::from_fn(|t| self.rounded.token(from + t.min(some - 1)));
-                let call =
-                    Many { packed, tile: self.tiles.start, count, tokens: &tokens[..some], groups: &groups, cells };
-                // SAFETY: as above; the cells are those of the tiles in these groups.
-                unsafe { (self.kernels.many)(call, y) };
-            }
+            let tokens = &all[..tokens.len()];
+            let call = Many { packed, tile: self.tiles.start, count, tokens, groups: &groups, cells };
+            // SAFETY: as above; the cells are those of the tiles in these groups.
+            unsafe { (self.kernels.many)(call, &mut y) };
         }
         store(tokens.start, &y);
         UNPACKED.set((unpacked, y));
