@@ -66,9 +66,32 @@ pub(super) enum Numbers {
     F16(Vec<u16>),
     Bf16(Vec<u16>),
     F32(Vec<f32>),
+    /// Small integers, each times the f16 that as many as `together` groups of a row share.
+    Scaled {
+        shared: Vec<u16>,
+        small: Vec<i8>,
+        together: usize,
+    },
 }
 
 impl Numbers {
+    /// `values [tile][group][16]`, of which `together` groups share a factor `[tile][group / together][16]`.
+    fn scaled(values: Vec<f32>, shared: &[f32], together: usize) -> Self {
+        let factor = |i: usize| shared[i / TILE / together * TILE + i % TILE];
+        let small = |(i, v): (usize, &f32)| {
+            let small = if *v == 0.0 { 0.0 } else { (v / factor(i)).round() };
+            ((-128.0..=127.0).contains(&small) && factor(i) * small == *v).then_some(small as i8)
+        };
+        let is_half = shared.iter().all(|s| f16::from_f32(*s).to_f32() == *s);
+        match values.iter().enumerate().map(small).collect::<Option<_>>() {
+            Some(small) if is_half => {
+                let shared = shared.iter().map(|s| f16::from_f32(*s).to_bits()).collect();
+                Self::Scaled { shared, small, together }
+            }
+            _ => Self::compact(values),
+        }
+    }
+
     fn compact(values: Vec<f32>) -> Self {
         let same = |a: f32, b: f32| a.to_bits() == b.to_bits();
         if values.iter().all(|v| same(f16::from_f32(*v).to_f32(), *v)) {
@@ -84,6 +107,7 @@ impl Numbers {
         match self {
             Self::F16(v) | Self::Bf16(v) => 2 * v.len(),
             Self::F32(v) => 4 * v.len(),
+            Self::Scaled { shared, small, .. } => 2 * shared.len() + small.len(),
         }
     }
 
@@ -93,6 +117,7 @@ impl Numbers {
         match self {
             Self::F16(v) | Self::Bf16(v) => v.as_ptr().wrapping_add(index * TILE).cast(),
             Self::F32(v) => v.as_ptr().wrapping_add(index * TILE).cast(),
+            Self::Scaled { small, .. } => small.as_ptr().wrapping_add(index * TILE).cast(),
         }
     }
 
@@ -104,6 +129,9 @@ impl Numbers {
             Self::F16(v) => std::array::from_fn(|i| f16::from_bits(v[at + i]).to_f32()),
             Self::Bf16(v) => std::array::from_fn(|i| bf16::from_bits(v[at + i]).to_f32()),
             Self::F32(v) => std::array::from_fn(|i| v[at + i]),
+            Self::Scaled { shared, small, together } => std::array::from_fn(|i| {
+                f16::from_bits(shared[index / together * TILE + i]).to_f32() * f32::from(small[at + i])
+            }),
         }
     }
 }
@@ -141,7 +169,7 @@ impl Packed {
     /// Repacks a storage; `None` if its groups do not suit.
     pub(super) fn new(storage: &Storage) -> Option<Self> {
         let layout = rows::layout(storage)?;
-        let Layout { rows, cols, bits, group, origin } = layout;
+        let Layout { rows, cols, bits, group, origin, shared } = layout;
         if rows == 0 || cols == 0 || (group != cols && group % 16 != 0) {
             return None;
         }
@@ -154,6 +182,7 @@ impl Packed {
         let mut all = vec![Cell::ZERO; tiles * cells_per_tile];
         let params = tiles * groups * TILE;
         let (mut scales, mut zeros, mut offsets) = (vec![0.0; params], vec![0; params], vec![0.0; params]);
+        let mut all_shared = [(); 2].map(|()| vec![0.0; shared.map_or(0, |s| params / s)]);
         let mut row = Row::of(&layout);
         for r in 0..rows {
             rows::read(storage, r, &mut row);
@@ -161,6 +190,11 @@ impl Packed {
             for k in 0..groups {
                 let at = (tile * groups + k) * TILE + lane;
                 (scales[at], zeros[at], offsets[at]) = (row.scales[k], row.zeros[k], row.offsets[k]);
+            }
+            for (k, of_row) in row.shared.iter().enumerate() {
+                for (all, of_row) in all_shared.iter_mut().zip(of_row) {
+                    all[(tile * row.shared.len() + k) * TILE + lane] = *of_row;
+                }
             }
             let cells = &mut all[tile * cells_per_tile..(tile + 1) * cells_per_tile];
             match &order {
@@ -178,13 +212,17 @@ impl Packed {
                 }
             }
         }
+        let numbers = |values, of: &[f32]| match shared {
+            Some(together) => Numbers::scaled(values, of, together),
+            None => Numbers::compact(values),
+        };
         let zeros = match origin {
             Origin::Middle(z) => Zeros::Middle(z),
             Origin::Codes => Zeros::Codes(zeros),
-            Origin::Offsets => Zeros::Offsets(Numbers::compact(offsets)),
+            Origin::Offsets => Zeros::Offsets(numbers(offsets, &all_shared[1])),
         };
         let group_spans = if group == cols { (blocks * BLOCK).div_ceil(span) } else { group / span };
-        let scales = Numbers::compact(scales);
+        let scales = numbers(scales, &all_shared[0]);
         Some(Self { rows, blocks, bits, span, group_spans, groups, cells: all, scales, zeros, order })
     }
 

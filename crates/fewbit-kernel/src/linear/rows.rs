@@ -23,6 +23,8 @@ pub(super) struct Layout {
     /// Columns of a group.
     pub(super) group: usize,
     pub(super) origin: Origin,
+    /// Groups whose scales and offsets are small integers times two numbers that they share.
+    pub(super) shared: Option<usize>,
 }
 
 /// One row, unpacked.
@@ -34,6 +36,8 @@ pub(super) struct Row {
     pub(super) zeros: Vec<u8>,
     /// By group, for [`Origin::Offsets`].
     pub(super) offsets: Vec<f32>,
+    /// What [`Layout::shared`] groups share: of the scales, and of the offsets.
+    pub(super) shared: Vec<[f32; 2]>,
 }
 
 impl Row {
@@ -44,6 +48,7 @@ impl Row {
             scales: vec![0.0; groups],
             zeros: vec![0; groups],
             offsets: vec![0.0; groups],
+            shared: vec![[0.0; 2]; layout.shared.map_or(0, |s| groups / s)],
         }
     }
 }
@@ -72,7 +77,7 @@ pub(super) fn layout(storage: &Storage) -> Option<Layout> {
                 Group::Columns(g) => g,
                 Group::Row | Group::Tensor | Group::Block(_) => cols,
             };
-            Some(Layout { rows, cols, bits: grid.bits, group, origin })
+            Some(Layout { rows, cols, bits: grid.bits, group, origin, shared: None })
         }
         Storage::Ggml(blocks) => {
             let (bits, group, origin) = match blocks.kind {
@@ -85,7 +90,8 @@ pub(super) fn layout(storage: &Storage) -> Option<Layout> {
                 GgmlType::Q3K => (3, 16, Origin::Middle(4)),
                 GgmlType::Q6K => (6, 16, Origin::Middle(32)),
             };
-            Some(Layout { rows: blocks.rows, cols: blocks.cols, bits, group, origin })
+            let shared = (blocks.kind.block_len() > 32).then(|| blocks.kind.block_len() / group);
+            Some(Layout { rows: blocks.rows, cols: blocks.cols, bits, group, origin, shared })
         }
     }
 }
@@ -126,6 +132,7 @@ fn read_ggml(blocks: &GgmlBlocks, r: usize, row: &mut Row) {
             }
             GgmlType::Q2K => {
                 let (d, dmin) = (half_at(block, 80), half_at(block, 82));
+                row.shared[b] = [d, dmin];
                 for j in 0..16 {
                     scales[j] = d * f32::from(block[j] & 15);
                     offsets[j] = -(dmin * f32::from(block[j] >> 4));
@@ -134,6 +141,7 @@ fn read_ggml(blocks: &GgmlBlocks, r: usize, row: &mut Row) {
             }
             GgmlType::Q3K => {
                 let (d, packed) = (half_at(block, 108), &block[96..108]);
+                row.shared[b] = [d, 0.0];
                 for (j, scale) in scales.iter_mut().enumerate() {
                     let low = if j < 8 { packed[j] & 15 } else { packed[j - 8] >> 4 };
                     let high = packed[8 + j % 4] >> (2 * (j / 4)) & 3;
@@ -145,6 +153,7 @@ fn read_ggml(blocks: &GgmlBlocks, r: usize, row: &mut Row) {
             }
             GgmlType::Q4K | GgmlType::Q5K => {
                 let (d, dmin) = (half_at(block, 0), half_at(block, 2));
+                row.shared[b] = [d, dmin];
                 for j in 0..8 {
                     let (scale, min) = scale_and_min(&block[4..16], j);
                     scales[j] = d * f32::from(scale);
@@ -161,6 +170,7 @@ fn read_ggml(blocks: &GgmlBlocks, r: usize, row: &mut Row) {
             }
             GgmlType::Q6K => {
                 let d = half_at(block, 208);
+                row.shared[b] = [d, 0.0];
                 scales.iter_mut().zip(&block[192..208]).for_each(|(s, scale)| *s = d * f32::from(*scale as i8));
                 for (i, q) in codes.iter_mut().enumerate() {
                     let (half, l, quarter) = (i / 128, i % 32, i % 128 / 32);

@@ -10,7 +10,7 @@ use super::super::packed::{BLOCK, CELL, Cell, Numbers, Packed, TILE, Zeros};
 use super::activations::{Token, TokenMut, greatest, round_spans};
 use super::{Few, Kernels, Many};
 
-pub(super) const KERNELS: Kernels = Kernels { round, few, unpack, many };
+pub(super) const KERNELS: Kernels = Kernels { round, few, unpack, write_params, many };
 
 /// Bytes from the codes in use to those that are fetched: the hardware's own prefetchers stop at each page.
 const AHEAD: usize = 4096;
@@ -370,6 +370,12 @@ unsafe fn eight(numbers: &Numbers, index: usize) -> __m256 {
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
             }
             Numbers::F32(v) => _mm256_loadu_ps(v.as_ptr().add(index * 8)),
+            Numbers::Scaled { shared, small, together } => {
+                let shared = shared.as_ptr().add(index / 2 / together * TILE + index % 2 * 8).cast();
+                let small = _mm_loadl_epi64(small.as_ptr().add(index * 8).cast());
+                let small = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(small));
+                _mm256_mul_ps(_mm256_cvtph_ps(_mm_loadu_si128(shared)), small)
+            }
         }
     }
 }
@@ -446,6 +452,23 @@ unsafe fn unpack_of<const BITS: u8>(packed: &Packed, tile: usize, block: usize, 
     }
 }
 
+/// As [`super::scalar::write_params`].
+///
+/// # Safety
+/// As there; and the machine has AVX2 and F16C.
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn write_params(packed: &Packed, index: usize, to: &mut [[[f32; TILE]; 2]]) {
+    for (i, to) in to.iter_mut().enumerate() {
+        // SAFETY: promised by the caller.
+        let halves = [0, 1].map(|h| unsafe {
+            let index = 2 * (index + i) + h;
+            if packed.bits == 8 { params::<8>(packed, index) } else { params::<4>(packed, index) }
+        });
+        let [low, high] = halves;
+        (0..2).for_each(|p| store([low[p], high[p]], &mut to[p]));
+    }
+}
+
 /// As [`super::scalar::many`].
 ///
 /// # Safety
@@ -518,7 +541,8 @@ unsafe fn many_tokens<const BITS: u8, const SPAN: usize, const T: usize>(
                 s += 1;
             }
             for h in 0..2 {
-                let params = params::<BITS>(packed, 2 * ((call.tile + i) * packed.groups + g) + h);
+                let params = &call.params[i * call.groups.len() + g - call.groups.start];
+                let params = [&params[0], &params[1]].map(|p| load(p)[h]);
                 for t in 0..T {
                     results[t][h] = input.add_group(t, g, group[t][h], params, results[t][h]);
                 }

@@ -7,7 +7,7 @@ use super::super::packed::{BLOCK, CELL, Cell, Numbers, Packed, TILE, Zeros};
 use super::activations::{Token, TokenMut, greatest, round_spans};
 use super::{Few, Kernels, Many};
 
-pub(super) const KERNELS: Kernels = Kernels { round, few, unpack, many };
+pub(super) const KERNELS: Kernels = Kernels { round, few, unpack, write_params, many };
 
 /// Bytes from the codes in use to those that are fetched: the hardware's own prefetchers stop at each page.
 const AHEAD: usize = 4096;
@@ -283,6 +283,12 @@ unsafe fn sixteen(numbers: &Numbers, index: usize) -> __m512 {
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
             }
             Numbers::F32(v) => _mm512_loadu_ps(v.as_ptr().add(index * TILE)),
+            Numbers::Scaled { shared, small, together } => {
+                let shared = shared.as_ptr().add(index / together * TILE).cast();
+                let small = _mm_loadu_si128(small.as_ptr().add(index * TILE).cast());
+                let small = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(small));
+                _mm512_mul_ps(_mm512_cvtph_ps(_mm256_loadu_si256(shared)), small)
+            }
         }
     }
 }
@@ -357,6 +363,21 @@ unsafe fn unpack_of<const BITS: u8>(packed: &Packed, tile: usize, block: usize, 
     }
 }
 
+/// As [`super::scalar::write_params`].
+///
+/// # Safety
+/// As there; and the machine has AVX-512.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn write_params(packed: &Packed, index: usize, to: &mut [[[f32; TILE]; 2]]) {
+    for (i, to) in to.iter_mut().enumerate() {
+        // SAFETY: promised by the caller; there is room for sixteen.
+        unsafe {
+            let params = params(packed, index + i);
+            to.iter_mut().zip(params).for_each(|(to, v)| _mm512_storeu_ps(to.as_mut_ptr(), v));
+        }
+    }
+}
+
 /// As [`super::scalar::many`].
 ///
 /// # Safety
@@ -421,7 +442,8 @@ unsafe fn many_tiles<const SPAN: usize, const T: usize, const R: usize>(
                 s += 1;
             }
             for r in 0..R {
-                let params = params(packed, (call.tile + r) * packed.groups + g);
+                let [scale, offset] = &call.params[r * call.groups.len() + g - call.groups.start];
+                let params = [_mm512_loadu_ps(scale.as_ptr()), _mm512_loadu_ps(offset.as_ptr())];
                 for t in 0..T {
                     results[t][r] = input.add_group(t, g, group[t][r], params, results[t][r]);
                 }

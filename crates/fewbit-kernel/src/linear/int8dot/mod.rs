@@ -137,13 +137,14 @@ struct Few<'a> {
 #[derive(Clone, Copy)]
 struct Many<'a> {
     packed: &'a Packed,
-    tile: usize,
     count: usize,
     tokens: &'a [Token<'a>],
     /// These begin at a block.
     groups: &'a Range<usize>,
     /// Those of the groups, tile after tile.
     cells: &'a [Codes],
+    /// Scales and offsets, `[tile][group]`.
+    params: &'a [[[f32; TILE]; 2]],
 }
 
 /// What an instruction set gives; results are `[token][tile]`, and those of `many` are added to what is there.
@@ -152,6 +153,8 @@ struct Kernels {
     few: unsafe fn(Few<'_>, &mut [[f32; TILE]]),
     /// Codes of a tile from a block on, as many as there is room for.
     unpack: unsafe fn(&Packed, usize, usize, &mut [Codes]),
+    /// Scales and offsets from an index of `[tile][group]` on, as many as there is room for.
+    write_params: unsafe fn(&Packed, usize, &mut [[[f32; TILE]; 2]]),
     many: unsafe fn(Many<'_>, &mut [[f32; TILE]]),
 }
 
@@ -159,8 +162,27 @@ thread_local! {
     /// The rounded inputs of the last call from this thread.
     static KEPT: Cell<Vec<Activations>> = const { Cell::new(Vec::new()) };
     static ORDERED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-    /// The codes of some tiles in bytes, and results.
-    static UNPACKED: Cell<(Vec<Codes>, Vec<[f32; TILE]>)> = const { Cell::new((Vec::new(), Vec::new())) };
+    static UNPACKED: Cell<Unpacked> = const { Cell::new(Unpacked::new()) };
+}
+
+/// What a task of many tokens needs.
+struct Unpacked {
+    /// The codes of some tiles in bytes.
+    cells: Vec<Codes>,
+    params: Vec<[[f32; TILE]; 2]>,
+    results: Vec<[f32; TILE]>,
+}
+
+impl Unpacked {
+    const fn new() -> Self {
+        Self { cells: Vec::new(), params: Vec::new(), results: Vec::new() }
+    }
+}
+
+impl Default for Unpacked {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Kernel for Int8Dot {
@@ -259,29 +281,33 @@ impl Product<'_> {
         let (packed, count) = (&self.part.packed, self.tiles.len());
         let all: [Token<'_>; NEAR_TOKENS] =
             std::array::from_fn(|t| self.rounded.token(tokens.start + t.min(tokens.len() - 1)));
-        let (mut unpacked, mut y) = UNPACKED.take();
-        y.clear();
-        y.resize(tokens.len() * count, [0.0; TILE]);
+        let mut unpacked = UNPACKED.take();
+        let Unpacked { cells, params, results } = &mut unpacked;
+        results.clear();
+        results.resize(tokens.len() * count, [0.0; TILE]);
         let together = packed.groups_within(NEAR_COLUMNS);
         for first in (0..packed.groups).step_by(together) {
             let groups = first..(first + together).min(packed.groups);
             let blocks = packed.blocks_of(&groups);
             let each = blocks.len() * BLOCK / 4;
-            if unpacked.len() < count * each {
-                unpacked.resize(count * each, Codes::ZERO);
-            }
-            let cells = &mut unpacked[..count * each];
-            for (tile, cells) in self.tiles.clone().zip(cells.chunks_exact_mut(each)) {
-                // SAFETY: the tile exists, and so do its blocks.
-                unsafe { (self.kernels.unpack)(packed, tile, blocks.start, cells) };
+            cells.resize(cells.len().max(count * each), Codes::ZERO);
+            params.resize(params.len().max(count * groups.len()), [[0.0; TILE]; 2]);
+            let (cells, params) = (&mut cells[..count * each], &mut params[..count * groups.len()]);
+            let of_tiles = cells.chunks_exact_mut(each).zip(params.chunks_exact_mut(groups.len()));
+            for (tile, (cells, params)) in self.tiles.clone().zip(of_tiles) {
+                // SAFETY: the tile exists, and so do its blocks and groups.
+                unsafe {
+                    (self.kernels.unpack)(packed, tile, blocks.start, cells);
+                    (self.kernels.write_params)(packed, tile * packed.groups + groups.start, params);
+                }
             }
             let tokens = &all[..tokens.len()];
-            let call = Many { packed, tile: self.tiles.start, count, tokens, groups: &groups, cells };
+            let call = Many { packed, count, tokens, groups: &groups, cells, params };
             // SAFETY: as above; the cells are those of the tiles in these groups.
-            unsafe { (self.kernels.many)(call, &mut y) };
+            unsafe { (self.kernels.many)(call, results) };
         }
-        store(tokens.start, &y);
-        UNPACKED.set((unpacked, y));
+        store(tokens.start, results);
+        UNPACKED.set(unpacked);
     }
 
     /// Puts the results `[token][tile]` of the tokens from `from` on in their places in `out[·, stride]`.

@@ -6,7 +6,7 @@ use super::super::packed::{BLOCK, CELL, Cell, Packed, TILE, Zeros, planes};
 use super::activations::{Token, TokenMut, round_span, round_spans};
 use super::{Few, Kernels, Many};
 
-pub(super) const KERNELS: Kernels = Kernels { round, few, unpack, many };
+pub(super) const KERNELS: Kernels = Kernels { round, few, unpack, write_params, many };
 
 /// Rounds one token in spans of 32, or of 16.
 ///
@@ -32,7 +32,8 @@ pub(super) unsafe fn few(call: Few<'_>, y: &mut [[f32; TILE]]) {
             let code = |r, c| unsafe { code(call.packed, call.tile + i, r, c) };
             let y = &mut y[t * call.count + i];
             *y = [0.0; TILE];
-            add_groups(call.packed, call.tile + i, 0..call.packed.groups, token, code, y);
+            let params = |g| params(call.packed, (call.tile + i) * call.packed.groups + g);
+            add_groups(call.packed, 0..call.packed.groups, params, token, code, y);
         }
     }
 }
@@ -47,7 +48,8 @@ pub(super) unsafe fn many(call: Many<'_>, y: &mut [[f32; TILE]]) {
             let begin = call.packed.blocks_of(call.groups).start * BLOCK;
             let code = |r: usize, c: usize| cells[(c - begin) / 4].0[4 * r + c % 4];
             let y = &mut y[t * call.count + i];
-            add_groups(call.packed, call.tile + i, call.groups.clone(), token, code, y);
+            let params = |g: usize| call.params[i * call.groups.len() + g - call.groups.start];
+            add_groups(call.packed, call.groups.clone(), params, token, code, y);
         }
     }
 }
@@ -65,10 +67,18 @@ unsafe fn unpack(packed: &Packed, tile: usize, block: usize, to: &mut [Cell]) {
     }
 }
 
+/// Scales and offsets of the rows of `[tile][group]` number `index` and those that follow.
+///
+/// # Safety
+/// They are there.
+unsafe fn write_params(packed: &Packed, index: usize, to: &mut [[[f32; TILE]; 2]]) {
+    to.iter_mut().enumerate().for_each(|(i, to)| *to = params(packed, index + i));
+}
+
 fn add_groups(
     packed: &Packed,
-    tile: usize,
     groups: Range<usize>,
+    params: impl Fn(usize) -> [[f32; TILE]; 2],
     token: &Token<'_>,
     code: impl Fn(usize, usize) -> u8,
     y: &mut [f32; TILE],
@@ -82,7 +92,7 @@ fn add_groups(
                 *sum += dot as f32 * token.scales[s];
             }
         }
-        let (scales, offsets) = params(packed, tile * packed.groups + g);
+        let [scales, offsets] = params(g);
         for r in 0..TILE {
             y[r] = y[r] + sums[r] * scales[r] + token.sums[g] * offsets[r];
         }
@@ -90,19 +100,19 @@ fn add_groups(
 }
 
 /// Scales and offsets of the rows of a tile in a group.
-fn params(packed: &Packed, index: usize) -> ([f32; TILE], [f32; TILE]) {
+fn params(packed: &Packed, index: usize) -> [[f32; TILE]; 2] {
     let scales = packed.scales.sixteen(index);
     let offsets = match &packed.zeros {
         Zeros::Middle(z) => scales.map(|s| s * -f32::from(*z)),
         Zeros::Codes(z) => std::array::from_fn(|r| scales[r] * -f32::from(z[index * TILE + r])),
         Zeros::Offsets(offsets) => offsets.sixteen(index),
     };
-    (scales, offsets)
+    [scales, offsets]
 }
 
 /// Takes one more step of the activations away from column `c` for all rows of a tile: a code of −128 that was −127.
 pub(super) fn subtract(packed: &Packed, tile: usize, c: usize, step: f32, y: &mut [f32; TILE]) {
-    let (scales, offsets) = params(packed, tile * packed.groups + c / packed.span / packed.group_spans);
+    let [scales, offsets] = params(packed, tile * packed.groups + c / packed.span / packed.group_spans);
     for (r, y) in y.iter_mut().enumerate() {
         // SAFETY: the tile and the column are those of a token that was rounded for `packed`.
         let q = f32::from(unsafe { code(packed, tile, r, c) });
