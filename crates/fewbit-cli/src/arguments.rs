@@ -3,13 +3,13 @@ use std::process::ExitCode;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use fewbit_format::Result;
 use fewbit_kernel::Level;
 use serde_json::json;
 
 use crate::commands::{
-    chat, completions, demo, eval, inspect, logits, make_model, make_stress, quantize, recipes, run, tokenize,
+    bench, chat, completions, demo, eval, inspect, logits, make_model, make_stress, quantize, recipes, run, tokenize,
 };
 use crate::output;
 use crate::session::Session;
@@ -33,9 +33,9 @@ pub(crate) struct Arguments {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// Threads to use [default: all cores]; the results do not depend on it
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(crate) threads: Option<u16>,
+    /// Threads to use [default: all cores]; the results do not depend on it. `bench` takes several, as `1,2`
+    #[arg(long, global = true, value_name = "N", value_parser = thread_counts)]
+    pub(crate) threads: Option<ThreadCounts>,
     /// Print no progress and no notes
     #[arg(long, global = true)]
     pub(crate) quiet: bool,
@@ -47,6 +47,10 @@ pub(crate) struct Global {
     pub(crate) cpu: Option<Level>,
 }
 
+/// As many threads; or for `bench`, one number after the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ThreadCounts(pub(crate) Vec<usize>);
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -57,6 +61,7 @@ pub(crate) enum Command {
     Chat(chat::Chat),
     Inspect(inspect::Inspect),
     Logits(logits::Logits),
+    Bench(bench::Bench),
     Tokenize(tokenize::Tokenize),
     Recipes(recipes::Recipes),
     Completions(completions::Completions),
@@ -77,6 +82,7 @@ impl Command {
             Self::Chat(c) => c.run(session),
             Self::Inspect(c) => c.run(session),
             Self::Logits(c) => c.run(session),
+            Self::Bench(c) => c.run(session),
             Self::Tokenize(c) => c.run(session),
             Self::Recipes(c) => c.run(session),
             Self::Completions(c) => c.run(session),
@@ -97,6 +103,14 @@ pub(crate) enum ArithmeticName {
     WeightsOnly,
 }
 
+fn thread_counts(text: &str) -> Result<ThreadCounts, String> {
+    let count = |part: &str| match part.trim().parse() {
+        Ok(n @ 1..=1024) => Ok(n),
+        _ => Err(format!("`{part}` is not a number from 1 to 1024")),
+    };
+    text.split(',').map(count).collect::<Result<_, _>>().map(ThreadCounts)
+}
+
 fn level_parser() -> impl TypedValueParser<Value = Level> {
     let names = Level::ALL.map(Level::name);
     PossibleValuesParser::new(names).map(|name| Level::named(&name).unwrap_or(Level::Scalar))
@@ -104,7 +118,7 @@ fn level_parser() -> impl TypedValueParser<Value = Level> {
 
 /// Reads the command line; where there is nothing to do, what to exit with.
 pub(crate) fn read() -> Result<Arguments, ExitCode> {
-    Arguments::try_parse().map_err(|error| {
+    Arguments::try_parse().and_then(with_one_count).map_err(|error| {
         let is_help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
         let wants_json = std::env::args_os().skip(1).take_while(|a| a != OsStr::new("--")).any(|a| a == "--json");
         if !is_help && wants_json {
@@ -118,10 +132,19 @@ pub(crate) fn read() -> Result<Arguments, ExitCode> {
     })
 }
 
+/// Refuses several counts of threads for commands that do their work once.
+fn with_one_count(arguments: Arguments) -> Result<Arguments, clap::Error> {
+    match &arguments.global.threads {
+        Some(ThreadCounts(counts)) if counts.len() > 1 && !matches!(arguments.command, Command::Bench(_)) => {
+            let reason = "`--threads` takes several numbers for `fewbit bench` alone";
+            Err(Arguments::command().error(ErrorKind::ValueValidation, reason))
+        }
+        _ => Ok(arguments),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -133,8 +156,19 @@ mod tests {
     fn global_options_stand_anywhere() {
         let a = Arguments::try_parse_from(["fewbit", "tokenize", "demo", "x", "--json", "--threads", "3"]).unwrap();
         assert!(a.global.json);
-        assert_eq!(a.global.threads, Some(3));
+        assert_eq!(a.global.threads, Some(ThreadCounts(vec![3])));
         let a = Arguments::try_parse_from(["fewbit", "--cpu", "scalar", "recipes"]).unwrap();
         assert_eq!(a.global.cpu, Some(Level::Scalar));
+    }
+
+    #[test]
+    fn several_counts_of_threads_are_for_bench() {
+        let read = |args: &[&str]| Arguments::try_parse_from(args).and_then(with_one_count);
+        let a = read(&["fewbit", "bench", "demo", "--threads", "1,2"]).unwrap();
+        assert_eq!(a.global.threads, Some(ThreadCounts(vec![1, 2])));
+        for wrong in ["", "0", "1,", "1025", "two", "-1"] {
+            assert!(read(&["fewbit", "bench", "demo", &format!("--threads={wrong}")]).is_err(), "{wrong}");
+        }
+        assert!(read(&["fewbit", "tokenize", "demo", "x", "--threads", "1,2"]).is_err());
     }
 }

@@ -38,14 +38,47 @@ impl PeakMemory {
         if let Some(watcher) = self.watcher.take() {
             let _ = watcher.join();
         }
-        (status("VmHWM:"), self.peak.load(Ordering::Relaxed).max(status("RssAnon:")))
+        (peak_rss_bytes(), self.peak.load(Ordering::Relaxed).max(status("RssAnon:")))
     }
+}
+
+/// Peak resident memory so far; 0 where the system does not tell.
+pub(crate) fn peak_rss_bytes() -> u64 {
+    status("VmHWM:")
+}
+
+/// Whether most of what holds `weights` bytes lies in huge pages: memory of our own where there is that much of it, else
+/// mapped files.
+pub(crate) fn has_huge_pages(weights: usize) -> bool {
+    let text = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap_or_default();
+    let [resident, own, own_huge, mapped_huge] =
+        ["Rss:", "Anonymous:", "AnonHugePages:", "FilePmdMapped:"].map(|key| figure(&text, key));
+    let (all, huge) =
+        if 2 * own >= weights as u64 { (own, own_huge) } else { (resident.saturating_sub(own), mapped_huge) };
+    2 * huge > all
 }
 
 /// A figure of `/proc/self/status`, in bytes.
 fn status(key: &str) -> u64 {
-    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    figure(&std::fs::read_to_string("/proc/self/status").unwrap_or_default(), key)
+}
+
+/// A figure of a file of the system, in bytes.
+fn figure(text: &str, key: &str) -> u64 {
     let line = text.lines().find_map(|l| l.strip_prefix(key));
     let kib: Option<u64> = line.and_then(|l| l.split_whitespace().next()?.parse().ok());
     kib.unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_found_by_their_key() {
+        let text = "Rss:  12 kB\nAnonHugePages:   2048 kB\nAnonymous: 7 kB\n";
+        assert_eq!(figure(text, "AnonHugePages:"), 2048 << 10);
+        assert_eq!(figure(text, "Anonymous:"), 7 << 10);
+        assert_eq!(figure(text, "FilePmdMapped:"), 0);
+    }
 }

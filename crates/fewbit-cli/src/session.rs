@@ -13,8 +13,8 @@ use crate::output::Output;
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) output: Output,
-    /// Threads of a team.
-    pub(crate) threads: usize,
+    /// Threads of a team; for `bench`, of one after the other.
+    pub(crate) threads: Vec<usize>,
     /// Set by Ctrl-C: long work looks at it and stops.
     pub(crate) stop: &'static AtomicBool,
 }
@@ -32,14 +32,14 @@ impl Session {
         let all = || std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             output: Output::new(global.json, global.quiet),
-            threads: global.threads.map_or_else(all, usize::from),
+            threads: global.threads.as_ref().map_or_else(|| vec![all()], |t| t.0.clone()),
             stop: interrupt::listen(),
         }
     }
 
-    /// The threads, started.
+    /// The threads, started: where there are several counts, as many as the first says.
     pub(crate) fn team(&self) -> Arc<Team> {
-        Arc::new(Team::new(self.threads))
+        Arc::new(Team::new(self.threads[0]))
     }
 
     /// Whether Ctrl-C asks to stop.

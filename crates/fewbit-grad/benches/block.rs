@@ -5,20 +5,21 @@
 //! mask leaves, two products forward and five backward.
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 
-#[path = "../../fewbit-kernel/benches/limits/mod.rs"]
-mod limits;
-
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fewbit_format::Mat;
 use fewbit_grad::{Function, Gradients, NoEdges, Parameters, Saved};
 use fewbit_graph::{Graph, Op, Part};
+use fewbit_kernel::limits::{best_seconds, f32_peak};
 use fewbit_kernel::product::{Weights, product_nn, product_nt, product_tn};
 use fewbit_kernel::{Level, Team, cpu};
 use fewbit_runtime::{Batch, Rotations};
 use fewbit_store::ModelFile;
-use limits::{best_seconds, fma_peak};
+
+/// Time for one measurement.
+const AT_LEAST: Duration = Duration::from_millis(400);
 
 fn main() {
     if let Some(level) = std::env::args().find_map(|a| Level::named(&a)) {
@@ -41,17 +42,18 @@ fn main() {
         (forward + backward) / 1e9
     );
     for team in [Team::new(1), Team::new(2)] {
-        let peak = fma_peak(&team);
-        println!("{} threads: peak {:.1} GFLOP/s, by the wall {:.1}", team.threads(), peak[0], peak[1]);
+        let peak = f32_peak(&team);
+        let [of_processor, by_wall] = [peak.processor, peak.wall].map(|p| p / 1e9);
+        println!("{} threads: peak {of_processor:.1} GFLOP/s, by the wall {by_wall:.1}", team.threads());
         let report = |what: &str, flop: f64, run: &mut dyn FnMut()| {
-            let seconds = best_seconds(&team, || (), run);
-            let [processor, wall] = [0, 1].map(|i| flop / seconds[i] / 1e9);
-            let shares = [100.0 * processor / peak[0], 100.0 * wall / peak[1]];
+            let seconds = best_seconds(&team, AT_LEAST, || (), run);
+            let speed = seconds.map(|s| flop / s);
             println!(
-                "  {what:<24} {:7.2} ms {wall:7.1} GFLOP/s, {:3.0} %, by the wall {:3.0} %",
-                seconds[1] * 1e3,
-                shares[0],
-                shares[1]
+                "  {what:<24} {:7.2} ms {:7.1} GFLOP/s, {:3.0} %, by the wall {:3.0} %",
+                seconds.wall * 1e3,
+                speed.wall / 1e9,
+                100.0 * speed.processor / peak.processor,
+                100.0 * speed.wall / peak.wall
             );
         };
         let function = Function::new(graph.clone()).expect("a graph with gradients");

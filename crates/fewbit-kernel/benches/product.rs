@@ -4,18 +4,18 @@
 //! `scalar`, `avx2`, `avx512`.
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 
-#[path = "limits/mod.rs"]
-mod limits;
-
 use std::hint::black_box;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fewbit_format::{Dtype, Group, IntCodes, IntGrid, QuantizedLinear, ScaleType, Storage, Tensor, Zeros};
+use fewbit_kernel::limits::{Clocks, Memory, Pages, best_seconds, f32_peak};
 use fewbit_kernel::linear::{Arithmetic, choose};
 use fewbit_kernel::product::{Weights, gram_add, product_nn, product_nt};
 use fewbit_kernel::{Level, Team, cpu};
-use limits::{Speeds, best_seconds, fma_peak};
 
+/// Time for one measurement.
+const AT_LEAST: Duration = Duration::from_millis(400);
 /// Regions in one timing of an empty region.
 const REGIONS: usize = 1000;
 
@@ -25,40 +25,44 @@ fn main() {
     }
     let teams = [Team::new(1), Team::new(2)];
     println!("level {}", cpu::detect().name());
-    let big = vec![1u64; 64 << 20];
-    let peaks = teams.each_ref().map(fma_peak);
-    let reads = teams.each_ref().map(|team| read_bandwidth(team, &big));
-    for (i, team) in teams.iter().enumerate() {
+    let memory = Memory::new(Pages::Small).expect("a quarter of the machine's memory");
+    let peaks = teams.each_ref().map(f32_peak);
+    let reads = teams.each_ref().map(|team| read_bandwidth(team, &memory));
+    for (team, (peak, read)) in teams.iter().zip(peaks.iter().zip(&reads)) {
         println!(
             "{} threads: peak {:.1} GFLOP/s, by the wall {:.1}; reads {:.1} GB/s, by the wall {:.1}",
             team.threads(),
-            peaks[i][0],
-            peaks[i][1],
-            reads[i][0],
-            reads[i][1]
+            peak.processor / 1e9,
+            peak.wall / 1e9,
+            read.processor / 1e9,
+            read.wall / 1e9
         );
     }
-    let region = best_seconds(&teams[1], || (), || (0..REGIONS).for_each(|_| teams[1].run(2, &|i| _ = black_box(i))));
-    println!("a region of two threads without work: {:.2} µs by the wall", region[1] / REGIONS as f64 * 1e6);
+    let regions = || (0..REGIONS).for_each(|_| teams[1].run(2, &|i| _ = black_box(i)));
+    let region = best_seconds(&teams[1], AT_LEAST, || (), regions).wall / REGIONS as f64;
+    println!("a region of two threads without work: {:.2} µs by the wall", region * 1e6);
     println!("each: one thread | two threads, by processor time | two threads, by the wall; share of the limit\n");
     let only = std::env::args().skip(1).find(|a| !a.starts_with('-') && Level::named(a).is_none());
     let report =
-        |what: &str, unit: &str, limits: &[Speeds; 2], work: f64, between: &dyn Fn(), run: &mut dyn FnMut(&Team)| {
+        |what: &str, unit: &str, limits: &[Clocks; 2], work: f64, between: &dyn Fn(), run: &mut dyn FnMut(&Team)| {
             if only.as_ref().is_some_and(|o| !what.contains(&**o)) {
                 return;
             }
             print!("{what:<42}");
             let [one, two] =
-                [0, 1].map(|i| best_seconds(&teams[i], between, || run(&teams[i])).map(|s| work / s / 1e9));
+                [0, 1].map(|i| best_seconds(&teams[i], AT_LEAST, between, || run(&teams[i])).map(|s| work / s));
             // The processors' limit is what one thread reaches, twice.
-            for (speed, limit) in [(one[0], limits[0][0]), (two[0], 2.0 * limits[0][0]), (two[1], limits[1][1])] {
-                print!(" {speed:7.1} {unit} {:4.0} %", 100.0 * speed / limit);
+            let alone = limits[0].processor;
+            for (speed, limit) in [(one.processor, alone), (two.processor, 2.0 * alone), (two.wall, limits[1].wall)] {
+                print!(" {:7.1} {unit} {:4.0} %", speed / 1e9, 100.0 * speed / limit);
             }
             println!();
         };
+    let evict_by = memory.best_scheme(&teams[0]);
     let nothing: &dyn Fn() = &|| ();
     let evict: &dyn Fn() = &|| {
-        black_box(big.iter().step_by(8).sum::<u64>());
+        // As much as the largest caches hold and more.
+        memory.read(&teams[0], evict_by);
     };
 
     for (m, n, k) in [
@@ -127,11 +131,11 @@ fn main() {
     }
 }
 
-type Report<'a> = dyn Fn(&str, &str, &[Speeds; 2], f64, &dyn Fn(), &mut dyn FnMut(&Team)) + 'a;
+type Report<'a> = dyn Fn(&str, &str, &[Clocks; 2], f64, &dyn Fn(), &mut dyn FnMut(&Team)) + 'a;
 
 fn linear(
     report: &Report<'_>,
-    reads: &[Speeds; 2],
+    reads: &[Clocks; 2],
     evict: &dyn Fn(),
     name: &str,
     n: usize,
@@ -160,48 +164,9 @@ fn values(count: usize) -> Vec<f32> {
     (0..count).map(|i| (i * 37 % 101) as f32 / 64.0 - 0.75).collect()
 }
 
-/// Sums 64 MiB of `data` in turn, so that none is found in a cache.
-fn read_bandwidth(team: &Team, data: &[u64]) -> Speeds {
-    const PIECE: usize = 1 << 13;
-    const PART: usize = 8 << 20;
-    let mut part = 0;
-    let seconds = best_seconds(
-        team,
-        || (),
-        || {
-            part = (part + PART) % data.len();
-            team.run(PART / PIECE, &|i| {
-                black_box(sum(&data[part + i * PIECE..part + (i + 1) * PIECE]));
-            });
-        },
-    );
-    seconds.map(|s| (PART * 8) as f64 / s / 1e9)
-}
-
-#[cfg(target_arch = "x86_64")]
-fn sum(data: &[u64]) -> u64 {
-    #[target_feature(enable = "avx2")]
-    fn wide(data: &[u64]) -> u64 {
-        plain_sum(data)
-    }
-    if cpu::machine() >= Level::Avx2 {
-        // SAFETY: the machine has it.
-        unsafe { wide(data) }
-    } else {
-        plain_sum(data)
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn sum(data: &[u64]) -> u64 {
-    plain_sum(data)
-}
-
-#[inline(always)]
-fn plain_sum(data: &[u64]) -> u64 {
-    let mut sums = [0u64; 32];
-    for line in data.as_chunks::<32>().0 {
-        sums.iter_mut().zip(line).for_each(|(s, v)| *s += v);
-    }
-    sums.iter().sum()
+/// Bytes a second of whole passes over the memory, in the fastest way.
+fn read_bandwidth(team: &Team, memory: &Memory) -> Clocks {
+    let scheme = memory.best_scheme(team);
+    let seconds = best_seconds(team, AT_LEAST, || (), || _ = memory.read(team, scheme));
+    seconds.map(|s| memory.bytes() as f64 / s)
 }

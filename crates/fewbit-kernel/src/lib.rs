@@ -10,6 +10,7 @@ pub mod elementwise;
 pub mod hadamard;
 mod lanes;
 pub mod lattice;
+pub mod limits;
 pub mod linear;
 pub mod online;
 pub mod product;

@@ -13,6 +13,9 @@ struct Slot {
 }
 
 impl LayerCache {
+    /// Bytes of a remembered number.
+    pub(crate) const NUMBER_BYTES: usize = size_of::<f32>();
+
     /// Room for `positions` positions of one sequence in the block that `graph` describes.
     pub fn new(graph: &Graph, positions: usize) -> Self {
         let slots = graph.nodes.iter().filter(|n| matches!(n.op, Op::Cache { .. })).map(|n| {

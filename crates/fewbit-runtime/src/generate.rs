@@ -60,7 +60,7 @@ pub struct Generation<'a> {
 }
 
 /// Positions that a prompt is run in at a time: bounds the memory that a long prompt needs.
-const PROMPT_CHUNK: usize = 512;
+pub const PROMPT_CHUNK: usize = 512;
 
 impl<'a> Generation<'a> {
     /// A conversation of at most `context` positions.

@@ -16,8 +16,8 @@ use crate::{Batch, Hooks, LayerCache};
 /// One graph with its weights, ready to run.
 pub struct Layer {
     graph: Arc<Graph>,
-    program: Program,
-    kernels: Vec<Box<dyn Kernel>>,
+    pub(crate) program: Program,
+    pub(crate) kernels: Vec<Box<dyn Kernel>>,
     arithmetic: Arithmetic,
     vectors: Vec<Vec<f32>>,
     /// By cache slot: how rows are rounded before they are remembered.
@@ -160,18 +160,6 @@ impl Layer {
     /// The graph.
     pub fn graph(&self) -> &Graph {
         &self.graph
-    }
-
-    /// Bytes of weights that one token reads.
-    pub fn bytes_per_token(&self) -> usize {
-        let of_step = |step: &Step| match step {
-            Step::Linears { kernels, routed, .. } => {
-                let all: usize = self.kernels[kernels.clone()].iter().map(|k| k.bytes()).sum();
-                routed.map_or(all, |r| all * r.top / r.experts)
-            }
-            Step::Node(_) => 0,
-        };
-        self.program.steps.iter().map(of_step).sum()
     }
 
     /// Runs the graph on `x [tokens, dim]`; `x` becomes the output `[tokens, output dim]`.

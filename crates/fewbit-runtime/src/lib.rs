@@ -5,6 +5,7 @@
 
 mod batch;
 mod cache;
+mod cost;
 mod generate;
 mod hooks;
 pub mod language;
@@ -17,8 +18,9 @@ mod steps;
 
 pub use batch::{Batch, Span};
 pub use cache::{LayerCache, ModelCache};
+pub use cost::Linears;
 pub use fewbit_kernel::linear::Arithmetic;
-pub use generate::{Finish, Generated, Generation, Limits};
+pub use generate::{Finish, Generated, Generation, Limits, PROMPT_CHUNK};
 pub use hooks::{Hooks, NoHooks};
 pub use layer::{Layer, Rotations, Workspace};
 pub use routing::Dispatched;

@@ -12,8 +12,8 @@ use crate::{Batch, Hooks, Layer, LayerCache, ModelCache, NoHooks, Rotations, Wor
 pub struct Runtime {
     model: Arc<Model>,
     embedding: Arc<QuantizedLinear>,
-    layers: Vec<Layer>,
-    head: Layer,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) head: Layer,
     team: Arc<Team>,
 }
 
@@ -41,9 +41,9 @@ impl Runtime {
         &self.team
     }
 
-    /// Bytes of weights that one token reads.
-    pub fn bytes_per_token(&self) -> usize {
-        self.layers.iter().chain([&self.head]).map(Layer::bytes_per_token).sum()
+    /// Goes on with other threads; no result depends on them.
+    pub fn set_team(&mut self, team: Arc<Team>) {
+        self.team = team;
     }
 
     /// Ids to the residual stream `[tokens, hidden]`.

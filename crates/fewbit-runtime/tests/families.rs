@@ -5,8 +5,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use fewbit_graph::{Graph, Op};
 use fewbit_kernel::Team;
-use fewbit_runtime::{Arithmetic, Batch, ModelCache, Runtime};
+use fewbit_runtime::{Arithmetic, Batch, Linears, ModelCache, Runtime};
 use fewbit_store::{ModelFile, Safetensors};
 
 fn families() -> Vec<PathBuf> {
@@ -69,4 +70,34 @@ fn steps_equal_the_whole() {
             }
         }
     }
+}
+
+/// What a token costs, counted from the graph's nodes; the linears alone run in every family.
+#[test]
+fn costs_are_those_of_the_graph() {
+    let multiply_adds = |graph: &Graph| -> usize {
+        let size = |w: usize| graph.weights[w].shape.iter().product::<usize>();
+        let of_node = |op: &Op| match op {
+            Op::Linear { weight } => size(*weight),
+            Op::ExpertLinear { first } => size(*first) * top(graph),
+            _ => 0,
+        };
+        graph.nodes.iter().map(|n| of_node(&n.op)).sum()
+    };
+    for folder in families() {
+        let runtime = load(&folder, 2);
+        let model = runtime.model();
+        let blocks: usize = model.blocks.iter().map(multiply_adds).sum();
+        assert_eq!(runtime.multiply_adds(7, 2), 7 * blocks + 2 * multiply_adds(&model.head), "{}", folder.display());
+        let has_experts = model.blocks.iter().any(|g| top(g) > 0);
+        let [one, many] = [1, 1000].map(|tokens| runtime.weight_bytes(tokens));
+        assert!(if has_experts { one < many } else { one == many }, "{}", folder.display());
+        assert!(runtime.cache_bytes(0) == 0 && runtime.cache_bytes(4) > runtime.cache_bytes(3));
+        Linears::of(&runtime).run(&runtime);
+    }
+}
+
+/// Experts that a token goes to; 0 without.
+fn top(graph: &Graph) -> usize {
+    graph.values.iter().find_map(|v| v.routed).map_or(0, |r| r.top)
 }

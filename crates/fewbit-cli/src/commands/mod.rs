@@ -1,5 +1,6 @@
 //! The commands: a file each, with its options and what it prints.
 
+pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod demo;

@@ -16,6 +16,7 @@ mod program;
 mod quantize;
 mod resume;
 mod rotations;
+mod speed;
 mod stress;
 mod talk;
 mod trouble;

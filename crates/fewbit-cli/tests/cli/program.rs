@@ -7,8 +7,8 @@ use serde_json::json;
 
 use crate::{command, fewbit, fewbit_reading};
 
-const COMMANDS: [&str; 10] =
-    ["demo", "quantize", "eval", "run", "chat", "inspect", "logits", "tokenize", "recipes", "completions"];
+const COMMANDS: [&str; 11] =
+    ["demo", "quantize", "eval", "run", "chat", "inspect", "logits", "bench", "tokenize", "recipes", "completions"];
 
 #[test]
 fn every_help_ends_with_an_example() {
@@ -47,6 +47,11 @@ fn wrong_use_exits_with_2_and_one_object() {
         &["run", "demo", "--prompt", "x", "--max-tokens", "many"],
         &["logits", "demo", "--ids", "1", "--prompt", "x"],
         &["tokenize", "demo", "x", "--threads", "0"],
+        &["tokenize", "demo", "x", "--threads", "1,2"],
+        &["bench", "demo", "--threads", "1,"],
+        &["bench", "demo", "--rounds", "0"],
+        &["bench", "demo", "--batch", "0"],
+        &["bench", "demo", "--prompt", "0", "--generate", "0"],
         &["tokenize", "demo", "x", "--cpu", "sse2"],
         &["quantize", "demo", "--recipe", "rtn", "--out", "x", "--symmetric", "--asymmetric"],
         &["quantize", "demo", "--recipe", "rtn", "--out", "x", "--bits", "9"],
