@@ -30,7 +30,7 @@ pub(crate) fn residual(model: &Runtime, ids: &[u32]) -> Result<Vec<f32>> {
 /// Logits `[rows, vocabulary]` of some rows of a residual stream.
 pub(crate) fn logits(model: &Runtime, residual: &[f32], rows: Range<usize>) -> Result<Mat> {
     let hidden = model.model().hidden;
-    model.head(residual[rows.start * hidden..rows.end * hidden].to_vec())
+    model.head(&residual[rows.start * hidden..rows.end * hidden])
 }
 
 /// `rows` in steps whose logits fit in memory.

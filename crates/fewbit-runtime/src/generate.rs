@@ -96,7 +96,10 @@ impl<'a> Generation<'a> {
         let most = limits.max_tokens.map_or(room, |m| m.min(room));
         let mut sampler = Sampler::new(sampling)?;
         let clock = std::time::Instant::now();
-        let mut logits = if most == 0 { Vec::new() } else { self.read(prompt)? };
+        let mut logits = Vec::new();
+        if most > 0 {
+            self.read(prompt, &mut logits)?;
+        }
         let prompt_seconds = clock.elapsed().as_secs_f64();
         let mut stream = self.tokenizer.stream(prompt);
         let mut stops = StopStrings::new(limits.stop.clone());
@@ -128,7 +131,7 @@ impl<'a> Generation<'a> {
                 }
             }
             if made.ids.len() < most {
-                logits = self.step(id)?;
+                self.advance(self.cache.len(), &[id], &[0], &mut logits)?;
             }
         }
         made.seconds = clock.elapsed().as_secs_f64();
@@ -160,28 +163,23 @@ impl<'a> Generation<'a> {
     }
 
     /// Runs what of the prompt is not remembered; the logits after its last token.
-    fn read(&mut self, prompt: &[u32]) -> Result<Vec<f32>> {
+    fn read(&mut self, prompt: &[u32], logits: &mut Vec<f32>) -> Result<()> {
         let same = self.seen.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         // The last token is run again in any case: its logits are wanted.
         let from = same.min(self.cache.len()).min(prompt.len() - 1);
         self.cache.truncate(from);
         self.seen = prompt.to_vec();
-        let mut logits = Vec::new();
         for start in (from..prompt.len()).step_by(PROMPT_CHUNK) {
             let end = (start + PROMPT_CHUNK).min(prompt.len());
             let rows: &[usize] = if end == prompt.len() { &[end - start - 1] } else { &[] };
-            logits = self.advance(start, &prompt[start..end], rows)?;
+            self.advance(start, &prompt[start..end], rows, logits)?;
         }
-        Ok(logits)
+        Ok(())
     }
 
-    fn step(&mut self, id: u32) -> Result<Vec<f32>> {
-        self.advance(self.cache.len(), &[id], &[0])
-    }
-
-    fn advance(&mut self, start: usize, ids: &[u32], rows: &[usize]) -> Result<Vec<f32>> {
+    fn advance(&mut self, start: usize, ids: &[u32], rows: &[usize], logits: &mut Vec<f32>) -> Result<()> {
         let batch = Batch::one(start, ids.len());
-        Ok(self.runtime.logits(&batch, ids, Some(&mut [&mut self.cache]), rows)?.into_vec())
+        self.runtime.write_logits(&batch, ids, Some(&mut [&mut self.cache]), rows, logits)
     }
 }
 

@@ -25,7 +25,7 @@ pub struct Layer {
 }
 
 /// cos and sin of every rotary table at the rows of one batch.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Rotations {
     tables: Vec<(Vec<f32>, Vec<f32>)>,
 }
@@ -33,17 +33,23 @@ pub struct Rotations {
 impl Rotations {
     /// `ropes` at the batch's positions.
     pub fn new(ropes: &[Rope], batch: &Batch) -> Self {
-        let tables = ropes.iter().map(|rope| {
+        let mut rotations = Self::default();
+        rotations.fill(ropes, batch);
+        rotations
+    }
+
+    /// The same in place of what was there.
+    pub(crate) fn fill(&mut self, ropes: &[Rope], batch: &Batch) {
+        self.tables.resize_with(ropes.len(), Default::default);
+        for (rope, (cos, sin)) in ropes.iter().zip(&mut self.tables) {
             let pairs = rope.inverse_frequency.len();
-            let mut cos = vec![0.0; batch.tokens() * pairs];
-            let mut sin = cos.clone();
+            cos.resize(batch.tokens() * pairs, 0.0);
+            sin.resize(batch.tokens() * pairs, 0.0);
             let rows = cos.chunks_exact_mut(pairs).zip(sin.chunks_exact_mut(pairs));
             for (position, (cos, sin)) in batch.positions().zip(rows) {
                 rope.fill(position, cos, sin);
             }
-            (cos, sin)
-        });
-        Self { tables: tables.collect() }
+        }
     }
 
     /// cos and sin of one table, `[tokens, pairs]`.
@@ -58,6 +64,8 @@ impl Rotations {
 pub struct Workspace {
     values: Vec<Buffer>,
     free: Vec<Buffer>,
+    /// The outputs of the linears that run.
+    outs: Vec<Buffer>,
 }
 
 /// The first `len` numbers are a value; what follows was one of an earlier run, and is not written anew for each.
@@ -203,11 +211,11 @@ impl Layer {
                     for v in outputs {
                         workspace.take(*v, tokens * self.graph.values[*v].width());
                     }
-                    let mut outs: Vec<Buffer> =
-                        outputs.iter().map(|v| std::mem::take(&mut workspace.values[*v])).collect();
-                    self.multiply(team, inputs, kernels.clone(), *routed, &workspace.values, &mut outs);
-                    for (v, out) in outputs.iter().zip(outs) {
-                        workspace.values[*v] = out;
+                    let Workspace { values, outs, .. } = workspace;
+                    outs.extend(outputs.iter().map(|v| std::mem::take(&mut values[*v])));
+                    self.multiply(team, inputs, kernels.clone(), *routed, values, outs);
+                    for (v, out) in outputs.iter().zip(outs.drain(..)) {
+                        values[*v] = out;
                     }
                 }
                 Step::Node(node) => {
@@ -294,21 +302,24 @@ impl Layer {
     ) {
         let (x, dim) = (&*values[inputs[0]], self.graph.values[inputs[0]].dim);
         let rows = x.len() / dim;
-        let experts: Vec<Range<usize>> = match routed {
-            Some(routed) => Dispatched::new(&values[routed.by], routed).experts().collect(),
-            None => std::iter::once(0..rows).collect(),
-        };
-        for (kernel, of) in self.kernels[kernels].iter().zip(experts).filter(|(_, rows)| !rows.is_empty()) {
-            let slice = |b: &Buffer| {
-                let dim = b.len() / rows;
-                of.start * dim..of.end * dim
-            };
-            let mut slices: Vec<&mut [f32]> = Vec::with_capacity(outs.len());
-            for out in &mut *outs {
-                let at = slice(out);
-                slices.push(&mut out[at]);
+        let kernels = &self.kernels[kernels];
+        let mut run = |kernel: &dyn Kernel, of: Range<usize>| {
+            let slice = |out| part(out, rows, &of);
+            let x = &x[of.start * dim..of.end * dim];
+            // Few linears share an input: their outputs are listed on the stack.
+            match &mut *outs {
+                [a] => kernel.run(team, of.len(), x, &mut [slice(a)]),
+                [a, b] => kernel.run(team, of.len(), x, &mut [a, b].map(slice)),
+                [a, b, c] => kernel.run(team, of.len(), x, &mut [a, b, c].map(slice)),
+                outs => kernel.run(team, of.len(), x, &mut outs.iter_mut().map(slice).collect::<Vec<_>>()),
             }
-            kernel.run(team, of.len(), &x[of.start * dim..of.end * dim], &mut slices);
+        };
+        let Some(routed) = routed else {
+            return run(&*kernels[0], 0..rows);
+        };
+        let experts = Dispatched::new(&values[routed.by], routed);
+        for (kernel, of) in kernels.iter().zip(experts.experts()).filter(|(_, rows)| !rows.is_empty()) {
+            run(&**kernel, of);
         }
     }
 
@@ -325,9 +336,11 @@ impl Layer {
         out: &mut [f32],
     ) {
         let dim = self.graph.values[node.output].dim;
-        let inputs: Vec<&[f32]> = node.inputs.iter().map(|v| &*values[*v]).collect();
+        let mut inputs = [&[] as &[f32]; MOST_INPUTS];
+        inputs.iter_mut().zip(&node.inputs).for_each(|(input, v)| *input = &values[*v]);
+        let inputs = &inputs[..node.inputs.len()];
         let vector = |v: usize| &*self.vectors[v];
-        if run_rowwise(team, rotations, &vector, &node.op, &inputs, reused, dim, out) {
+        if run_rowwise(team, rotations, &vector, &node.op, inputs, reused, dim, out) {
             return;
         }
         match &node.op {
@@ -410,6 +423,15 @@ impl std::fmt::Debug for Layer {
         let kernels: Vec<&str> = self.kernels.iter().map(|k| k.name()).collect();
         f.debug_struct("Layer").field("kernels", &kernels).finish_non_exhaustive()
     }
+}
+
+/// Inputs of a node at most.
+const MOST_INPUTS: usize = 4;
+
+/// Rows `of` of a value of `rows` rows.
+fn part<'a>(value: &'a mut Buffer, rows: usize, of: &Range<usize>) -> &'a mut [f32] {
+    let dim = value.len() / rows;
+    &mut value[of.start * dim..of.end * dim]
 }
 
 /// The input whose place the output of an elementwise node may take, because nothing reads it afterwards.

@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::sync::Arc;
 
 use fewbit_format::{Error, Mat, QuantizedLinear, Result};
@@ -7,6 +8,18 @@ use fewbit_kernel::linear::Arithmetic;
 use fewbit_store::ModelFile;
 
 use crate::{Batch, Hooks, Layer, LayerCache, ModelCache, NoHooks, Rotations, Workspace};
+
+thread_local! {
+    /// The buffers of the last run from this thread: a token needs no new ones.
+    static KEPT: Cell<Kept> = Cell::default();
+}
+
+#[derive(Default)]
+struct Kept {
+    workspace: Workspace,
+    rotations: Rotations,
+    x: Vec<f32>,
+}
 
 /// A whole model, ready to run.
 pub struct Runtime {
@@ -62,16 +75,52 @@ impl Runtime {
         &self,
         batch: &Batch,
         ids: &[u32],
-        mut caches: Option<&mut [&mut ModelCache]>,
+        caches: Option<&mut [&mut ModelCache]>,
         rows: &[usize],
     ) -> Result<Mat> {
-        let mut x = self.embed(ids)?;
-        let rotations = Rotations::new(&self.model.ropes, batch);
-        let mut workspace = Workspace::default();
+        let mut logits = Vec::new();
+        self.write_logits(batch, ids, caches, rows, &mut logits)?;
+        Ok(Mat::from_vec(rows.len(), self.model.vocabulary, logits))
+    }
+
+    /// [`logits`](Self::logits) in place of what `logits` held; allocates nothing for a token like the last one.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_logits(
+        &self,
+        batch: &Batch,
+        ids: &[u32],
+        caches: Option<&mut [&mut ModelCache]>,
+        rows: &[usize],
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
+        let mut kept = KEPT.take();
+        let done = self.run_all(batch, ids, caches, rows, &mut kept, logits);
+        KEPT.set(kept);
+        done
+    }
+
+    fn run_all(
+        &self,
+        batch: &Batch,
+        ids: &[u32],
+        mut caches: Option<&mut [&mut ModelCache]>,
+        rows: &[usize],
+        Kept { workspace, rotations, x }: &mut Kept,
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
+        write_embedding(&self.model.embed, &self.embedding, ids, x)?;
+        rotations.fill(&self.model.ropes, batch);
         for (i, layer) in self.layers.iter().enumerate() {
-            let mut of_layer: Option<Vec<&mut LayerCache>> =
-                caches.as_mut().map(|all| all.iter_mut().map(|c| &mut c.layers[i]).collect());
-            layer.run(&self.team, batch, &rotations, of_layer.as_deref_mut(), &mut NoHooks, &mut workspace, &mut x);
+            let mut run = |caches: Option<&mut [&mut LayerCache]>| {
+                layer.run(&self.team, batch, rotations, caches, &mut NoHooks, workspace, x);
+            };
+            match &mut caches {
+                None => run(None),
+                Some([cache]) => run(Some(&mut [&mut cache.layers[i]])),
+                Some(all) => run(Some(&mut all.iter_mut().map(|c| &mut c.layers[i]).collect::<Vec<_>>())),
+            }
             if let Some(at) = x.iter().position(|v| !v.is_finite()) {
                 let position = at / self.model.hidden;
                 return Err(Error::input(format!(
@@ -88,27 +137,38 @@ impl Runtime {
             }
         }
         let hidden = self.model.hidden;
-        let mut picked = Vec::with_capacity(rows.len() * hidden);
-        for r in rows {
-            picked.extend_from_slice(&x[r * hidden..(r + 1) * hidden]);
+        let picked = workspace.begin(Graph::INPUT, rows.len() * hidden);
+        for (to, r) in picked.chunks_exact_mut(hidden).zip(rows) {
+            to.copy_from_slice(&x[r * hidden..(r + 1) * hidden]);
         }
-        self.head(picked)
+        self.run_head(rows.len(), workspace, logits)
     }
 
     /// The residual stream `[tokens, hidden]` to logits `[tokens, vocabulary]`.
     ///
     /// # Errors
     /// If the logits are not finite.
-    pub fn head(&self, mut x: Vec<f32>) -> Result<Mat> {
-        let tokens = x.len() / self.model.hidden;
-        let batch = Batch::one(0, tokens);
-        let rotations = Rotations::new(&[], &batch);
-        self.head.run(&self.team, &batch, &rotations, None, &mut NoHooks, &mut Workspace::default(), &mut x);
-        if x.iter().any(|v| !v.is_finite()) {
+    pub fn head(&self, x: &[f32]) -> Result<Mat> {
+        let (tokens, mut logits, mut workspace) = (x.len() / self.model.hidden, Vec::new(), Workspace::default());
+        workspace.begin(Graph::INPUT, x.len()).copy_from_slice(x);
+        self.run_head(tokens, &mut workspace, &mut logits)?;
+        Ok(Mat::from_vec(tokens, self.model.vocabulary, logits))
+    }
+
+    /// Runs the head on the input that lies in `workspace`, unless there is no token.
+    fn run_head(&self, tokens: usize, workspace: &mut Workspace, logits: &mut Vec<f32>) -> Result<()> {
+        logits.clear();
+        if tokens > 0 {
+            let (batch, steps) = (Batch::one(0, tokens), 0..self.head.steps());
+            self.head.run_steps(&self.team, &batch, &Rotations::default(), None, &mut NoHooks, workspace, steps);
+            logits.extend_from_slice(workspace.value(self.head.graph().output));
+        }
+        workspace.clear();
+        if logits.iter().any(|v| !v.is_finite()) {
             return Err(Error::input("the logits are not finite")
                 .hint("the weights of the head are damaged: look for them with `fewbit inspect --outliers`, or download it again"));
         }
-        Ok(Mat::from_vec(tokens, self.model.vocabulary, x))
+        Ok(())
     }
 
     /// Runs the blocks on the residual stream of whole sequences, with hooks per block.
@@ -138,9 +198,17 @@ pub fn check_ids(ids: &[u32], rows: usize) -> Result<()> {
 /// # Errors
 /// If an id has no row.
 pub fn embed(graph: &Graph, matrix: &QuantizedLinear, ids: &[u32]) -> Result<Vec<f32>> {
+    let mut x = Vec::new();
+    write_embedding(graph, matrix, ids, &mut x)?;
+    Ok(x)
+}
+
+/// [`embed`] in place of what `x` held.
+fn write_embedding(graph: &Graph, matrix: &QuantizedLinear, ids: &[u32], x: &mut Vec<f32>) -> Result<()> {
     let [rows, hidden] = matrix.shape;
     check_ids(ids, rows)?;
-    let mut x = vec![0.0; ids.len() * hidden];
+    x.clear();
+    x.resize(ids.len() * hidden, 0.0);
     for (id, out) in ids.iter().zip(x.chunks_exact_mut(hidden)) {
         let r = *id as usize;
         matrix.decode_rows(r..r + 1, out);
@@ -152,5 +220,5 @@ pub fn embed(graph: &Graph, matrix: &QuantizedLinear, ids: &[u32]) -> Result<Vec
             _ => return Err(Error::internal("an embedding graph with an operation that is not run")),
         }
     }
-    Ok(x)
+    Ok(())
 }

@@ -37,7 +37,7 @@ pub(super) fn candidate(
         None => arithmetic == Arithmetic::Fast,
         Some(a) => is_int8(&a),
     };
-    if !linears.iter().all(is_ours) {
+    if linears.len() > MOST_LINEARS || !linears.iter().all(is_ours) {
         return None;
     }
     let (mut parts, mut inputs) = (Vec::new(), Vec::new());
@@ -109,6 +109,8 @@ struct Input {
     activation: Option<ActivationFormat>,
 }
 
+/// Linears of one kernel at most.
+const MOST_LINEARS: usize = 8;
 /// Up to so many tokens the codes are read as they lie in memory.
 const FEW_TOKENS: usize = 16;
 /// Tiles of a task of few tokens.
@@ -197,7 +199,9 @@ impl Kernel for Int8Dot {
         for (input, rounded) in self.inputs.iter().zip(&mut kept) {
             self.round(team, tokens, x, input, rounded);
         }
-        let outs: Vec<Disjoint<'_, f32>> = outs.iter_mut().map(|o| Disjoint::new(o)).collect();
+        let mut outs = outs.iter_mut();
+        let outs: [Disjoint<'_, f32>; MOST_LINEARS] =
+            std::array::from_fn(|_| Disjoint::new(outs.next().map_or(&mut [], |o| &mut **o)));
         let (together, near) = if tokens <= FEW_TOKENS { (FEW_TILES, tokens) } else { (MANY_TILES, NEAR_TOKENS) };
         let tasks: usize = self.parts.iter().map(|p| p.packed.tiles().div_ceil(together)).sum();
         team.run(tokens.div_ceil(near.max(1)) * tasks, &|i| {
@@ -205,8 +209,10 @@ impl Kernel for Int8Dot {
             let from = i / tasks * near;
             let product = Product { kernels: kernels(self.level), part, tiles, rounded: &kept[part.input] };
             let store = |at, y: &[[f32; TILE]]| product.store(at, y, &outs[part.linear], self.outs[part.linear]);
-            if tokens <= FEW_TOKENS {
-                product.few(tokens, store);
+            if tokens == 1 {
+                product.few::<1>(1, store);
+            } else if tokens <= FEW_TOKENS {
+                product.few::<FEW_TOKENS>(tokens, store);
             } else {
                 product.many(from..(from + near).min(tokens), store);
             }
@@ -226,20 +232,23 @@ impl Kernel for Int8Dot {
 impl Int8Dot {
     fn round(&self, team: &Team, tokens: usize, x: &[f32], input: &Input, rounded: &mut Activations) {
         rounded.resize(tokens, self.cols, input.span, input.group_spans);
+        let token = |t: usize, to: &mut TokenMut<'_>| {
+            let x = &x[t * self.cols..][..self.cols];
+            let Some(order) = &input.order else {
+                return round(self.level, x, input, to);
+            };
+            let mut ordered = ORDERED.take();
+            ordered.clear();
+            ordered.extend(order.iter().map(|c| x[*c as usize]));
+            round(self.level, &ordered, input, to);
+            ORDERED.set(ordered);
+        };
+        if tokens <= TASK_TOKENS {
+            return rounded.tokens_mut(tokens).enumerate().for_each(|(t, mut to)| token(t, &mut to));
+        }
         let mut all: Vec<TokenMut<'_>> = rounded.tokens_mut(tokens).collect();
         team.for_pieces(&mut all, TASK_TOKENS, &|piece, some| {
-            for (i, to) in some.iter_mut().enumerate() {
-                let x = &x[(piece * TASK_TOKENS + i) * self.cols..][..self.cols];
-                let Some(order) = &input.order else {
-                    round(self.level, x, input, to);
-                    continue;
-                };
-                let mut ordered = ORDERED.take();
-                ordered.clear();
-                ordered.extend(order.iter().map(|c| x[*c as usize]));
-                round(self.level, &ordered, input, to);
-                ORDERED.set(ordered);
-            }
+            some.iter_mut().enumerate().for_each(|(i, to)| token(piece * TASK_TOKENS + i, to));
         });
     }
 
@@ -265,14 +274,15 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// All tokens, at most [`FEW_TOKENS`].
-    fn few(&self, count: usize, store: impl Fn(usize, &[[f32; TILE]])) {
-        let tokens: [Token<'_>; FEW_TOKENS] = std::array::from_fn(|t| self.rounded.token(t.min(count - 1)));
-        let mut y = [[0.0; TILE]; FEW_TOKENS * FEW_TILES];
+    /// All tokens, at most `T`.
+    fn few<const T: usize>(&self, count: usize, store: impl Fn(usize, &[[f32; TILE]])) {
+        let tokens: [Token<'_>; T] = std::array::from_fn(|t| self.rounded.token(t.min(count - 1)));
+        let mut y = [[[0.0; TILE]; FEW_TILES]; T];
+        let y = y.as_flattened_mut();
         let (packed, tile) = (&self.part.packed, self.tiles.start);
         let call = Few { packed, tile, count: self.tiles.len(), tokens: &tokens[..count] };
         // SAFETY: the tiles exist, and the tokens were rounded for this part's input.
-        unsafe { (self.kernels.few)(call, &mut y) };
+        unsafe { (self.kernels.few)(call, y) };
         store(0, &y[..count * self.tiles.len()]);
     }
 
