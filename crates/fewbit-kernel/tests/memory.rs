@@ -21,10 +21,12 @@ struct Counting;
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
+static CALLS: AtomicUsize = AtomicUsize::new(0);
 
 // SAFETY: the system's allocator does the work.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        CALLS.fetch_add(1, Relaxed);
         PEAK.fetch_max(LIVE.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
         // SAFETY: promised by the caller.
         unsafe { System.alloc(layout) }
@@ -273,4 +275,23 @@ fn linears_take_no_more_memory_than_their_bits() {
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
+    a_token_allocates_nothing();
+}
+
+/// Beside the one above, since the counters are for the whole process.
+fn a_token_allocates_nothing() {
+    let dense = Tensor::from_f32(Dtype::BF16, &SHAPE, &scales(WEIGHTS)).unwrap();
+    let int = |bits| int(bits, Group::Columns(64), "codes");
+    for storage in [int(3), int(4), int(8), ggml(GgmlType::Q4K), Storage::Dense(dense)] {
+        let linear = Arc::new(QuantizedLinear::uniform(storage, None));
+        let kernel = choose(vec![linear.clone(), linear], Arithmetic::Fast);
+        let (team, x) = (Team::new(1), vec![0.5f32; SHAPE[1]]);
+        let mut y = [vec![0.0f32; SHAPE[0]], vec![0.0f32; SHAPE[0]]];
+        let [a, b] = &mut y;
+        let mut run = || kernel.run(&team, 1, &x, &mut [a, b]);
+        run();
+        let before = CALLS.load(Relaxed);
+        run();
+        assert_eq!(CALLS.load(Relaxed), before, "{}", kernel.name());
+    }
 }

@@ -1,5 +1,7 @@
 use std::ops::Range;
 
+use smallvec::{SmallVec, smallvec};
+
 /// Consecutive positions of one sequence within a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
@@ -14,13 +16,13 @@ pub struct Span {
 /// What a row becomes does not depend on what else is in the batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
-    spans: Vec<Span>,
+    spans: SmallVec<[Span; 1]>,
 }
 
 impl Batch {
     /// A batch of these spans.
     pub fn new(spans: Vec<Span>) -> Self {
-        Self { spans }
+        Self { spans: spans.into() }
     }
 
     /// `count` whole sequences of `len` tokens.
@@ -30,7 +32,7 @@ impl Batch {
 
     /// One sequence's positions `start..start + len`.
     pub fn one(start: usize, len: usize) -> Self {
-        Self::new(vec![Span { start, len }])
+        Self { spans: smallvec![Span { start, len }] }
     }
 
     /// The spans in order.

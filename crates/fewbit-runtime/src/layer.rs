@@ -7,6 +7,7 @@ use fewbit_kernel::Team;
 use fewbit_kernel::attention::{AttentionShape, attention};
 use fewbit_kernel::linear::{Arithmetic, Kernel, choose};
 use fewbit_store::PartWeights;
+use smallvec::SmallVec;
 
 use crate::routing::Dispatched;
 use crate::rowwise::run_rowwise;
@@ -304,15 +305,12 @@ impl Layer {
         let rows = x.len() / dim;
         let kernels = &self.kernels[kernels];
         let mut run = |kernel: &dyn Kernel, of: Range<usize>| {
-            let slice = |out| part(out, rows, &of);
-            let x = &x[of.start * dim..of.end * dim];
-            // Few linears share an input: their outputs are listed on the stack.
-            match &mut *outs {
-                [a] => kernel.run(team, of.len(), x, &mut [slice(a)]),
-                [a, b] => kernel.run(team, of.len(), x, &mut [a, b].map(slice)),
-                [a, b, c] => kernel.run(team, of.len(), x, &mut [a, b, c].map(slice)),
-                outs => kernel.run(team, of.len(), x, &mut outs.iter_mut().map(slice).collect::<Vec<_>>()),
+            let mut slices: SmallVec<[&mut [f32]; FEW]> = SmallVec::new();
+            for out in &mut *outs {
+                let width = out.len() / rows;
+                slices.push(&mut out[of.start * width..of.end * width]);
             }
+            kernel.run(team, of.len(), &x[of.start * dim..of.end * dim], &mut slices);
         };
         let Some(routed) = routed else {
             return run(&*kernels[0], 0..rows);
@@ -336,11 +334,9 @@ impl Layer {
         out: &mut [f32],
     ) {
         let dim = self.graph.values[node.output].dim;
-        let mut inputs = [&[] as &[f32]; MOST_INPUTS];
-        inputs.iter_mut().zip(&node.inputs).for_each(|(input, v)| *input = &values[*v]);
-        let inputs = &inputs[..node.inputs.len()];
+        let inputs: SmallVec<[&[f32]; FEW]> = node.inputs.iter().map(|v| &*values[*v]).collect();
         let vector = |v: usize| &*self.vectors[v];
-        if run_rowwise(team, rotations, &vector, &node.op, inputs, reused, dim, out) {
+        if run_rowwise(team, rotations, &vector, &node.op, &inputs, reused, dim, out) {
             return;
         }
         match &node.op {
@@ -425,14 +421,8 @@ impl std::fmt::Debug for Layer {
     }
 }
 
-/// Inputs of a node at most.
-const MOST_INPUTS: usize = 4;
-
-/// Rows `of` of a value of `rows` rows.
-fn part<'a>(value: &'a mut Buffer, rows: usize, of: &Range<usize>) -> &'a mut [f32] {
-    let dim = value.len() / rows;
-    &mut value[of.start * dim..of.end * dim]
-}
+/// Inputs of a node, or linears of one input, for lists on the stack: more are possible.
+const FEW: usize = 4;
 
 /// The input whose place the output of an elementwise node may take, because nothing reads it afterwards.
 fn reusable(node: &Node, dead: &[ValueId]) -> Option<usize> {

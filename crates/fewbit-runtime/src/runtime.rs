@@ -6,6 +6,7 @@ use fewbit_graph::{Graph, Model, Op, Part};
 use fewbit_kernel::Team;
 use fewbit_kernel::linear::Arithmetic;
 use fewbit_store::ModelFile;
+use smallvec::SmallVec;
 
 use crate::{Batch, Hooks, Layer, LayerCache, ModelCache, NoHooks, Rotations, Workspace};
 
@@ -118,8 +119,7 @@ impl Runtime {
             };
             match &mut caches {
                 None => run(None),
-                Some([cache]) => run(Some(&mut [&mut cache.layers[i]])),
-                Some(all) => run(Some(&mut all.iter_mut().map(|c| &mut c.layers[i]).collect::<Vec<_>>())),
+                Some(all) => run(Some(&mut all.iter_mut().map(|c| &mut c.layers[i]).collect::<SmallVec<[_; 4]>>())),
             }
             if let Some(at) = x.iter().position(|v| !v.is_finite()) {
                 let position = at / self.model.hidden;

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use fewbit_format::{Dtype, QuantizedLinear, Storage};
+use smallvec::SmallVec;
 
-use super::{Arithmetic, Kernel};
+use super::{Arithmetic, Kernel, MANY};
 use crate::product::{Job, Left, Right, Weights, multiply};
 use crate::{Level, Team};
 
@@ -19,18 +20,15 @@ struct Dense {
     level: Level,
 }
 
-/// A decoder of each band, `None` for those that are read as stored.
-type Decoders<'a> = Vec<Box<dyn Fn(std::ops::Range<usize>, &mut [f32]) + Sync + 'a>>;
-
 impl Kernel for Dense {
     fn run(&self, team: &Team, tokens: usize, x: &[f32], outs: &mut [&mut [f32]]) {
         assert_eq!(outs.len(), self.linears.len(), "one output for each linear");
         let cols = self.linears[0].shape[1];
         let bands = || self.linears.iter().flat_map(|l| &l.bands);
-        let decoders: Decoders<'_> =
-            bands().map(|b| Box::new(|rows, out: &mut [f32]| b.storage.decode_rows(rows, out)) as _).collect();
+        let decoders: SmallVec<[_; MANY]> =
+            bands().map(|band| move |rows, out: &mut [f32]| band.storage.decode_rows(rows, out)).collect();
         let mut decoder = decoders.iter();
-        let mut jobs = Vec::with_capacity(decoders.len());
+        let mut jobs: SmallVec<[Job<'_>; MANY]> = SmallVec::new();
         for (linear, y) in self.linears.iter().zip(outs) {
             let parts = linear.bands.iter().map(|band| {
                 let decode = decoder.next().expect("one for each band");

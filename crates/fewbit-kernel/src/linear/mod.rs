@@ -46,6 +46,9 @@ pub trait Kernel: Send + Sync {
     fn name(&self) -> &'static str;
 }
 
+/// Bands of linears that share an input, for lists on the stack: more are possible.
+const MANY: usize = 8;
+
 /// Makes a kernel for linears that share an input, or declines.
 type Candidate = fn(&[Arc<QuantizedLinear>], Arithmetic, Level) -> Option<Box<dyn Kernel>>;
 

@@ -6,9 +6,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use fewbit_format::QuantizedLinear;
+use smallvec::SmallVec;
 
 use super::packed::{Packed, TILE};
-use super::{Arithmetic, Kernel};
+use super::{Arithmetic, Kernel, MANY};
 use crate::product::{Job, Left, Right, multiply};
 use crate::{Level, Team};
 
@@ -34,20 +35,14 @@ struct Linear {
     bias: Option<Vec<f32>>,
 }
 
-/// Writes the panel of some rows and columns of a band.
-type Panels<'a> = Vec<Box<dyn Fn(Range<usize>, Range<usize>, usize, &mut [f32]) + Sync + 'a>>;
-
 impl Kernel for Unpacked {
     fn run(&self, team: &Team, tokens: usize, x: &[f32], outs: &mut [&mut [f32]]) {
         assert_eq!(outs.len(), self.linears.len(), "one output for each linear");
         let bands = || self.linears.iter().flat_map(|l| &l.bands);
-        let panels: Panels<'_> = bands()
-            .map(|band| {
-                Box::new(move |rows, ks, width, out: &mut [f32]| panel(self.level, band, rows, ks, width, out)) as _
-            })
-            .collect();
+        let panel_of = |band| move |rows, ks, width, out: &mut [f32]| panel(self.level, band, rows, ks, width, out);
+        let panels: SmallVec<[_; MANY]> = bands().map(panel_of).collect();
         let mut panel = panels.iter();
-        let mut jobs = Vec::with_capacity(panels.len());
+        let mut jobs: SmallVec<[Job<'_>; MANY]> = SmallVec::new();
         for (linear, y) in self.linears.iter().zip(outs) {
             let parts = linear.bands.iter().map(|band| {
                 let panel = panel.next().expect("one for each band");

@@ -19,10 +19,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use fewbit_format::{ActivationFormat, Number, QuantizedLinear, ScaleType, Sharing, Storage};
+use smallvec::SmallVec;
 
 use self::activations::{Activations, Token, TokenMut};
 use super::packed::{BLOCK, Cell as Codes, Packed, TILE};
-use super::{Arithmetic, Kernel};
+use super::{Arithmetic, Kernel, MANY};
 use crate::team::Disjoint;
 use crate::{Level, Team};
 
@@ -37,7 +38,7 @@ pub(super) fn candidate(
         None => arithmetic == Arithmetic::Fast,
         Some(a) => is_int8(&a),
     };
-    if linears.len() > MOST_LINEARS || !linears.iter().all(is_ours) {
+    if !linears.iter().all(is_ours) {
         return None;
     }
     let (mut parts, mut inputs) = (Vec::new(), Vec::new());
@@ -109,8 +110,6 @@ struct Input {
     activation: Option<ActivationFormat>,
 }
 
-/// Linears of one kernel at most.
-const MOST_LINEARS: usize = 8;
 /// Up to so many tokens the codes are read as they lie in memory.
 const FEW_TOKENS: usize = 16;
 /// Tiles of a task of few tokens.
@@ -199,9 +198,7 @@ impl Kernel for Int8Dot {
         for (input, rounded) in self.inputs.iter().zip(&mut kept) {
             self.round(team, tokens, x, input, rounded);
         }
-        let mut outs = outs.iter_mut();
-        let outs: [Disjoint<'_, f32>; MOST_LINEARS] =
-            std::array::from_fn(|_| Disjoint::new(outs.next().map_or(&mut [], |o| &mut **o)));
+        let outs: SmallVec<[Disjoint<'_, f32>; MANY]> = outs.iter_mut().map(|o| Disjoint::new(o)).collect();
         let (together, near) = if tokens <= FEW_TOKENS { (FEW_TILES, tokens) } else { (MANY_TILES, NEAR_TOKENS) };
         let tasks: usize = self.parts.iter().map(|p| p.packed.tiles().div_ceil(together)).sum();
         team.run(tokens.div_ceil(near.max(1)) * tasks, &|i| {
