@@ -58,13 +58,15 @@ pub(super) struct Sequences {
     ids: Vec<u32>,
     /// Depth, and the caches of sequences that remember as much.
     filled: Vec<(usize, Vec<ModelCache>)>,
+    /// Of the last step.
+    logits: Vec<f32>,
 }
 
 impl Sequences {
     pub(super) fn new(vocabulary: usize) -> Self {
         let mut random = ChaCha8Rng::seed_from_u64(0);
         let ids = (0..IDS).map(|_| random.random_range(0..vocabulary as u32)).collect();
-        Self { ids, filled: Vec::new() }
+        Self { ids, filled: Vec::new(), logits: Vec::new() }
     }
 
     /// One token as a prompt, as the first thing that the model does.
@@ -113,7 +115,7 @@ impl Sequences {
         done.map(|()| seconds)
     }
 
-    fn prompt(&self, runtime: &Runtime, depth: usize, tokens: usize, cache: &mut ModelCache) -> Result<()> {
+    fn prompt(&mut self, runtime: &Runtime, depth: usize, tokens: usize, cache: &mut ModelCache) -> Result<()> {
         for start in (0..tokens).step_by(PROMPT_CHUNK) {
             let count = PROMPT_CHUNK.min(tokens - start);
             let last = [count - 1];
@@ -124,7 +126,7 @@ impl Sequences {
     }
 
     fn read(
-        &self,
+        &mut self,
         runtime: &Runtime,
         start: usize,
         count: usize,
@@ -132,16 +134,16 @@ impl Sequences {
         cache: &mut ModelCache,
     ) -> Result<()> {
         let ids: Vec<u32> = (start..start + count).map(|i| self.id(0, i)).collect();
-        runtime.logits(&Batch::one(start, count), &ids, Some(&mut [cache]), rows).map(|_| ())
+        runtime.write_logits(&Batch::one(start, count), &ids, Some(&mut [cache]), rows, &mut self.logits)
     }
 
-    fn generate(&self, runtime: &Runtime, depth: usize, tokens: usize, caches: &mut [ModelCache]) -> Result<()> {
+    fn generate(&mut self, runtime: &Runtime, depth: usize, tokens: usize, caches: &mut [ModelCache]) -> Result<()> {
         let rows: Vec<usize> = (0..caches.len()).collect();
         let mut caches: Vec<&mut ModelCache> = caches.iter_mut().collect();
         for start in depth..depth + tokens {
             let ids: Vec<u32> = rows.iter().map(|sequence| self.id(*sequence, start)).collect();
             let batch = Batch::new(vec![Span { start, len: 1 }; rows.len()]);
-            runtime.logits(&batch, &ids, Some(&mut caches), &rows)?;
+            runtime.write_logits(&batch, &ids, Some(&mut caches), &rows, &mut self.logits)?;
         }
         Ok(())
     }
