@@ -13,6 +13,7 @@ macro_rules! by_bits {
         }
     };
 }
+pub(crate) use by_bits;
 
 /// Bytes that `count` codes of `bits` bits take: a little-endian bit stream, padded to a byte.
 pub fn packed_len(count: usize, bits: u8) -> usize {

@@ -1,7 +1,12 @@
+mod tiled;
+
+use std::borrow::Cow;
 use std::ops::Range;
 
+use bytes::Bytes;
+
 use crate::group::pick;
-use crate::{Error, Group, Numbers, Result, ScaleType, pack_bits, packed_len, unpack_bits};
+use crate::{Error, Group, Numbers, Result, ScaleType, pack_bits, packed_len, tiles, unpack_bits};
 
 /// An integer grid: which numbers can stand for a group of weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,15 +34,27 @@ pub enum Zeros {
     Points(Numbers),
 }
 
+impl Zeros {
+    fn held_as(self, kind: ScaleType) -> Self {
+        match self {
+            Self::Offsets(z) => Self::Offsets(z.held_as(kind)),
+            Self::Points(z) => Self::Points(z.held_as(kind)),
+            Self::Middle | Self::Codes(_) => self,
+        }
+    }
+}
+
 /// Integer codes `[rows, cols]` with their scales: `W[r, c] = s[r, k] · (q[r, c] − z[r, k])`, `k` the group of column `c`.
 ///
-/// Rows are packed one by one ([`packed_len`]`(cols, bits)` bytes each).
-#[derive(Clone, Debug, PartialEq)]
+/// Rows are packed one by one ([`packed_len`]`(cols, bits)` bytes each), or sixteen at a time in [`tiles`]; scales and zero
+/// points then lie in tiles too.
+#[derive(Clone, Debug)]
 pub struct IntCodes {
     rows: usize,
     cols: usize,
     grid: IntGrid,
-    packed: Vec<u8>,
+    is_tiled: bool,
+    packed: Bytes,
     scales: Numbers,
     zeros: Zeros,
     group_index: Option<Vec<u32>>,
@@ -57,48 +74,42 @@ impl IntCodes {
         scales: impl Into<Numbers>,
         zeros: Zeros,
     ) -> Result<Self> {
-        let scales = scales.into().held_as(grid.scale);
-        let zeros = match zeros {
-            Zeros::Offsets(z) => Zeros::Offsets(z.held_as(grid.scale)),
-            Zeros::Points(z) => Zeros::Points(z.held_as(grid.scale)),
-            Zeros::Middle | Zeros::Codes(_) => zeros,
-        };
         if !(1..=8).contains(&grid.bits) {
-            return Err(Error::input(format!("{} bits, where 1 to 8 are possible", grid.bits)));
+            return Err(beyond_bits(grid.bits));
         }
-        grid.group.check(cols)?;
-        let groups = grid.group.count(rows, cols);
-        let per_row = cols / grid.group.width(cols);
-        let zero_count = match &zeros {
-            Zeros::Middle => groups,
-            Zeros::Codes(z) => z.len(),
-            Zeros::Offsets(z) | Zeros::Points(z) => z.len(),
-        };
-        if codes.len() != rows * cols || scales.len() != groups || zero_count != groups {
-            return Err(Error::internal(format!(
-                "{} codes, {} scales, {zero_count} zero points for [{rows}, {cols}] in {groups} groups",
-                codes.len(),
-                scales.len()
-            )));
+        if codes.len() != rows * cols {
+            return Err(Error::internal(format!("{} codes for [{rows}, {cols}]", codes.len())));
         }
-        let has_shape = match &zeros {
-            Zeros::Middle | Zeros::Codes(_) => true,
-            Zeros::Offsets(z) | Zeros::Points(z) => z.has_shape(rows, per_row),
-        };
-        if !(has_shape && scales.has_shape(rows, per_row)) {
-            return Err(Error::input("scales of scales are for rows and groups, and those of another matrix"));
-        }
-        let most = ((1u32 << grid.bits) - 1) as u8;
-        let all_bits = |codes: &[u8]| codes.iter().fold(0, |all, c| all | c);
-        if all_bits(codes) > most || matches!(&zeros, Zeros::Codes(z) if all_bits(z) > most) {
+        if codes.iter().fold(0, |all, c| all | c) > most(grid.bits) {
             return Err(Error::input(format!("holds a code beyond {} bits", grid.bits)));
         }
         let row_bytes = packed_len(cols, grid.bits);
         let mut packed = vec![0; rows * row_bytes];
-        for (row, out) in codes.chunks_exact(cols).zip(packed.chunks_exact_mut(row_bytes)) {
+        for (row, out) in codes.chunks_exact(cols.max(1)).zip(packed.chunks_exact_mut(row_bytes.max(1))) {
             pack_bits(row, grid.bits, out);
         }
-        Ok(Self { rows, cols, grid, packed, scales, zeros, group_index: None })
+        Self::from_packed([rows, cols], grid, packed.into(), scales, zeros)
+    }
+
+    /// As [`new`](Self::new), from rows that are packed one by one ([`pack_bits`]).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn from_packed(
+        [rows, cols]: [usize; 2],
+        grid: IntGrid,
+        packed: Bytes,
+        scales: impl Into<Numbers>,
+        zeros: Zeros,
+    ) -> Result<Self> {
+        let (scales, zeros) = (scales.into().held_as(grid.scale), zeros.held_as(grid.scale));
+        check([rows, cols], grid, &scales, &zeros)?;
+        let bytes = rows * packed_len(cols, grid.bits);
+        if packed.len() != bytes {
+            let found = packed.len();
+            return Err(Error::internal(format!("{found} bytes of codes for [{rows}, {cols}], which take {bytes}")));
+        }
+        Ok(Self { rows, cols, grid, is_tiled: false, packed, scales, zeros, group_index: None })
     }
 
     /// Says for each column which group it belongs to (GPTQ's `g_idx`), where this is not `column / width`.
@@ -115,7 +126,11 @@ impl IntCodes {
         }
         let width = self.grid.group.width(self.cols);
         let is_plain = index.iter().enumerate().all(|(c, k)| c / width == *k as usize);
-        self.group_index = (!is_plain).then_some(index);
+        if !is_plain {
+            // Groups that lie apart are for rows alone.
+            self = self.in_rows().into_owned();
+            self.group_index = Some(index);
+        }
         Ok(self)
     }
 
@@ -141,6 +156,11 @@ impl IntCodes {
 
     /// The codes of one row, unpacked into `out[cols]`.
     pub fn row_codes(&self, r: usize, out: &mut [u8]) {
+        if self.is_tiled {
+            let tile_bytes = tiles::tile_bytes(self.cols, self.grid.bits);
+            let tile = &self.packed[r / tiles::ROWS * tile_bytes..][..tile_bytes];
+            return tiles::read_row(tile, self.grid.bits, r % tiles::ROWS, out);
+        }
         let row_bytes = packed_len(self.cols, self.grid.bits);
         unpack_bits(&self.packed[r * row_bytes..(r + 1) * row_bytes], self.grid.bits, out);
     }
@@ -148,7 +168,11 @@ impl IntCodes {
     /// Scale and offset of group `k` of row `r`, so that the value is `scale · (code − zero)` with an integer
     /// zero point, or `scale · code + offset` with a real one.
     pub fn group_params(&self, r: usize, k: usize) -> (f32, Zero) {
-        let at = if self.grid.group == Group::Tensor { 0 } else { r * self.groups_per_row() + k };
+        let at = match self.grid.group {
+            Group::Tensor => 0,
+            _ if self.is_tiled => tiles::param(r, k, self.groups_per_row()),
+            _ => r * self.groups_per_row() + k,
+        };
         let scale = self.scales.get(at);
         let zero = match &self.zeros {
             Zeros::Middle => Zero::Code((1u32 << (self.grid.bits - 1)) as u8),
@@ -162,8 +186,8 @@ impl IntCodes {
     /// What [`group_params`](Self::group_params) gives for the groups of row `r`, read together; `numbers` has a place for
     /// each.
     fn row_params(&self, r: usize, numbers: &mut [f32], params: &mut [(f32, Zero)]) {
-        if self.grid.group == Group::Tensor {
-            params.fill(self.group_params(r, 0));
+        if self.grid.group == Group::Tensor || self.is_tiled {
+            params.iter_mut().enumerate().for_each(|(k, params)| *params = self.group_params(r, k));
             return;
         }
         self.scales.read_row(r, numbers);
@@ -186,7 +210,7 @@ impl IntCodes {
         }
     }
 
-    /// All scales, `[rows · groups]` or `[1]`.
+    /// All scales, `[rows · groups]` or `[1]`; in [`tiles`] `[tile][group][16]`.
     pub fn scales(&self) -> &Numbers {
         &self.scales
     }
@@ -200,18 +224,19 @@ impl IntCodes {
         self.scales.nested().or(zeros).is_some()
     }
 
-    /// All zero points.
+    /// All zero points, in the order of the scales.
     pub fn zeros(&self) -> &Zeros {
         &self.zeros
     }
 
     /// The rows of several matrices of one grid in one; `None` where grids or widths differ, or one scale serves all rows.
     pub fn stack(parts: &[&Self]) -> Option<Self> {
-        let (first, rest) = parts.split_first()?;
-        if rest.is_empty() {
-            return Some((*first).clone());
+        if let [one] = parts {
+            return Some((*one).clone());
         }
-        let is_alike = |p: &&Self| {
+        let parts: Vec<_> = parts.iter().map(|p| p.in_rows()).collect();
+        let first = parts.first()?;
+        let is_alike = |p: &Cow<'_, Self>| {
             let is_grid = p.grid == first.grid && p.cols == first.cols && p.grid.group != Group::Tensor;
             is_grid && p.group_index == first.group_index
         };
@@ -224,7 +249,7 @@ impl IntCodes {
         let zeros = match &first.zeros {
             Zeros::Middle => parts.iter().all(|p| p.zeros == Zeros::Middle).then_some(Zeros::Middle)?,
             Zeros::Codes(_) => {
-                let codes = |p: &&Self| if let Zeros::Codes(z) = &p.zeros { Some(z.clone()) } else { None };
+                let codes = |p: &Cow<'_, Self>| if let Zeros::Codes(z) = &p.zeros { Some(z.clone()) } else { None };
                 Zeros::Codes(parts.iter().map(codes).collect::<Option<Vec<_>>>()?.concat())
             }
             Zeros::Offsets(_) => Zeros::Offsets(numbers(|z| if let Zeros::Offsets(n) = z { Some(n) } else { None })?),
@@ -232,22 +257,25 @@ impl IntCodes {
         };
         Some(Self {
             rows: parts.iter().map(|p| p.rows).sum(),
-            packed: parts.iter().flat_map(|p| p.packed.iter().copied()).collect(),
+            packed: parts.iter().flat_map(|p| p.packed.iter().copied()).collect::<Vec<u8>>().into(),
             scales: Numbers::stack(&parts.iter().map(|p| &p.scales).collect::<Vec<_>>())?,
             zeros,
-            ..(*first).clone()
+            ..first.as_ref().clone()
         })
     }
 
     /// The same codes with these rows, in this order; `None` if scales of scales would be parted.
     pub fn select_rows(&self, rows: &[usize]) -> Option<Self> {
+        if self.is_tiled {
+            return self.in_rows().select_rows(rows);
+        }
         let row_bytes = packed_len(self.cols, self.grid.bits);
         let per_row = self.groups_per_row();
         let is_shared = self.grid.group == Group::Tensor;
-        let packed = rows.iter().flat_map(|r| &self.packed[r * row_bytes..(r + 1) * row_bytes]).copied().collect();
+        let packed = pick(&self.packed, rows, row_bytes, false);
         Some(Self {
             rows: rows.len(),
-            packed,
+            packed: packed.into(),
             scales: self.scales.select_rows(rows, per_row, is_shared)?,
             zeros: match &self.zeros {
                 Zeros::Middle => Zeros::Middle,
@@ -293,6 +321,58 @@ impl IntCodes {
         let index = self.group_index.as_ref().map_or(0, |i| 32 * i.len() as u64);
         8 * self.packed.len() as u64 + self.scales.stored_bits() + zeros + index
     }
+}
+
+/// The same codes and numbers of one grid, wherever they lie.
+impl PartialEq for IntCodes {
+    fn eq(&self, other: &Self) -> bool {
+        let (a, b) = (self.in_rows(), other.in_rows());
+        (a.rows, a.cols, a.grid) == (b.rows, b.cols, b.grid)
+            && a.packed == b.packed
+            && a.scales == b.scales
+            && a.zeros == b.zeros
+            && a.group_index == b.group_index
+    }
+}
+
+/// The greatest code.
+fn most(bits: u8) -> u8 {
+    ((1u32 << bits) - 1) as u8
+}
+
+fn beyond_bits(bits: u8) -> Error {
+    Error::input(format!("{bits} bits, where 1 to 8 are possible"))
+}
+
+/// Checks that scales and zero points are those of such a matrix.
+fn check([rows, cols]: [usize; 2], grid: IntGrid, scales: &Numbers, zeros: &Zeros) -> Result<()> {
+    if !(1..=8).contains(&grid.bits) {
+        return Err(beyond_bits(grid.bits));
+    }
+    grid.group.check(cols)?;
+    let (groups, per_row) = (grid.group.count(rows, cols), cols / grid.group.width(cols));
+    let zero_count = match zeros {
+        Zeros::Middle => groups,
+        Zeros::Codes(z) => z.len(),
+        Zeros::Offsets(z) | Zeros::Points(z) => z.len(),
+    };
+    if scales.len() != groups || zero_count != groups {
+        return Err(Error::internal(format!(
+            "{} scales and {zero_count} zero points for [{rows}, {cols}] in {groups} groups",
+            scales.len()
+        )));
+    }
+    let has_shape = match zeros {
+        Zeros::Middle | Zeros::Codes(_) => true,
+        Zeros::Offsets(z) | Zeros::Points(z) => z.has_shape(rows, per_row),
+    };
+    if !(has_shape && scales.has_shape(rows, per_row)) {
+        return Err(Error::input("scales of scales are for rows and groups, and those of another matrix"));
+    }
+    if matches!(zeros, Zeros::Codes(z) if z.iter().fold(0, |all, z| all | z) > most(grid.bits)) {
+        return Err(Error::input(format!("holds a code beyond {} bits", grid.bits)));
+    }
+    Ok(())
 }
 
 /// The zero point of one group.

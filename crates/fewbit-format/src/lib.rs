@@ -23,6 +23,7 @@ mod signs;
 mod sparse;
 mod table;
 mod tensor;
+pub mod tiles;
 mod trellis;
 mod two_of_four;
 mod vector;

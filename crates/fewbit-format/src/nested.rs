@@ -62,13 +62,13 @@ impl Numbers {
     /// The same, held in the type of the scales, which must hold them exactly.
     pub(crate) fn held_as(self, kind: ScaleType) -> Self {
         match self {
-            Self::Plain(values) => Self::Plain(Scales::new(kind, &values.values())),
-            Self::Nested(_) => self,
+            Self::Plain(values) if values.kind() != kind => Self::Plain(Scales::new(kind, &values.values())),
+            Self::Plain(_) | Self::Nested(_) => self,
         }
     }
 
     /// The numbers, where each is stored for itself.
-    fn plain(&self) -> Option<&Scales> {
+    pub fn plain(&self) -> Option<&Scales> {
         if let Self::Plain(values) = self { Some(values) } else { None }
     }
 
@@ -87,6 +87,14 @@ impl Numbers {
         match self {
             Self::Plain(values) => values.stored_bits(),
             Self::Nested(nested) => nested.stored_bits(),
+        }
+    }
+
+    /// Those at these places, zero where there is no place; numbers of a second level stay where they are.
+    pub(crate) fn picked(&self, places: impl Iterator<Item = Option<usize>>) -> Self {
+        match self {
+            Self::Plain(values) => Self::Plain(values.picked(places)),
+            Self::Nested(_) => self.clone(),
         }
     }
 

@@ -1,3 +1,4 @@
+use bytes::Bytes;
 use half::{bf16, f16};
 
 use crate::dtype::wide;
@@ -88,17 +89,32 @@ impl ScaleType {
     }
 }
 
-/// Scales as they are held and stored: in the bytes of their type.
+/// Scales as they are held and stored: in the bytes of their type, which may be mapped.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scales {
     kind: ScaleType,
-    bytes: Vec<u8>,
+    bytes: Bytes,
 }
 
 impl Scales {
     /// Takes numbers that the type holds exactly.
     pub fn new(kind: ScaleType, values: &[f32]) -> Self {
-        Self { kind, bytes: kind.to_bytes(values) }
+        Self::stored(kind, kind.to_bytes(values).into())
+    }
+
+    /// Takes numbers in the bytes of their type.
+    pub fn stored(kind: ScaleType, bytes: Bytes) -> Self {
+        Self { kind, bytes }
+    }
+
+    /// Their type.
+    pub fn kind(&self) -> ScaleType {
+        self.kind
+    }
+
+    /// Their bytes, little-endian.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
     }
 
     /// How many there are.
@@ -126,7 +142,7 @@ impl Scales {
 
     /// As a tensor of this shape.
     pub fn tensor(&self, shape: &[usize]) -> Tensor {
-        Tensor { dtype: self.kind.dtype(), shape: shape.to_vec(), bytes: self.bytes.clone().into() }
+        Tensor { dtype: self.kind.dtype(), shape: shape.to_vec(), bytes: self.bytes.clone() }
     }
 
     /// All of them.
@@ -144,7 +160,20 @@ impl Scales {
     /// Those of these rows of a matrix with `per_row` scales each; all where one set serves every row.
     pub(crate) fn select_rows(&self, rows: &[usize], per_row: usize, is_shared: bool) -> Self {
         let row_bytes = per_row * self.kind.bits() as usize / 8;
-        Self { kind: self.kind, bytes: pick(&self.bytes, rows, row_bytes, is_shared) }
+        Self { kind: self.kind, bytes: pick(&self.bytes, rows, row_bytes, is_shared).into() }
+    }
+
+    /// Those at these places, in this order; zero where there is no place.
+    pub(crate) fn picked(&self, places: impl Iterator<Item = Option<usize>>) -> Self {
+        let size = self.kind.bits() as usize / 8;
+        let mut bytes = Vec::with_capacity(self.bytes.len());
+        for place in places {
+            match place {
+                Some(i) => bytes.extend_from_slice(&self.bytes[i * size..(i + 1) * size]),
+                None => bytes.resize(bytes.len() + size, 0),
+            }
+        }
+        Self { kind: self.kind, bytes: bytes.into() }
     }
 
     /// Those of several matrices of one type.

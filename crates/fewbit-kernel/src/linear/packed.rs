@@ -1,54 +1,12 @@
-//! Integer codes interleaved at load, so that no sum crosses the lanes of a register.
-//!
-//! A *tile* is 16 rows. A *block* is 32 columns. A *cell* is 64 bytes, `[16 rows][4 columns]`: one register of AVX-512.
-//! A block takes as many cells as a code has bits. Codes of eight bits lie in bytes, cell `c` holds columns `4c..4c + 4`.
-//! Others are cut into *planes* of four bits, two and one, lower bits first ([`planes`]): with four, the low halves of
-//! cell `c` hold columns `4c..4c + 4`, the high halves columns `16 + 4c..`. Rows and columns are filled up with zeros.
+//! Integer codes in tiles ([`fewbit_format::tiles`]), so that no sum crosses the lanes of a register.
 
 use std::ops::Range;
 
-use fewbit_format::Storage;
+pub(super) use fewbit_format::tiles::{BLOCK, CELL, Plane, ROWS as TILE, planes};
+use fewbit_format::{Storage, tiles};
 use half::{bf16, f16};
 
 use super::rows::{self, Layout, Origin, Row};
-
-/// Rows of a tile.
-pub(super) const TILE: usize = 16;
-/// Columns of a block.
-pub(super) const BLOCK: usize = 32;
-/// Bytes of a cell.
-pub(super) const CELL: usize = 64;
-
-/// Some bits of the codes of four columns, as they lie in the four bytes of a row of a cell.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Plane {
-    /// The cell of the block.
-    pub(super) cell: usize,
-    /// The place of the lowest of these bits in each byte.
-    pub(super) shift: u32,
-    /// Where they are in each byte once they are moved to its end.
-    pub(super) mask: u32,
-    /// The place of the lowest of these bits in the code.
-    pub(super) to: u32,
-}
-
-/// Where the codes of columns `4 quad..4 quad + 4` of a block lie.
-pub(super) fn planes(bits: u8, quad: usize) -> impl Iterator<Item = Plane> {
-    let (c, high) = (quad % 4, 4 * (quad as u32 / 4));
-    let (mut cell, mut to) = (0, 0);
-    [8, 4, 2, 1].into_iter().filter(move |width| bits & width != 0).map(move |width| {
-        let (within, shift) = match width {
-            8 => (quad, 0),
-            4 => (c, high),
-            2 => (c / 2, 2 * (c as u32 % 2) + high),
-            _ => (0, c as u32 + high),
-        };
-        let mask = 0x0101_0101 * ((1u32 << width) - 1);
-        let plane = Plane { cell: cell + within, shift, mask, to };
-        (cell, to) = (cell + usize::from(width), to + u32::from(width));
-        plane
-    })
-}
 
 /// Where a group's zero lies.
 #[derive(Debug)]
@@ -144,6 +102,12 @@ impl Cell {
     pub(super) const ZERO: Self = Self([0; CELL]);
 }
 
+fn bytes_of(cells: &mut [Cell]) -> &mut [u8] {
+    let bytes = std::mem::size_of_val(cells);
+    // SAFETY: a cell is bytes and nothing else.
+    unsafe { std::slice::from_raw_parts_mut(cells.as_mut_ptr().cast(), bytes) }
+}
+
 /// The rows of one storage.
 #[derive(Debug)]
 pub(super) struct Packed {
@@ -201,16 +165,7 @@ impl Packed {
                 Some(order) => placed.iter_mut().zip(order).for_each(|(p, c)| *p = row.codes[*c as usize]),
                 None => placed[..cols].copy_from_slice(&row.codes),
             }
-            for (block, codes) in placed.as_chunks::<4>().0.chunks_exact(BLOCK / 4).enumerate() {
-                let cells = &mut cells[block * cells_per_block..][..cells_per_block];
-                for (quad, codes) in codes.iter().enumerate() {
-                    for Plane { cell, shift, mask, to } in planes(bits, quad) {
-                        let word = (u32::from_le_bytes(*codes) >> to & mask) << shift;
-                        let bytes = cells[cell].0[4 * lane..4 * lane + 4].iter_mut();
-                        bytes.zip(word.to_le_bytes()).for_each(|(b, w)| *b |= w);
-                    }
-                }
-            }
+            tiles::write_row(&placed, bits, lane, bytes_of(cells));
         }
         let numbers = |values, of: &[f32]| match shared {
             Some(together) => Numbers::scaled(values, of, together),
