@@ -3,11 +3,14 @@ use std::path::Path;
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
 use fewbit_format::{Error, Result};
-use fewbit_runtime::{Finish, Generated, Generation, Limits, Sampling, language};
+use fewbit_runtime::{Drafts, Finish, Generated, Generation, Limits, Runtime, Sampling, language};
 use fewbit_store::{Checkpoint, ModelFile};
 use fewbit_text::Tokenizer;
 use serde_json::{Value, json};
 
+use crate::arguments::ArithmeticName;
+use crate::drafting::{DraftSource, LoadedDraft};
+use crate::loading;
 use crate::session::Session;
 
 /// Positions that are kept unless more are asked for: the cache of a long context takes gigabytes.
@@ -44,6 +47,13 @@ pub(crate) struct GenerationOptions {
     /// Positions to keep, at most those that the model was made for [default: these, at most 4096]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     context: Option<u32>,
+    /// Guess the next tokens, by a smaller model of the same vocabulary or from the text so far (`ngram`), and check them at
+    /// once: faster where the guesses are good, and texts are distributed as without
+    #[arg(long, value_name = "MODEL|ngram")]
+    draft: Option<String>,
+    /// Tokens to guess at a time, at most
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=64), requires = "draft")]
+    draft_tokens: u8,
 }
 
 impl GenerationOptions {
@@ -84,6 +94,14 @@ impl GenerationOptions {
         Ok(Limits { max_tokens, end_ids: language::end_ids(checkpoint, Some(tokenizer)), stop: self.stop.clone() })
     }
 
+    /// What drafts, if anything does.
+    ///
+    /// # Errors
+    /// If a draft model cannot be opened, or has another vocabulary.
+    fn draft(&self, session: &Session, file: &ModelFile, tokenizer: &Tokenizer) -> Result<Option<DraftSource>> {
+        self.draft.as_ref().map(|name| DraftSource::open(session, name, file, tokenizer)).transpose()
+    }
+
     /// Positions to keep.
     fn context(&self, session: &Session, file: &ModelFile) -> usize {
         let most = file.model().context;
@@ -102,6 +120,25 @@ fn out_of_range(name: &str, value: i64) -> Error {
     Error::input(format!("`{name}` is {value}, where 0 or more is possible, or -1 for no limit"))
 }
 
+/// The models of a conversation.
+pub(crate) struct Models {
+    runtime: Runtime,
+    draft: Option<LoadedDraft>,
+    draft_tokens: usize,
+    context: usize,
+}
+
+impl Models {
+    /// A conversation with them.
+    pub(crate) fn generation<'a>(&'a self, tokenizer: &'a Tokenizer) -> Result<Generation<'a>> {
+        let mut generation = Generation::new(&self.runtime, tokenizer, self.context);
+        if let Some(draft) = &self.draft {
+            draft.serve(&mut generation, self.draft_tokens)?;
+        }
+        Ok(generation)
+    }
+}
+
 /// What was made, and how many of the prompt's tokens had to be run for it.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -115,6 +152,8 @@ pub(crate) struct Speaker<'a> {
     model: &'a Path,
     sampling: Sampling,
     limits: Limits,
+    draft: Option<DraftSource>,
+    draft_tokens: usize,
     /// Positions that are kept.
     pub(crate) context: usize,
 }
@@ -136,8 +175,18 @@ impl<'a> Speaker<'a> {
             model: checkpoint.path(),
             sampling: options.sampling(checkpoint)?,
             limits: options.limits(checkpoint, tokenizer)?,
+            draft: options.draft(session, file, tokenizer)?,
+            draft_tokens: usize::from(options.draft_tokens),
             context: options.context(session, file),
         })
+    }
+
+    /// Loads the weights of the model `file`, and of the one that drafts.
+    pub(crate) fn load(&mut self, file: &ModelFile) -> Result<Models> {
+        let team = self.session.team();
+        let draft = self.draft.take().map(|d| d.load(self.session, &team)).transpose()?;
+        let runtime = loading::runtime_on(self.session, file, ArithmeticName::Fast, team)?;
+        Ok(Models { runtime, draft, draft_tokens: self.draft_tokens, context: self.context })
     }
 
     /// Makes the text after `prompt` and prints it as it becomes certain; says when the end of the context is near.
@@ -180,6 +229,8 @@ impl Answer {
             "prompt_tokens": self.prompt_tokens,
             "prompt_tokens_per_second": self.prompt_tokens_per_second(),
             "tokens_per_second": self.tokens_per_second(),
+            "drafted": self.made.drafts.map(|d| d.drafted),
+            "accepted": self.made.drafts.map(|d| d.accepted),
         })
     }
 
@@ -191,12 +242,14 @@ impl Answer {
             Finish::Length => "the limit of tokens or the end of the context",
             Finish::Interrupted => "interrupted",
         };
+        let drafts = |d: Drafts| format!(", {} of {} drafted accepted", d.accepted, d.drafted);
         format!(
-            "[{} tokens read{}, {} made{}; {why}]",
+            "[{} tokens read{}, {} made{}{}; {why}]",
             self.prompt_tokens,
             rate(self.prompt_tokens_per_second()),
             self.made.ids.len(),
-            rate(self.tokens_per_second())
+            rate(self.tokens_per_second()),
+            self.made.drafts.map(drafts).unwrap_or_default()
         )
     }
 

@@ -1,4 +1,7 @@
+use std::sync::Arc;
+
 use fewbit_format::{Error, Result};
+use fewbit_kernel::Team;
 use fewbit_runtime::{Arithmetic, Runtime};
 use fewbit_store::{Checkpoint, ModelFile};
 
@@ -22,6 +25,16 @@ pub(crate) fn model_file(session: &Session, model: &str) -> Result<ModelFile> {
 
 /// Loads a model's weights, if they can be run in that arithmetic.
 pub(crate) fn runtime(session: &Session, file: &ModelFile, name: ArithmeticName) -> Result<Runtime> {
+    runtime_on(session, file, name, session.team())
+}
+
+/// [`runtime`] on threads that it shares.
+pub(crate) fn runtime_on(
+    session: &Session,
+    file: &ModelFile,
+    name: ArithmeticName,
+    team: Arc<Team>,
+) -> Result<Runtime> {
     let place = |e: Error| e.file(file.checkpoint().path());
     file.quantization().check(name == ArithmeticName::WeightsOnly).map_err(place)?;
     let arithmetic = match name {
@@ -30,5 +43,5 @@ pub(crate) fn runtime(session: &Session, file: &ModelFile, name: ArithmeticName)
         ArithmeticName::WeightsOnly => Arithmetic::WeightsOnly,
     };
     session.check_stop()?;
-    Runtime::load(file, arithmetic, session.team())
+    Runtime::load(file, arithmetic, team)
 }

@@ -4,6 +4,7 @@ mod arguments;
 mod bundled;
 mod commands;
 mod compress;
+mod drafting;
 mod generation;
 mod interrupt;
 mod loading;

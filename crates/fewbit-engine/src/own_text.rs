@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use fewbit_format::{Error, Result};
 use fewbit_kernel::Team;
-use fewbit_runtime::{Arithmetic, Batch, ModelCache, Runtime, Sampler, Sampling};
+use fewbit_runtime::{Arithmetic, Batch, ModelCache, Runtime, Sampler, Sampling, Seen};
 use fewbit_store::ModelFile;
 use fewbit_text::Tokenizer;
 use rand::{RngExt, SeedableRng};
@@ -51,7 +51,7 @@ impl Calibration {
                 fed = sequence.len();
                 let mut logits = logits.into_vec();
                 let chooser = if fed < 2 + GREEDY { &mut greedy } else { &mut sampler };
-                sequence.push(chooser.choose(&mut logits, &[]));
+                sequence.push(chooser.choose(&mut logits, &Seen::default()));
             }
             ids.extend(sequence);
             progress.at(s as u64 + 1);

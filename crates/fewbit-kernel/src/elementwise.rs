@@ -20,5 +20,5 @@ pub use derivative::{
 pub use norm::{layer_norm, rms_norm};
 pub use norm_backward::{layer_norm_backward, rms_norm_backward};
 pub use rotary::{rope, rope_backward};
-pub use softmax::{argmax, log_softmax_stats, softmax_in_place};
+pub use softmax::{argmax, block_maxima, exp_sums, log_softmax_stats, softmax_in_place};
 pub use transcendental::exp;

@@ -1,7 +1,9 @@
 use fewbit_format::{Error, Result};
 use fewbit_text::{StopStrings, Stopped, Tokenizer};
 
-use crate::{Batch, ModelCache, Runtime, Sampler, Sampling};
+use crate::reader::Reader;
+use crate::speculate::Speculation;
+use crate::{DraftLength, Drafter, Drafts, Runtime, Sampler, Sampling, Seen};
 
 /// Why a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,34 +51,43 @@ pub struct Generated {
     pub prompt_seconds: f64,
     /// Seconds for the new tokens after the first.
     pub seconds: f64,
+    /// What became of drafts, where there were any.
+    pub drafts: Option<Drafts>,
 }
 
 /// One conversation with a model: what it has seen is remembered from text to text.
 pub struct Generation<'a> {
-    runtime: &'a Runtime,
     tokenizer: &'a Tokenizer,
-    cache: ModelCache,
-    seen: Vec<u32>,
+    target: Reader<'a>,
+    seen: Seen,
+    speculation: Option<Speculation<'a>>,
 }
-
-/// Positions that a prompt is run in at a time: bounds the memory that a long prompt needs.
-pub const PROMPT_CHUNK: usize = 512;
 
 impl<'a> Generation<'a> {
     /// A conversation of at most `context` positions.
     pub fn new(runtime: &'a Runtime, tokenizer: &'a Tokenizer, context: usize) -> Self {
-        Self { runtime, tokenizer, cache: ModelCache::new(runtime.model(), context), seen: Vec::new() }
+        Self { tokenizer, target: Reader::new(runtime, context), seen: Seen::default(), speculation: None }
+    }
+
+    /// From now on tokens are drafted: texts are distributed as without, and the same where the most probable token is
+    /// taken.
+    ///
+    /// # Errors
+    /// If the drafting model has another vocabulary.
+    pub fn speculate(&mut self, drafter: Drafter<'a>, length: DraftLength) -> Result<()> {
+        self.speculation = Some(Speculation::new(&self.target, drafter, length)?);
+        Ok(())
     }
 
     /// Forgets everything.
     pub fn reset(&mut self) {
-        self.cache.truncate(0);
-        self.seen.clear();
+        self.target.forget();
+        self.seen.truncate(0);
     }
 
     /// The ids of prompts and answers so far.
     pub fn seen(&self) -> &[u32] {
-        &self.seen
+        self.seen.ids()
     }
 
     /// Makes the text that follows `prompt` (all ids of the conversation; what is remembered of it is not run again);
@@ -96,18 +107,22 @@ impl<'a> Generation<'a> {
         let most = limits.max_tokens.map_or(room, |m| m.min(room));
         let mut sampler = Sampler::new(sampling)?;
         let clock = std::time::Instant::now();
-        let mut logits = Vec::new();
-        if most > 0 {
-            self.read(prompt, &mut logits)?;
-        }
+        let mut ahead = Ahead::default();
+        self.begin(prompt, most)?;
         let prompt_seconds = clock.elapsed().as_secs_f64();
         let mut stream = self.tokenizer.stream(prompt);
         let mut stops = StopStrings::new(limits.stop.clone());
-        let mut made =
-            Generated { text: String::new(), ids: Vec::new(), finish: Finish::Length, prompt_seconds, seconds: 0.0 };
+        let mut made = Generated {
+            text: String::new(),
+            ids: Vec::new(),
+            finish: Finish::Length,
+            prompt_seconds,
+            seconds: 0.0,
+            drafts: None,
+        };
         let clock = std::time::Instant::now();
         while made.ids.len() < most {
-            let id = sampler.choose(&mut logits, &self.seen);
+            let id = self.choose(&mut ahead, &mut sampler);
             if limits.end_ids.contains(&id) {
                 made.finish = Finish::Stop;
                 break;
@@ -126,15 +141,15 @@ impl<'a> Generation<'a> {
                 Stopped::Yes(text) => {
                     deliver(&mut made.text, &text, listen);
                     made.finish = Finish::Stop;
-                    made.seconds = clock.elapsed().as_secs_f64();
-                    return Ok(made);
+                    break;
                 }
             }
             if made.ids.len() < most {
-                self.advance(self.cache.len(), &[id], &[0], &mut logits)?;
+                self.go_on(&mut ahead, most - made.ids.len(), &mut sampler)?;
             }
         }
         made.seconds = clock.elapsed().as_secs_f64();
+        made.drafts = self.speculation.as_mut().map(|s| s.finish(ahead.place));
         if let Some(rest) = stream.finish()
             && let Stopped::No(text) | Stopped::Yes(text) = stops.push(&rest)
         {
@@ -146,7 +161,7 @@ impl<'a> Generation<'a> {
 
     /// New positions that fit after the prompt.
     fn room(&self, prompt: &[u32]) -> Result<usize> {
-        let capacity = self.cache.capacity();
+        let capacity = self.target.capacity();
         if prompt.is_empty() {
             return Err(
                 Error::input("the prompt has no token").hint("give some text; this model has no token that begins one")
@@ -162,25 +177,60 @@ impl<'a> Generation<'a> {
         Ok(capacity - prompt.len())
     }
 
-    /// Runs what of the prompt is not remembered; the logits after its last token.
-    fn read(&mut self, prompt: &[u32], logits: &mut Vec<f32>) -> Result<()> {
-        let same = self.seen.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        // The last token is run again in any case: its logits are wanted.
-        let from = same.min(self.cache.len()).min(prompt.len() - 1);
-        self.cache.truncate(from);
-        self.seen = prompt.to_vec();
-        for start in (from..prompt.len()).step_by(PROMPT_CHUNK) {
-            let end = (start + PROMPT_CHUNK).min(prompt.len());
-            let rows: &[usize] = if end == prompt.len() { &[end - start - 1] } else { &[] };
-            self.advance(start, &prompt[start..end], rows, logits)?;
+    /// Reads the prompt, if anything is to follow.
+    fn begin(&mut self, prompt: &[u32], most: usize) -> Result<()> {
+        if most > 0 {
+            self.target.read(prompt, 1)?;
+            if let Some(speculation) = &mut self.speculation {
+                speculation.begin(prompt)?;
+            }
+            self.seen.become_text(prompt);
         }
         Ok(())
     }
 
-    fn advance(&mut self, start: usize, ids: &[u32], rows: &[usize], logits: &mut Vec<f32>) -> Result<()> {
-        let batch = Batch::one(start, ids.len());
-        self.runtime.write_logits(&batch, ids, Some(&mut [&mut self.cache]), rows, logits)
+    /// The next token.
+    fn choose(&mut self, ahead: &mut Ahead, sampler: &mut Sampler) -> u32 {
+        let logits = self.target.logits(ahead.place);
+        let drafted = self.speculation.as_ref().and_then(|s| s.draft().get(ahead.place));
+        let id = match drafted {
+            Some((drafted, from)) => sampler.verify(logits, &self.seen, drafted, from),
+            None => sampler.choose(logits, &self.seen),
+        };
+        if drafted.is_some_and(|(drafted, _)| drafted == id) {
+            ahead.place += 1;
+        } else {
+            ahead.is_used_up = true;
+        }
+        id
     }
+
+    /// Makes sure that there are logits after what was seen, where `wanted` more tokens are.
+    fn go_on(&mut self, ahead: &mut Ahead, wanted: usize, sampler: &mut Sampler) -> Result<()> {
+        if !ahead.is_used_up {
+            return Ok(());
+        }
+        let known = self.seen.ids().len();
+        if let Some(speculation) = &mut self.speculation {
+            speculation.learn(ahead.place);
+            // The model's own token comes after the draft.
+            speculation.propose(&mut self.seen, wanted - 1, sampler)?;
+            speculation.draft().ids().iter().for_each(|id| self.seen.push(*id));
+        }
+        let read = self.target.read(self.seen.ids(), self.seen.ids().len() - known + 1);
+        self.seen.truncate(known);
+        *ahead = Ahead::default();
+        read
+    }
+}
+
+/// How far the text has come in what the model has read.
+#[derive(Default)]
+struct Ahead {
+    /// The place of the next token's logits; so many of the draft were accepted.
+    place: usize,
+    /// Whether a token was chosen that was not drafted: there are no logits after it.
+    is_used_up: bool,
 }
 
 /// The last pieces: there is nothing to stop any more.

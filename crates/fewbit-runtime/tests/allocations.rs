@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use fewbit_kernel::Team;
-use fewbit_runtime::{Arithmetic, Batch, ModelCache, Runtime};
+use fewbit_runtime::{Arithmetic, Batch, ModelCache, Runtime, Sampler, Sampling, Seen};
 use fewbit_store::ModelFile;
 
 struct Counting;
@@ -46,5 +46,23 @@ fn a_token_allocates_nothing() {
             // The first tokens make the buffers.
             assert!(position < 3 || made == 0, "{family}: {made} at position {position}");
         }
+    }
+    // Again with the buffers that the first choice made.
+    let logits: Vec<f32> = (0..5000).map(|i| (i as f32 * 0.7).sin() * 4.0).collect();
+    let (mut row, mut seen) = (logits.clone(), Seen::default());
+    (0..400).for_each(|id| seen.push(id * 3));
+    let base = Sampling { temperature: 0.9, repetition_penalty: 1.1, ..Sampling::default() };
+    for settings in
+        [base, Sampling { top_k: 40, ..base }, Sampling { top_p: 0.9, ..base }, Sampling { min_p: 0.1, ..base }]
+    {
+        let mut sampler = Sampler::new(settings).unwrap();
+        let mut made = [0; 2];
+        for made in &mut made {
+            row.copy_from_slice(&logits);
+            let before = CALLS.load(Relaxed);
+            sampler.choose(&mut row, &seen);
+            *made = CALLS.load(Relaxed) - before;
+        }
+        assert!(made[0] > 0 && made[1] == 0, "{settings:?}: {made:?}");
     }
 }

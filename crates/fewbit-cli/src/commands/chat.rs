@@ -7,7 +7,6 @@ use fewbit_runtime::{Finish, Generation, language};
 use fewbit_text::{ChatTemplate, Message, Special, Tokenizer};
 use serde_json::{Map, Value, json};
 
-use crate::arguments::ArithmeticName;
 use crate::generation::{Answer, GenerationOptions, Speaker};
 use crate::session::Session;
 use crate::{interrupt, loading};
@@ -16,8 +15,8 @@ use crate::{interrupt, loading};
 ///
 /// /reset forgets the conversation, /exit (or the end of the input) ends it; Ctrl-C stops an answer.
 ///
-/// JSON: text, ids, finish_reason, prompt_tokens, prompt_tokens_per_second, tokens_per_second of the last answer, and
-/// messages (all since the last /reset).
+/// JSON: text, ids, finish_reason, prompt_tokens, prompt_tokens_per_second, tokens_per_second, drafted, accepted of the last
+/// answer, and messages (all since the last /reset).
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  fewbit chat demo --system 'You tell stories to children.'")]
 pub(crate) struct Chat {
@@ -36,13 +35,13 @@ impl Chat {
         let checkpoint = file.checkpoint();
         let tokenizer = language::tokenizer_of(checkpoint)?;
         let template = language::chat_template_of(checkpoint, &tokenizer)?;
-        let speaker = Speaker::new(session, &self.generation, &file, &tokenizer)?;
-        let runtime = loading::runtime(session, &file, ArithmeticName::Fast)?;
+        let mut speaker = Speaker::new(session, &self.generation, &file, &tokenizer)?;
+        let models = speaker.load(&file)?;
         let mut conversation = Conversation {
             session,
             tokenizer: &tokenizer,
             template,
-            generation: Generation::new(&runtime, &tokenizer, speaker.context),
+            generation: models.generation(&tokenizer)?,
             speaker,
             opening: self.system.iter().map(|s| Message::new("system", s)).collect(),
             messages: Vec::new(),
@@ -145,7 +144,7 @@ impl Conversation<'_> {
         let nothing = || {
             json!({
                 "text": "", "ids": [], "finish_reason": null, "prompt_tokens": 0,
-                "prompt_tokens_per_second": null, "tokens_per_second": null,
+                "prompt_tokens_per_second": null, "tokens_per_second": null, "drafted": null, "accepted": null,
             })
         };
         let mut object = self.last.as_ref().map_or_else(nothing, Answer::object);

@@ -2,12 +2,11 @@ use std::io::Read;
 
 use clap::Args;
 use fewbit_format::{Error, Result};
-use fewbit_runtime::{Finish, Generation, language};
+use fewbit_runtime::{Finish, language};
 use fewbit_store::Checkpoint;
 use fewbit_text::{Message, Special, Tokenizer};
 use serde_json::Map;
 
-use crate::arguments::ArithmeticName;
 use crate::generation::{GenerationOptions, Speaker};
 use crate::session::Session;
 use crate::{interrupt, loading};
@@ -17,7 +16,7 @@ use crate::{interrupt, loading};
 /// A model with a chat template gets the prompt as a user's message. The text comes on stdout as it is made.
 ///
 /// JSON: text, ids, finish_reason (`stop`, `length`, `interrupted`), prompt_tokens, prompt_tokens_per_second,
-/// tokens_per_second.
+/// tokens_per_second, drafted, accepted (null without `--draft`).
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  fewbit run demo --raw --prompt 'Once upon a time' --max-tokens 50 --temperature 0")]
 pub(crate) struct Run {
@@ -38,10 +37,10 @@ impl Run {
         let file = loading::model_file(session, &self.model)?;
         let checkpoint = file.checkpoint();
         let tokenizer = language::tokenizer_of(checkpoint)?;
-        let speaker = Speaker::new(session, &self.generation, &file, &tokenizer)?;
+        let mut speaker = Speaker::new(session, &self.generation, &file, &tokenizer)?;
         let ids = self.prompt_ids(checkpoint, &tokenizer)?;
-        let runtime = loading::runtime(session, &file, ArithmeticName::Fast)?;
-        let answer = speaker.answer(&mut Generation::new(&runtime, &tokenizer, speaker.context), &ids)?;
+        let models = speaker.load(&file)?;
+        let answer = speaker.answer(&mut models.generation(&tokenizer)?, &ids)?;
         if !answer.made.text.ends_with('\n') {
             session.output.text("\n")?;
         }

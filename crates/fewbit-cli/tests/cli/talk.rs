@@ -120,3 +120,44 @@ fn a_model_without_template_is_not_for_chat() {
     let Some(model) = stories() else { return };
     fewbit(&["chat", &model]).refused(&["no chat template", "--raw"]);
 }
+
+/// On the integer kernels, with a draft model that is worse, and from the text itself.
+#[test]
+fn drafts_change_no_greedy_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let quantized = |bits: &str| {
+        let out = folder.path().join(bits).display().to_string();
+        fewbit(&["quantize", "demo", "--recipe", "rtn", "--bits", bits, "--out", &out, "--json"]).good();
+        out
+    };
+    let (target, draft) = (quantized("4"), quantized("3"));
+    let more = ["--max-tokens", "80", "--repetition-penalty", "1.1"];
+    let want = greedy(&target, "Once upon a time", &more);
+    assert!(want["drafted"].is_null() && want["accepted"].is_null());
+    for draft in ["ngram", &draft, &target] {
+        for tokens in ["1", "8"] {
+            let with = ["--draft", draft, "--draft-tokens", tokens];
+            let got = greedy(&target, "Once upon a time", &[&more[..], &with].concat());
+            assert_eq!((&got["ids"], &got["text"]), (&want["ids"], &want["text"]), "{draft} {tokens}");
+            assert!(got["accepted"].as_u64() <= got["drafted"].as_u64(), "{got}");
+        }
+    }
+    let object = fewbit_reading(
+        &["chat", "demo", "--draft", "ngram", "--temperature", "0", "--max-tokens", "12", "--json"],
+        "Hello\nGo on\n",
+    );
+    let plain =
+        fewbit_reading(&["chat", "demo", "--temperature", "0", "--max-tokens", "12", "--json"], "Hello\nGo on\n");
+    assert_eq!(object.good()["messages"], plain.good()["messages"]);
+}
+
+#[test]
+fn a_draft_must_know_the_same_tokens() {
+    let args = ["run", "demo", "--prompt", "Once", "--max-tokens", "4"];
+    let alone = fewbit(&[&args[..], &["--draft-tokens", "4"]].concat());
+    assert!(alone.code == Some(2) && alone.stderr.contains("--draft <MODEL|ngram>"), "{}", alone.stderr);
+    fewbit(&[&args[..], &["--draft", "nowhere"]].concat()).refused(&["nowhere"]);
+    if let Some(stories) = stories() {
+        fewbit(&[&args[..], &["--draft", &stories]].concat()).refused(&["stories260K", "the draft model", "ngram"]);
+    }
+}

@@ -17,6 +17,16 @@ vectorised! {
 }
 
 vectorised! {
+    /// `x ← e^((x − top) · factor)`; `sums[b]` is what the `b`-th `block` values became together, accumulated in f64.
+    pub fn exp_sums(x: &mut [f32], top: f32, factor: f32, block: usize, sums: &mut [f64]) = exp_sums_all
+}
+
+vectorised! {
+    /// `maxima[b]` is the greatest of the `b`-th `block` values of `x`.
+    pub fn block_maxima(x: &[f32], block: usize, maxima: &mut [f32]) = block_maxima_all
+}
+
+vectorised! {
     fn greatest(x: &[f32]) -> f32 = greatest_all
 }
 
@@ -36,6 +46,33 @@ fn greatest_all<S: Simd>(s: S, x: &[f32]) -> f32 {
         greatest = s.max(s.load(chunk), greatest);
     }
     rest.iter().fold(s.greatest(greatest), |a, &b| a.max(b))
+}
+
+#[inline(always)]
+fn block_maxima_all<S: Simd>(s: S, x: &[f32], block: usize, maxima: &mut [f32]) {
+    assert_eq!(maxima.len(), x.len().div_ceil(block), "one for each block");
+    for (x, greatest) in x.chunks(block).zip(maxima) {
+        *greatest = greatest_all(s, x);
+    }
+}
+
+#[inline(always)]
+fn exp_sums_all<S: Simd>(s: S, x: &mut [f32], top: f32, factor: f32, block: usize, sums: &mut [f64]) {
+    assert_eq!(sums.len(), x.len().div_ceil(block), "one for each block");
+    let (top, factor) = (s.splat(top), s.splat(factor));
+    for (x, total) in x.chunks_mut(block).zip(sums) {
+        each(
+            s,
+            x,
+            #[inline(always)]
+            |x| exp_lanes(s, s.mul(s.sub(x, top), factor)),
+        );
+        let mut sum = s.wide_zero();
+        for chunk in x.chunks(S::LANES) {
+            sum = s.wide_add(sum, s.load_partial(chunk));
+        }
+        *total = s.wide_sum(sum);
+    }
 }
 
 #[inline(always)]
@@ -101,6 +138,28 @@ mod tests {
                 let (greatest, log_sum) = log_softmax_stats(&x);
                 assert_eq!(greatest, x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
                 assert!((log_sum - sum.ln()).abs() < 2e-7, "{level:?} {n}: {log_sum} {}", sum.ln());
+            }
+        });
+    }
+
+    #[test]
+    fn blocks_have_their_greatest_and_their_sum() {
+        at_every_level(|level| {
+            for n in (0..50).chain([1000, 32_003]) {
+                let x = row(n);
+                let mut maxima = vec![0.0; n.div_ceil(48)];
+                block_maxima(&x, 48, &mut maxima);
+                let (mut weights, mut sums) = (x.clone(), vec![0.0; n.div_ceil(48)]);
+                exp_sums(&mut weights, 9.5, 0.7, 48, &mut sums);
+                for (b, block) in x.chunks(48).enumerate() {
+                    assert_eq!(maxima[b], block.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+                    let exact = |x: f32| ((f64::from(x) - 9.5) * f64::from(0.7_f32)).exp();
+                    let sum: f64 = block.iter().map(|&x| exact(x)).sum();
+                    assert!((sums[b] - sum).abs() < 2e-6 * sum, "{level:?} {n} {b}");
+                    for (&w, &x) in weights[b * 48..].iter().zip(block) {
+                        assert!((f64::from(w) - exact(x)).abs() < 4e-6 * exact(x), "{level:?} {n} {b}");
+                    }
+                }
             }
         });
     }
