@@ -37,6 +37,16 @@ impl Minifloat {
         }
     }
 
+    /// Bits of the exponent.
+    pub fn exponent(self) -> u8 {
+        self.exponent
+    }
+
+    /// Bits of the mantissa.
+    pub fn mantissa(self) -> u8 {
+        self.mantissa
+    }
+
     /// Bits of a code.
     pub fn bits(self) -> u8 {
         1 + self.exponent + self.mantissa

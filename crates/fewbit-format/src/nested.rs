@@ -292,6 +292,12 @@ impl Nested {
         [&self.scales, &self.offsets]
     }
 
+    /// The codes of row `r`, unpacked into `out[per_row]`.
+    pub fn row_codes(&self, r: usize, out: &mut [u8]) {
+        let first = r * self.per_row;
+        out.iter_mut().enumerate().for_each(|(k, q)| *q = self.code(first + k) as u8);
+    }
+
     /// What code `q` stands for under the scale and offset of a block: the one meaning of a code of the second level.
     #[inline]
     pub fn value(scale: f32, offset: Option<f32>, level: f32) -> f32 {
@@ -331,7 +337,9 @@ impl Nested {
         for (piece, out) in out.chunks_mut(offsets.len()).enumerate() {
             let from = piece * offsets.len();
             let offsets = &mut offsets[..if self.offsets.is_empty() { 0 } else { out.len() }];
-            self.offsets.read(first + from, offsets);
+            if !offsets.is_empty() {
+                self.offsets.read(first + from, offsets);
+            }
             for (k, o) in out.iter_mut().enumerate() {
                 *o = Self::value(*o, offsets.get(k).copied(), self.level(at + from + k));
             }
@@ -434,6 +442,20 @@ mod tests {
         let at = |q: usize| dynamic_map()[q];
         assert_eq!(n.values(), [2.0 * at(0) + 10.0, 10.0, 2.0 * at(191) + 10.0, 12.0, 14.0, 4.0 * at(0) + 10.0]);
         assert_eq!(n.stored_bits(), 48 + 2 * 32 + 32);
+    }
+
+    #[test]
+    fn rows_read_as_their_numbers_do() {
+        for has_offsets in [false, true] {
+            for blocks in [Blocks::Rows(2), Blocks::Flat(4)] {
+                let n = Numbers::Nested(nested(blocks, [3, 70], has_offsets));
+                let mut row = vec![0.0; 70];
+                for r in 0..3 {
+                    n.read_row(r, &mut row);
+                    assert_eq!(row, n.values()[r * 70..(r + 1) * 70], "{blocks:?}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod packed;
 mod rounded;
 mod rows;
 mod separate;
+mod tiled;
 mod unpacked;
 
 use std::sync::Arc;
@@ -58,6 +59,7 @@ const CANDIDATES: &[Candidate] = &[
     int8dot::candidate,
     rounded::candidate,
     unpacked::candidate,
+    tiled::candidate,
     separate::candidate,
     dense::candidate,
 ];

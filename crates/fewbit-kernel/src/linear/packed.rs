@@ -102,7 +102,7 @@ impl Cell {
     pub(super) const ZERO: Self = Self([0; CELL]);
 }
 
-fn bytes_of(cells: &mut [Cell]) -> &mut [u8] {
+pub(super) fn bytes_of(cells: &mut [Cell]) -> &mut [u8] {
     let bytes = std::mem::size_of_val(cells);
     // SAFETY: a cell is bytes and nothing else.
     unsafe { std::slice::from_raw_parts_mut(cells.as_mut_ptr().cast(), bytes) }

@@ -9,7 +9,7 @@ mod few;
 mod kernels;
 mod operands;
 mod scalar;
-mod scratch;
+pub(crate) mod scratch;
 mod stripe;
 
 #[cfg(target_arch = "x86_64")]

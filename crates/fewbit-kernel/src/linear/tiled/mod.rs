@@ -1,0 +1,320 @@
+//! f32 on codes that no integer kernel takes: tables, small floats, codes with scales of scales.
+//!
+//! A *tile* is sixteen rows, one for each lane. A decoder writes some columns of a tile as f32 (`[column][16]`), and few
+//! tokens are multiplied with them while they are in the L1 cache; the panels of the products for many tokens are made
+//! by the same decoders. The same bits as [`super::dense`] gives, which decodes row by row.
+
+mod codes;
+mod factors;
+mod lanes;
+mod multiply;
+mod small_float;
+mod table;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use fewbit_format::{QuantizedLinear, Storage};
+use smallvec::SmallVec;
+
+use self::factors::Spread;
+use self::lanes::Sixteen;
+use self::multiply::multiply_add;
+use self::small_float::SmallFloat;
+use self::table::Table;
+use super::packed::{BLOCK, TILE};
+use super::{Arithmetic, Kernel};
+use crate::product::{self, Job, K_BLOCK, Left, Right};
+use crate::team::Disjoint;
+use crate::{Level, Team};
+
+/// Takes linears whose bands all have a decoder.
+pub(super) fn candidate(linears: &[Arc<QuantizedLinear>], _: Arithmetic, level: Level) -> Option<Box<dyn Kernel>> {
+    let of = |linear: &Arc<QuantizedLinear>| {
+        let bands = linear.bands.iter().map(|b| Band::new(&b.storage)).collect::<Option<Vec<Band>>>()?;
+        (!bands.is_empty()).then(|| Linear { rows: linear.shape[0], bands, bias: linear.bias.clone() })
+    };
+    let cols = linears[0].shape[1];
+    let linears = linears.iter().map(of).collect::<Option<_>>()?;
+    Some(Box::new(Tiled { cols, linears, level }))
+}
+
+struct Tiled {
+    cols: usize,
+    linears: Vec<Linear>,
+    level: Level,
+}
+
+struct Linear {
+    rows: usize,
+    bands: Vec<Band>,
+    bias: Option<Vec<f32>>,
+}
+
+/// Some rows in one storage.
+struct Band {
+    rows: usize,
+    decoder: Decoder,
+}
+
+/// A kind of storage.
+enum Decoder {
+    Table(Table),
+    SmallFloat(SmallFloat),
+}
+
+/// Columns `from..to` of a tile; `from` is a multiple of [`BLOCK`], and there are at most [`K_BLOCK`].
+#[derive(Clone, Copy)]
+struct Part {
+    tile: usize,
+    from: usize,
+    to: usize,
+    /// Column `k` goes to `(k − from) · stride..` of what is written.
+    stride: usize,
+    /// How many blocks further on will be read soon.
+    ahead: usize,
+}
+
+/// What decoders spread out on the way, kept by the caller so that it is made once.
+#[repr(C, align(64))]
+struct Room {
+    scales: Spread,
+    others: Spread,
+    rows: [[f32; TILE]; TILE],
+}
+
+impl Room {
+    fn new() -> Self {
+        let spread = [[0.0; TILE]; factors::MOST];
+        Self { scales: spread, others: spread, rows: [[0.0; TILE]; TILE] }
+    }
+}
+
+/// Where the columns of a block go.
+#[derive(Clone, Copy)]
+struct Place {
+    at: *mut f32,
+    stride: usize,
+}
+
+impl Place {
+    /// # Safety
+    /// `c` is a column of the block that was given with this place.
+    #[inline(always)]
+    unsafe fn put<S: Sixteen>(self, s: S, c: usize, v: S::F) {
+        // SAFETY: the caller's promise.
+        unsafe { s.store(self.at.add(c * self.stride), v) }
+    }
+}
+
+impl Part {
+    /// Calls `decode(k, place)` for each block from column `k` on, of which all columns have a place.
+    ///
+    /// # Panics
+    /// If `out` has no place for the part.
+    #[inline(always)]
+    fn each_block(self, out: &mut [f32], mut decode: impl FnMut(usize, Place)) {
+        let Self { from, to, stride, .. } = self;
+        assert!(stride >= TILE && to > from && out.len() >= (to - from - 1) * stride + TILE, "a place for each column");
+        let mut rest = [[0.0; TILE]; BLOCK];
+        for k in (from..to).step_by(BLOCK) {
+            let here = &mut out[(k - from) * stride..];
+            let is_whole = to - k >= BLOCK;
+            let place = if is_whole {
+                Place { at: here.as_mut_ptr(), stride }
+            } else {
+                Place { at: rest.as_mut_ptr().cast(), stride: TILE }
+            };
+            decode(k, place);
+            if !is_whole {
+                here.chunks_mut(stride).zip(&rest[..to - k]).for_each(|(o, column)| o[..TILE].copy_from_slice(column));
+            }
+        }
+    }
+}
+
+impl Band {
+    fn new(storage: &Storage) -> Option<Self> {
+        let [rows, cols] = storage.shape();
+        if rows == 0 || cols == 0 {
+            return None;
+        }
+        let decoder = SmallFloat::new(storage).map(Decoder::SmallFloat);
+        let decoder = decoder.or_else(|| Table::new(storage).map(Decoder::Table))?;
+        Some(Self { rows, decoder })
+    }
+
+    fn tiles(&self) -> usize {
+        self.rows.div_ceil(TILE)
+    }
+
+    /// Decodes a part of a tile.
+    fn decode(&self, level: Level, part: Part, room: &mut Room, out: &mut [f32]) {
+        match &self.decoder {
+            Decoder::Table(table) => table.panel(level, part, room, out),
+            Decoder::SmallFloat(floats) => floats.panel(level, part, room, out),
+        }
+    }
+
+    /// As [`product::Panel`].
+    fn panel(&self, level: Level, rows: Range<usize>, ks: Range<usize>, width: usize, out: &mut [f32]) {
+        let part = |tile, stride| Part { tile, from: ks.start, to: ks.end, stride, ahead: 0 };
+        if ks.is_empty() {
+            return;
+        }
+        let mut room = Room::new();
+        if width < TILE {
+            // A panel narrower than a tile (the scalar level): by way of the whole tile.
+            let mut whole = [0.0; K_BLOCK * TILE];
+            self.decode(level, part(rows.start / TILE, TILE), &mut room, &mut whole);
+            let lane = rows.start % TILE;
+            for (out, whole) in out.chunks_exact_mut(width).zip(whole.as_chunks::<TILE>().0) {
+                out.copy_from_slice(&whole[lane..lane + width]);
+            }
+            return;
+        }
+        for lane in (0..width).step_by(TILE) {
+            let tile = (rows.start + lane) / TILE;
+            if tile < self.tiles() {
+                self.decode(level, part(tile, width), &mut room, &mut out[lane..]);
+            } else {
+                out.chunks_exact_mut(width).take(ks.len()).for_each(|o| o[lane..].fill(0.0));
+            }
+        }
+    }
+
+    fn len_bytes(&self) -> usize {
+        match &self.decoder {
+            Decoder::Table(table) => table.len_bytes(),
+            Decoder::SmallFloat(floats) => floats.len_bytes(),
+        }
+    }
+}
+
+/// Up to so many tokens the decoded columns are multiplied where they were decoded.
+const FEW_TOKENS: usize = 8;
+/// Tiles of a task of few tokens, at most.
+const FEW_TILES: usize = 8;
+/// Columns that are decoded at once for them: with all tiles they stay in the L1 cache.
+const STEP: usize = 64;
+
+impl Kernel for Tiled {
+    fn run(&self, team: &Team, tokens: usize, x: &[f32], outs: &mut [&mut [f32]]) {
+        assert_eq!(outs.len(), self.linears.len(), "one output for each linear");
+        assert!(x.len() >= tokens * self.cols, "an input [{tokens}, {}] in {} elements", self.cols, x.len());
+        for (out, linear) in outs.iter().zip(&self.linears) {
+            assert!(out.len() >= tokens * linear.rows, "an output [{tokens}, {}] in {}", linear.rows, out.len());
+        }
+        if tokens > FEW_TOKENS { self.many(team, tokens, x, outs) } else { self.few(team, tokens, x, outs) }
+    }
+
+    fn bytes(&self) -> usize {
+        self.linears.iter().flat_map(|l| &l.bands).map(Band::len_bytes).sum()
+    }
+
+    fn name(&self) -> &'static str {
+        "tiled"
+    }
+}
+
+impl Tiled {
+    fn few(&self, team: &Team, tokens: usize, x: &[f32], outs: &mut [&mut [f32]]) {
+        let outs: SmallVec<[Disjoint<'_, f32>; 4]> = outs.iter_mut().map(|o| Disjoint::new(o)).collect();
+        let tiles: usize = self.linears.iter().flat_map(|l| &l.bands).map(Band::tiles).sum();
+        // Small matrices leave a task for each thread.
+        let together = tiles.div_ceil(4 * team.threads()).clamp(1, FEW_TILES);
+        let tasks = self.linears.iter().flat_map(|l| &l.bands).map(|b| b.tiles().div_ceil(together)).sum();
+        team.run(tasks, &|task| {
+            let (which, first, band, tiles) = self.locate(task, together);
+            let linear = &self.linears[which];
+            let mut sums = [[0.0; TILE]; FEW_TOKENS * FEW_TILES];
+            self.sums(band, tiles.clone(), tokens, x, &mut sums);
+            for (i, sums) in sums.chunks_exact(tiles.len()).take(tokens).enumerate() {
+                for (tile, sums) in tiles.clone().zip(sums) {
+                    let row = first + tile * TILE;
+                    let rows = TILE.min(band.rows - tile * TILE);
+                    let at = i * linear.rows + row;
+                    // SAFETY: these rows are this task's alone.
+                    let out = unsafe { outs[which].slice(at..at + rows) };
+                    out.copy_from_slice(&sums[..rows]);
+                    if let Some(bias) = &linear.bias {
+                        out.iter_mut().zip(&bias[row..]).for_each(|(y, b)| *y += b);
+                    }
+                }
+            }
+        });
+    }
+
+    /// The linear, the first row of the band in it, the band and its tiles of a task.
+    fn locate(&self, mut task: usize, together: usize) -> (usize, usize, &Band, Range<usize>) {
+        for (which, linear) in self.linears.iter().enumerate() {
+            let mut first = 0;
+            for band in &linear.bands {
+                let tasks = band.tiles().div_ceil(together);
+                if task < tasks {
+                    return (which, first, band, task * together..((task + 1) * together).min(band.tiles()));
+                }
+                task -= tasks;
+                first += band.rows;
+            }
+        }
+        unreachable!("the caller counts the tasks")
+    }
+
+    /// The products of some tiles with all tokens, `[token][tile]`: chains over [`K_BLOCK`] columns, added in order.
+    fn sums(&self, band: &Band, tiles: Range<usize>, tokens: usize, x: &[f32], sums: &mut [[f32; TILE]]) {
+        let count = tiles.len();
+        product::scratch::with(|scratch| {
+            let panels = scratch.right.take(FEW_TILES * STEP * TILE);
+            let (mut room, mut chains) = (Room::new(), [[0.0; TILE]; FEW_TOKENS * FEW_TILES]);
+            for from in (0..self.cols).step_by(STEP) {
+                let to = (from + STEP).min(self.cols);
+                let each = (to - from) * TILE;
+                let ahead = STEP / BLOCK;
+                for (tile, panel) in tiles.clone().zip(panels.chunks_exact_mut(each)) {
+                    band.decode(self.level, Part { tile, from, to, stride: TILE, ahead }, &mut room, panel);
+                }
+                multiply_add(self.level, &panels[..count * each], count, &x[from..], self.cols, tokens, &mut chains);
+                if to.is_multiple_of(K_BLOCK) || to == self.cols {
+                    for (sum, chain) in sums.iter_mut().zip(&mut chains).take(count * tokens) {
+                        if to <= K_BLOCK {
+                            *sum = *chain;
+                        } else {
+                            sum.iter_mut().zip(&*chain).for_each(|(s, c)| *s += c);
+                        }
+                        *chain = [0.0; TILE];
+                    }
+                }
+            }
+        });
+    }
+
+    fn many(&self, team: &Team, tokens: usize, x: &[f32], outs: &mut [&mut [f32]]) {
+        let bands = || self.linears.iter().flat_map(|l| &l.bands);
+        let panels: Vec<_> = bands()
+            .map(|band| {
+                move |rows: Range<usize>, ks: Range<usize>, width: usize, out: &mut [f32]| {
+                    band.panel(self.level, rows, ks, width, out);
+                }
+            })
+            .collect();
+        let mut panel = panels.iter();
+        let mut jobs = Vec::with_capacity(panels.len());
+        for (linear, y) in self.linears.iter().zip(outs) {
+            let parts = linear.bands.iter().map(|band| {
+                let panel = panel.next().expect("one for each band");
+                (band.rows, Right::Panels(panel))
+            });
+            let mut first = 0;
+            for (job, band) in Job::side_by_side(y, linear.rows, parts).zip(&linear.bands) {
+                let bias = linear.bias.as_ref().map(|b| &b[first..first + band.rows]);
+                first += band.rows;
+                jobs.push(job.with_bias(bias));
+            }
+        }
+        product::multiply(team, self.level, tokens, self.cols, Left::rows(x, self.cols), &jobs);
+    }
+}
+
+#[cfg(test)]
+mod tests;
