@@ -282,7 +282,9 @@ fn linears_take_no_more_memory_than_their_bits() {
 fn a_token_allocates_nothing() {
     let dense = Tensor::from_f32(Dtype::BF16, &SHAPE, &scales(WEIGHTS)).unwrap();
     let int = |bits| int(bits, Group::Columns(64), "codes");
-    for storage in [int(3), int(4), int(8), ggml(GgmlType::Q4K), Storage::Dense(dense)] {
+    let ours = [int(3), int(4), int(8), ggml(GgmlType::Q4K), Storage::Dense(dense)];
+    let others = [table(true), nested(), vector(), trellis(), two_of_four(), lattice(SecondStage::E8P)];
+    for storage in ours.into_iter().chain(others) {
         let linear = Arc::new(QuantizedLinear::uniform(storage, None));
         let kernel = choose(vec![linear.clone(), linear], Arithmetic::Fast);
         let (team, x) = (Team::new(1), vec![0.5f32; SHAPE[1]]);

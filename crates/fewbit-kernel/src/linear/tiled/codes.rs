@@ -34,9 +34,12 @@ impl Codes {
         self.bits
     }
 
-    /// Bytes of the cells of a block.
-    pub(super) fn block_bytes(&self) -> usize {
-        usize::from(self.bits) * CELL
+    /// The block that is `ahead` of the one at `at` will be read soon.
+    #[inline(always)]
+    pub(super) fn fetch<S: Sixteen>(&self, s: S, at: *const u8, ahead: usize) {
+        for line in 0..usize::from(self.bits) {
+            s.fetch(at.wrapping_add((ahead * usize::from(self.bits) + line) * CELL));
+        }
     }
 
     /// Bytes of all cells.

@@ -54,6 +54,14 @@ impl Factors {
         }
     }
 
+    /// Of scales that are each for itself, in groups of columns, of a row or of all.
+    pub(super) fn of_scales(scales: &Scales, kind: ScaleType, group: Group, rows: usize, groups: usize) -> Self {
+        match group {
+            Group::Tensor => Self::One(scales.get(0)),
+            _ => Self::lanes(kind, rows, groups, |r, k| scales.get(r * groups + k)),
+        }
+    }
+
     /// Of small floats.
     pub(super) fn of_floats(floats: &FloatCodes) -> Option<Self> {
         let ([rows, cols], grid, by) = (floats.shape(), floats.grid(), floats.global());

@@ -71,12 +71,20 @@ pub(super) trait Sixteen: Copy {
     fn splat_u32(self, x: u32) -> Self::I;
     fn shl(self, a: Self::I, by: u32) -> Self::I;
     fn shr(self, a: Self::I, by: u32) -> Self::I;
+    /// The sign bit in all bits.
+    fn spread_sign(self, a: Self::I) -> Self::I;
     fn and(self, a: Self::I, b: Self::I) -> Self::I;
     fn or(self, a: Self::I, b: Self::I) -> Self::I;
     fn xor(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `b` where `mask` has ones, else `a`, bit by bit.
+    fn select(self, mask: Self::I, a: Self::I, b: Self::I) -> Self::I;
     fn add_u32(self, a: Self::I, b: Self::I) -> Self::I;
     fn max_u32(self, a: Self::I, b: Self::I) -> Self::I;
     fn mul_u32(self, a: Self::I, b: Self::I) -> Self::I;
+    /// The sum of the four bytes of a lane and `with`, an i32.
+    fn sum_bytes(self, a: Self::I, with: i32) -> Self::I;
+    /// Lane `r` takes what lane `r − 1` has, the first what the last has.
+    fn rotate(self, a: Self::I) -> Self::I;
     /// Lanes as i32, exact below 2²⁴.
     fn number(self, a: Self::I) -> Self::F;
     fn bits(self, a: Self::F) -> Self::I;
@@ -90,6 +98,12 @@ pub(super) trait Sixteen: Copy {
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a · b + c`, rounded once where the instruction set can.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a / by`, as the division rounds it, where `inverse` is `1 / by` and the quotient a normal number or zero.
+    #[inline(always)]
+    fn quotient(self, a: Self::F, by: f32, inverse: f32) -> Self::F {
+        let _ = inverse;
+        self.div(a, self.splat(by))
+    }
 }
 
 /// Plain Rust: the scalar twin.
@@ -187,6 +201,16 @@ impl Sixteen for Portable {
     }
 
     #[inline(always)]
+    fn sum_bytes(self, a: [u32; TILE], with: i32) -> [u32; TILE] {
+        a.map(|a| (a.to_le_bytes().into_iter().map(i32::from).sum::<i32>() + with) as u32)
+    }
+
+    #[inline(always)]
+    fn rotate(self, a: [u32; TILE]) -> [u32; TILE] {
+        std::array::from_fn(|r| a[(r + TILE - 1) % TILE])
+    }
+
+    #[inline(always)]
     fn number(self, a: [u32; TILE]) -> [f32; TILE] {
         a.map(|a| a as i32 as f32)
     }
@@ -207,11 +231,17 @@ impl Sixteen for Portable {
     }
 
     #[inline(always)]
+    fn select(self, mask: [u32; TILE], a: [u32; TILE], b: [u32; TILE]) -> [u32; TILE] {
+        std::array::from_fn(|i| a[i] & !mask[i] | b[i] & mask[i])
+    }
+
+    #[inline(always)]
     fn fma(self, a: [f32; TILE], b: [f32; TILE], c: [f32; TILE]) -> [f32; TILE] {
         std::array::from_fn(|i| a[i] * b[i] + c[i])
     }
 
     lanewise! {
+        spread_sign(a) -> u32 = (a as i32 >> 31) as u32, of u32;
         and(a, b) -> u32 = a & b, of u32;
         or(a, b) -> u32 = a | b, of u32;
         xor(a, b) -> u32 = a ^ b, of u32;
@@ -259,3 +289,13 @@ macro_rules! at_level {
     };
 }
 pub(super) use at_level;
+
+#[cfg(test)]
+pub(super) mod tests {
+    use crate::{Level, cpu};
+
+    /// Calls `f` with each level of this machine.
+    pub(in super::super) fn at_every_level(f: impl Fn(Level)) {
+        Level::ALL.into_iter().filter(|l| *l <= cpu::machine()).for_each(f);
+    }
+}

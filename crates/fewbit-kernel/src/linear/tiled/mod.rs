@@ -7,9 +7,14 @@
 mod codes;
 mod factors;
 mod lanes;
+mod lattice;
 mod multiply;
+mod signs;
 mod small_float;
 mod table;
+mod trellis;
+mod two_of_four;
+mod vector;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,9 +24,14 @@ use smallvec::SmallVec;
 
 use self::factors::Spread;
 use self::lanes::Sixteen;
+use self::lattice::Lattice;
 use self::multiply::multiply_add;
+use self::signs::SignTiles;
 use self::small_float::SmallFloat;
 use self::table::Table;
+use self::trellis::Trellis;
+use self::two_of_four::Masked;
+use self::vector::Vector;
 use super::packed::{BLOCK, TILE};
 use super::{Arithmetic, Kernel};
 use crate::product::{self, Job, K_BLOCK, Left, Right};
@@ -61,9 +71,56 @@ struct Band {
 enum Decoder {
     Table(Table),
     SmallFloat(SmallFloat),
+    Signs(SignTiles),
+    Lattice(Lattice),
+    Vector(Vector),
+    Trellis(Trellis),
+    Masked(Masked),
 }
 
-/// Columns `from..to` of a tile; `from` is a multiple of [`BLOCK`], and there are at most [`K_BLOCK`].
+impl Decoder {
+    fn new(storage: &Storage) -> Option<Self> {
+        match storage {
+            Storage::Float(_) => {
+                SmallFloat::new(storage).map(Self::SmallFloat).or_else(|| Table::new(storage).map(Self::Table))
+            }
+            Storage::Table(_) | Storage::Int(_) => Table::new(storage).map(Self::Table),
+            Storage::Signs(_) => SignTiles::new(storage).map(Self::Signs),
+            Storage::Lattice(_) => Lattice::new(storage).map(Self::Lattice),
+            Storage::Vector(_) => Vector::new(storage).map(Self::Vector),
+            Storage::Trellis(_) => Trellis::new(storage).map(Self::Trellis),
+            Storage::TwoOfFour(_) => Masked::new(storage).map(Self::Masked),
+            Storage::Dense(_) | Storage::Ggml(_) => None,
+        }
+    }
+
+    /// Decodes a part of a tile.
+    fn panel(&self, level: Level, part: Part, room: &mut Room, out: &mut [f32]) {
+        match self {
+            Self::Table(d) => d.panel(level, part, room, out),
+            Self::SmallFloat(d) => d.panel(level, part, room, out),
+            Self::Signs(d) => d.panel(level, part, room, out),
+            Self::Lattice(d) => d.panel(level, part, room, out),
+            Self::Vector(d) => d.panel(level, part, room, out),
+            Self::Trellis(d) => d.panel(level, part, room, out),
+            Self::Masked(d) => d.panel(level, part, room, out),
+        }
+    }
+
+    fn len_bytes(&self) -> usize {
+        match self {
+            Self::Table(d) => d.len_bytes(),
+            Self::SmallFloat(d) => d.len_bytes(),
+            Self::Signs(d) => d.len_bytes(),
+            Self::Lattice(d) => d.len_bytes(),
+            Self::Vector(d) => d.len_bytes(),
+            Self::Trellis(d) => d.len_bytes(),
+            Self::Masked(d) => d.len_bytes(),
+        }
+    }
+}
+
+/// Columns `from..to` of a tile; `from` is a multiple of two [`BLOCK`]s (of one for what two of four keep), and there are at most [`K_BLOCK`].
 #[derive(Clone, Copy)]
 struct Part {
     tile: usize,
@@ -108,14 +165,22 @@ impl Place {
 }
 
 impl Part {
+    /// # Panics
+    /// If `out` has no place for the part.
+    #[inline(always)]
+    fn check(self, out: &[f32]) {
+        let Self { from, to, stride, .. } = self;
+        assert!(stride >= TILE && to > from && out.len() >= (to - from - 1) * stride + TILE, "a place for each column");
+    }
+
     /// Calls `decode(k, place)` for each block from column `k` on, of which all columns have a place.
     ///
     /// # Panics
     /// If `out` has no place for the part.
     #[inline(always)]
     fn each_block(self, out: &mut [f32], mut decode: impl FnMut(usize, Place)) {
+        self.check(out);
         let Self { from, to, stride, .. } = self;
-        assert!(stride >= TILE && to > from && out.len() >= (to - from - 1) * stride + TILE, "a place for each column");
         let mut rest = [[0.0; TILE]; BLOCK];
         for k in (from..to).step_by(BLOCK) {
             let here = &mut out[(k - from) * stride..];
@@ -139,21 +204,12 @@ impl Band {
         if rows == 0 || cols == 0 {
             return None;
         }
-        let decoder = SmallFloat::new(storage).map(Decoder::SmallFloat);
-        let decoder = decoder.or_else(|| Table::new(storage).map(Decoder::Table))?;
+        let decoder = Decoder::new(storage)?;
         Some(Self { rows, decoder })
     }
 
     fn tiles(&self) -> usize {
         self.rows.div_ceil(TILE)
-    }
-
-    /// Decodes a part of a tile.
-    fn decode(&self, level: Level, part: Part, room: &mut Room, out: &mut [f32]) {
-        match &self.decoder {
-            Decoder::Table(table) => table.panel(level, part, room, out),
-            Decoder::SmallFloat(floats) => floats.panel(level, part, room, out),
-        }
     }
 
     /// As [`product::Panel`].
@@ -166,7 +222,7 @@ impl Band {
         if width < TILE {
             // A panel narrower than a tile (the scalar level): by way of the whole tile.
             let mut whole = [0.0; K_BLOCK * TILE];
-            self.decode(level, part(rows.start / TILE, TILE), &mut room, &mut whole);
+            self.decoder.panel(level, part(rows.start / TILE, TILE), &mut room, &mut whole);
             let lane = rows.start % TILE;
             for (out, whole) in out.chunks_exact_mut(width).zip(whole.as_chunks::<TILE>().0) {
                 out.copy_from_slice(&whole[lane..lane + width]);
@@ -176,17 +232,10 @@ impl Band {
         for lane in (0..width).step_by(TILE) {
             let tile = (rows.start + lane) / TILE;
             if tile < self.tiles() {
-                self.decode(level, part(tile, width), &mut room, &mut out[lane..]);
+                self.decoder.panel(level, part(tile, width), &mut room, &mut out[lane..]);
             } else {
                 out.chunks_exact_mut(width).take(ks.len()).for_each(|o| o[lane..].fill(0.0));
             }
-        }
-    }
-
-    fn len_bytes(&self) -> usize {
-        match &self.decoder {
-            Decoder::Table(table) => table.len_bytes(),
-            Decoder::SmallFloat(floats) => floats.len_bytes(),
         }
     }
 }
@@ -209,7 +258,7 @@ impl Kernel for Tiled {
     }
 
     fn bytes(&self) -> usize {
-        self.linears.iter().flat_map(|l| &l.bands).map(Band::len_bytes).sum()
+        self.linears.iter().flat_map(|l| &l.bands).map(|b| b.decoder.len_bytes()).sum()
     }
 
     fn name(&self) -> &'static str {
@@ -272,7 +321,7 @@ impl Tiled {
                 let each = (to - from) * TILE;
                 let ahead = STEP / BLOCK;
                 for (tile, panel) in tiles.clone().zip(panels.chunks_exact_mut(each)) {
-                    band.decode(self.level, Part { tile, from, to, stride: TILE, ahead }, &mut room, panel);
+                    band.decoder.panel(self.level, Part { tile, from, to, stride: TILE, ahead }, &mut room, panel);
                 }
                 multiply_add(self.level, &panels[..count * each], count, &x[from..], self.cols, tokens, &mut chains);
                 if to.is_multiple_of(K_BLOCK) || to == self.cols {

@@ -6,7 +6,7 @@
 use fewbit_format::{FloatCodes, Group, IntCodes, Storage, TableCodes, Zeros, packed_len, unpack_bits};
 use half::f16;
 
-use super::super::packed::{BLOCK, CELL, TILE};
+use super::super::packed::{BLOCK, TILE};
 use super::codes::{Codes, each_code};
 use super::factors::{Factors, Spread};
 use super::lanes::{LANES, Sixteen, at_level};
@@ -291,9 +291,7 @@ fn panel<S: Sixteen, const BITS: u8, const HOW: u8, const FORM: u8>(
         #[inline(always)]
         |k, to| {
             let at = table.codes.block(part.tile, k / BLOCK);
-            for line in 0..usize::from(BITS) {
-                s.fetch(at.wrapping_add(part.ahead * table.codes.block_bytes() + line * CELL));
-            }
+            table.codes.fetch(s, at, part.ahead);
             // SAFETY: the block is in the tile; a table has a number for each code; groups are those that were spread.
             unsafe {
                 each_code::<S, BITS>(

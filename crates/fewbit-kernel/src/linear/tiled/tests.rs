@@ -1,6 +1,7 @@
 use fewbit_format::{
-    Band as Rows, Blocks, FloatCodes, FloatGrid, Group, IntCodes, IntGrid, Levels, Minifloat, Nested, NestedGrid,
-    Numbers, ScaleType, TableCodes, TableGrid, Zeros, packed_len,
+    Band as Rows, Blocks, FloatCodes, FloatGrid, Group, IntCodes, IntGrid, LatticeCodes, LatticeGrid, Levels,
+    Minifloat, Nested, NestedGrid, Numbers, ScaleType, SecondStage, SignCodes, SignGrid, Signs, TableCodes, TableGrid,
+    TrellisCode, TrellisCodes, TrellisGrid, TwoOfFour, VectorCodes, VectorGrid, Zeros, packed_len,
 };
 use proptest::prelude::*;
 
@@ -172,6 +173,95 @@ fn integers(n: &mut Draws, rows: usize, cols_of: Option<usize>) -> Storage {
     Storage::Int(IntCodes::new(rows, cols, grid, &codes, scales, zeros).unwrap())
 }
 
+fn signs(n: &mut Draws, rows: usize) -> Storage {
+    let group = [Group::Columns(16), Group::Columns(20), Group::Columns(64), Group::Row][n.below(4)];
+    let signs = match n.below(4) {
+        0 => Signs::Ternary,
+        1 => Signs::Range,
+        kind => {
+            let most = if group == Group::Columns(16) { 2 } else { 8 };
+            Signs::Planes { count: 1 + n.below(most) as u8, has_offset: kind == 2 }
+        }
+    };
+    let group = if signs.numbers() > 3 && group != Group::Row { Group::Columns(64) } else { group };
+    let cols = if let Group::Columns(g) = group { g * (1 + n.below(400 / g)) } else { 1 + n.below(600) };
+    let scale = [ScaleType::F16, ScaleType::BF16, ScaleType::F32][n.below(3)];
+    let codes: Vec<u8> = (0..rows * cols).map(|_| n.below(signs.levels()) as u8).collect();
+    let numbers = n.numbers(group.count(rows, cols) * signs.numbers(), scale);
+    Storage::Signs(SignCodes::new(rows, cols, SignGrid { signs, group, scale }, &codes, &numbers).unwrap())
+}
+
+fn lattice(n: &mut Draws, rows: usize) -> Storage {
+    let group = [Group::Columns(8), Group::Columns(24), Group::Columns(64), Group::Row, Group::Tensor][n.below(5)];
+    let width = if let Group::Columns(g) = group { g } else { 8 };
+    let cols = width * (1 + n.below(600 / width));
+    let second = [SecondStage::None, SecondStage::E8Short, SecondStage::E8P][n.below(3)];
+    let scale = [ScaleType::F16, ScaleType::BF16, ScaleType::F32][n.below(3)];
+    let count = rows * cols / 8;
+    let codes = (0..count).map(|_| n.bits() as u16).collect();
+    let seconds: Vec<u16> = match second {
+        SecondStage::None => Vec::new(),
+        SecondStage::E8Short => (0..count).map(|_| n.below(256) as u16).collect(),
+        SecondStage::E8P => (0..count).map(|_| n.bits() as u16).collect(),
+    };
+    let scales = n.scales(group.count(rows, cols), scale);
+    let grid = LatticeGrid { second, group, scale };
+    Storage::Lattice(LatticeCodes::new(rows, cols, grid, codes, &seconds, &scales).unwrap())
+}
+
+fn trellis(n: &mut Draws, rows: usize) -> Storage {
+    let group = [Group::Columns(16), Group::Columns(48), Group::Row, Group::Tensor][n.below(4)];
+    let width = if let Group::Columns(g) = group { g } else { 16 };
+    let cols = width * (1 + n.below(600 / width));
+    let state_bits = 8 + n.below(9) as u8;
+    let tile_bits = 128 * (2 + n.below(usize::from(state_bits) - 1).min(6)) as u16;
+    let code = [TrellisCode::OneMad, TrellisCode::ThreeInst][n.below(2)];
+    let scale = [ScaleType::F16, ScaleType::BF16, ScaleType::F32][n.below(3)];
+    let grid = TrellisGrid { state_bits, tile_bits, code, group, scale };
+    let paths = n.codes(rows.div_ceil(16) * (cols / 16) * grid.tile_bytes(), 8);
+    let scales = n.scales(group.count(rows, cols), scale);
+    Storage::Trellis(TrellisCodes::new(rows, cols, grid, paths, &scales).unwrap())
+}
+
+fn vectors(n: &mut Draws, rows: usize) -> Storage {
+    let cols = 1 + n.below(400);
+    let grid = VectorGrid {
+        len: [2, 4, 8, 16][n.below(4)],
+        bits: 1 + n.below(13) as u8,
+        residual_bits: [0, 1 + n.below(9) as u8][n.below(2)],
+        has_columns: n.below(2) == 0,
+    };
+    let count = rows.div_ceil(usize::from(grid.len)) * cols;
+    let mut of = |bits: u8, count: usize| (0..count).map(|_| n.below(1 << bits) as u16).collect::<Vec<u16>>();
+    let (codes, residual) =
+        (of(grid.bits, count), of(grid.residual_bits, if grid.residual_bits > 0 { count } else { 0 }));
+    let books = n.scales(grid.entries() * usize::from(grid.len), ScaleType::F16);
+    let columns = n.scales(if grid.has_columns { 2 * cols } else { 0 }, ScaleType::F16);
+    Storage::Vector(VectorCodes::new(rows, cols, grid, &codes, &residual, books, columns).unwrap())
+}
+
+fn two_of_four(n: &mut Draws, rows: usize) -> Storage {
+    let kept = loop {
+        let kept = match n.below(4) {
+            0 => table(n, rows),
+            1 => floats(n, rows),
+            2 => signs(n, rows),
+            _ => integers(n, rows, None),
+        };
+        if kept.shape()[1].is_multiple_of(2) {
+            break kept;
+        }
+    };
+    let cols = 2 * kept.shape()[1];
+    let mut mask = vec![0; rows * TwoOfFour::mask_bytes(cols)];
+    for row in mask.chunks_exact_mut(TwoOfFour::mask_bytes(cols)) {
+        for q in 0..cols / 4 {
+            row[q / 2] |= [3, 5, 6, 9, 10, 12][n.below(6)] << (4 * (q % 2));
+        }
+    }
+    Storage::TwoOfFour(TwoOfFour::new(cols, mask, kept).unwrap())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
@@ -207,5 +297,40 @@ proptest! {
         let bias = Some(n.numbers(rows + 40, ScaleType::F32));
         let banded = QuantizedLinear::of_bands([rows + 40, cols], bands, bias);
         check(&[banded, QuantizedLinear::uniform(other, None)].map(Arc::new), tokens, n);
+    }
+
+    #[test]
+    fn signs_are_what_they_decode_to(rows in 1usize..200, tokens in 1usize..20, seed: u64) {
+        let n = &mut Draws(seed);
+        let storage = signs(n, rows);
+        check_storage(storage, tokens, n);
+    }
+
+    #[test]
+    fn lattices_are_what_they_decode_to(rows in 1usize..200, tokens in 1usize..20, seed: u64) {
+        let n = &mut Draws(seed);
+        let storage = lattice(n, rows);
+        check_storage(storage, tokens, n);
+    }
+
+    #[test]
+    fn trellises_are_what_they_decode_to(rows in 1usize..200, tokens in 1usize..20, seed: u64) {
+        let n = &mut Draws(seed);
+        let storage = trellis(n, rows);
+        check_storage(storage, tokens, n);
+    }
+
+    #[test]
+    fn vectors_are_what_they_decode_to(rows in 1usize..200, tokens in 1usize..20, seed: u64) {
+        let n = &mut Draws(seed);
+        let storage = vectors(n, rows);
+        check_storage(storage, tokens, n);
+    }
+
+    #[test]
+    fn two_of_four_are_what_they_decode_to(rows in 1usize..100, tokens in 1usize..20, seed: u64) {
+        let n = &mut Draws(seed);
+        let storage = two_of_four(n, rows);
+        check_storage(storage, tokens, n);
     }
 }

@@ -125,12 +125,19 @@ impl Sixteen for Avx2 {
     methods! {
         shl(a: __m256i; by: u32) -> __m256i = _mm256_sll_epi32(a, _mm_cvtsi32_si128(by as i32));
         shr(a: __m256i; by: u32) -> __m256i = _mm256_srl_epi32(a, _mm_cvtsi32_si128(by as i32));
+        spread_sign(a: __m256i;) -> __m256i = _mm256_srai_epi32::<31>(a);
         and(a: __m256i, b: __m256i;) -> __m256i = _mm256_and_si256(a, b);
         or(a: __m256i, b: __m256i;) -> __m256i = _mm256_or_si256(a, b);
         xor(a: __m256i, b: __m256i;) -> __m256i = _mm256_xor_si256(a, b);
+        select(mask: __m256i, a: __m256i, b: __m256i;) -> __m256i =
+            _mm256_or_si256(_mm256_andnot_si256(mask, a), _mm256_and_si256(mask, b));
         add_u32(a: __m256i, b: __m256i;) -> __m256i = _mm256_add_epi32(a, b);
         max_u32(a: __m256i, b: __m256i;) -> __m256i = _mm256_max_epu32(a, b);
         mul_u32(a: __m256i, b: __m256i;) -> __m256i = _mm256_mullo_epi32(a, b);
+        sum_bytes(a: __m256i; with: i32) -> __m256i = {
+            let pairs = _mm256_maddubs_epi16(a, _mm256_set1_epi8(1));
+            _mm256_add_epi32(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)), _mm256_set1_epi32(with))
+        };
         number(a: __m256i;) -> __m256 = _mm256_cvtepi32_ps(a);
         bits(a: __m256;) -> __m256i = _mm256_castps_si256(a);
         as_number(a: __m256i;) -> __m256 = _mm256_castsi256_ps(a);
@@ -141,6 +148,15 @@ impl Sixteen for Avx2 {
         fma(a: __m256, b: __m256, c: __m256;) -> __m256 = _mm256_fmadd_ps(a, b, c);
     }
 
+    #[inline(always)]
+    fn rotate(self, a: [__m256i; 2]) -> [__m256i; 2] {
+        proven!({
+            let down = _mm256_setr_epi32(7, 0, 1, 2, 3, 4, 5, 6);
+            let [low, high] = [_mm256_permutevar8x32_epi32(a[0], down), _mm256_permutevar8x32_epi32(a[1], down)];
+            [_mm256_blend_epi32::<1>(low, high), _mm256_blend_epi32::<1>(high, low)]
+        })
+    }
+
     methods! {
         // A permutation takes three bits; the fourth, as a sign, says from which half.
         lookup(index: __m256i; table: [__m256; 2]) -> __m256 = _mm256_blendv_ps(
@@ -148,5 +164,13 @@ impl Sixteen for Avx2 {
             _mm256_permutevar8x32_ps(table[1], index),
             _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index))
         );
+    }
+
+    #[inline(always)]
+    fn quotient(self, a: [__m256; 2], by: f32, inverse: f32) -> [__m256; 2] {
+        // As for AVX-512.
+        let (by, inverse) = (self.splat(-by), self.splat(inverse));
+        let near = self.mul(a, inverse);
+        self.fma(self.fma(near, by, a), inverse, near)
     }
 }

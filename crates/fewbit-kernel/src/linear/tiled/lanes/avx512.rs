@@ -91,12 +91,17 @@ impl Sixteen for Avx512 {
         splat_u32(x: u32) -> __m512i = _mm512_set1_epi32(x as i32);
         shl(a: __m512i, by: u32) -> __m512i = _mm512_sll_epi32(a, _mm_cvtsi32_si128(by as i32));
         shr(a: __m512i, by: u32) -> __m512i = _mm512_srl_epi32(a, _mm_cvtsi32_si128(by as i32));
+        spread_sign(a: __m512i) -> __m512i = _mm512_srai_epi32::<31>(a);
         and(a: __m512i, b: __m512i) -> __m512i = _mm512_and_si512(a, b);
         or(a: __m512i, b: __m512i) -> __m512i = _mm512_or_si512(a, b);
         xor(a: __m512i, b: __m512i) -> __m512i = _mm512_xor_si512(a, b);
+        select(mask: __m512i, a: __m512i, b: __m512i) -> __m512i = _mm512_ternarylogic_epi32::<0xca>(mask, b, a);
         add_u32(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
         max_u32(a: __m512i, b: __m512i) -> __m512i = _mm512_max_epu32(a, b);
         mul_u32(a: __m512i, b: __m512i) -> __m512i = _mm512_mullo_epi32(a, b);
+        sum_bytes(a: __m512i, with: i32) -> __m512i =
+            _mm512_dpbusd_epi32(_mm512_set1_epi32(with), a, _mm512_set1_epi8(1));
+        rotate(a: __m512i) -> __m512i = _mm512_alignr_epi32::<15>(a, a);
         number(a: __m512i) -> __m512 = _mm512_cvtepi32_ps(a);
         bits(a: __m512) -> __m512i = _mm512_castps_si512(a);
         as_number(a: __m512i) -> __m512 = _mm512_castsi512_ps(a);
@@ -106,5 +111,13 @@ impl Sixteen for Avx512 {
         mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
         div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
         fma(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
+    }
+
+    #[inline(always)]
+    fn quotient(self, a: __m512, by: f32, inverse: f32) -> __m512 {
+        // One step of Newton's makes the product the quotient, rounded once (Markstein, 1990).
+        let (by, inverse) = (self.splat(-by), self.splat(inverse));
+        let near = self.mul(a, inverse);
+        self.fma(self.fma(near, by, a), inverse, near)
     }
 }
