@@ -151,7 +151,8 @@ mod tests {
             if rows % ROWS == 0 && cols % BLOCK == 0 {
                 prop_assert_eq!(tiled.stored_bits(), ours.stored_bits());
             } else {
-                prop_assert!(tiled.stored_bits() > ours.stored_bits());
+                // Equal where the rows are padded to the same whole bytes.
+                prop_assert!(tiled.stored_bits() >= ours.stored_bits());
             }
             let read = IntCodes::from_tiles(
                 [rows, cols], grid, tiled.packed.clone(), tiled.scales.clone(), tiled.zeros.clone(),
