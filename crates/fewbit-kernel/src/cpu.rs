@@ -9,19 +9,22 @@ pub enum Level {
     Scalar,
     /// AVX2, FMA and F16C.
     Avx2,
+    /// AVX2 with the dot products of bytes of AVX-VNNI.
+    AvxVnni,
     /// AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
 }
 
 impl Level {
     /// All levels, the least first.
-    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::AvxVnni, Self::Avx512];
 
     /// The name that stands in manifests and options.
     pub fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avx-vnni",
             Self::Avx512 => "avx512",
         }
     }
@@ -54,10 +57,11 @@ pub fn machine() -> Level {
     let avx2 = has!("avx2") && has!("fma") && has!("f16c");
     let avx512 =
         avx2 && has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq") && has!("avx512vnni");
-    match (avx512, avx2) {
-        (true, _) => Level::Avx512,
-        (false, true) => Level::Avx2,
-        (false, false) => Level::Scalar,
+    match (avx512, avx2 && has!("avxvnni"), avx2) {
+        (true, ..) => Level::Avx512,
+        (_, true, _) => Level::AvxVnni,
+        (_, _, true) => Level::Avx2,
+        _ => Level::Scalar,
     }
 }
 
@@ -73,7 +77,7 @@ mod tests {
 
     #[test]
     fn levels_are_ordered_and_named() {
-        assert!(Level::Scalar < Level::Avx2 && Level::Avx2 < Level::Avx512);
+        assert!(Level::Scalar < Level::Avx2 && Level::Avx2 < Level::AvxVnni && Level::AvxVnni < Level::Avx512);
         for level in Level::ALL {
             assert_eq!(Level::named(level.name()), Some(level));
         }

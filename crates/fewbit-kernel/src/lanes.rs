@@ -105,7 +105,7 @@ macro_rules! vectorised {
                     // SAFETY: the level was detected.
                     $crate::Level::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: the level was detected.
-                    $crate::Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::Level::Avx2 | $crate::Level::AvxVnni => return unsafe { avx2($($arg),*) },
                     $crate::Level::Scalar => {}
                 }
             }

@@ -19,6 +19,8 @@ pub mod team;
 mod tile;
 pub mod trellis;
 pub mod triangular;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 pub use cpu::Level;
 pub use team::Team;

@@ -2,6 +2,8 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use super::{Clocks, best_seconds};
+#[cfg(target_arch = "x86_64")]
+use crate::vnni::has_vex;
 use crate::{Level, Team, cpu};
 
 /// Rounds of one task.
@@ -47,7 +49,7 @@ fn multiply_add(level: Level, step: f32, steps: usize) -> Done<f32> {
         Level::Avx512 => unsafe { x86::multiply_add_avx512(step, steps) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Level::Avx2 => unsafe { x86::multiply_add_avx2(step, steps) },
+        Level::Avx2 | Level::AvxVnni => unsafe { x86::multiply_add_avx2(step, steps) },
         _ => {
             let (mut lanes, one) = ([1.0f32; 32], black_box(1.0));
             for _ in 0..steps {
@@ -65,6 +67,12 @@ fn multiply_bytes(level: Level, weight: i8, steps: usize) -> Done<i32> {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level is what the machine has, or less.
         Level::Avx512 => unsafe { x86::multiply_bytes_avx512(weight, steps) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Level::AvxVnni if has_vex() => unsafe { x86::multiply_bytes_avx_vnni::<true>(weight, steps) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Level::AvxVnni => unsafe { x86::multiply_bytes_avx_vnni::<false>(weight, steps) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Level::Avx2 => unsafe { x86::multiply_bytes_avx2(weight, steps) },
@@ -89,6 +97,7 @@ mod x86 {
     use std::hint::black_box;
 
     use super::Done;
+    use crate::vnni::dot_bytes;
 
     /// Sums that are under way at once: latency times instructions a cycle, at least.
     const WIDE: usize = 16;
@@ -140,11 +149,28 @@ mod x86 {
 
     #[target_feature(enable = "avx2")]
     pub(super) fn multiply_bytes_avx2(weight: i8, steps: usize) -> Done<i32> {
-        let mut lanes = [_mm256_set1_epi32(1); NARROW];
         let (weight, ones) = (_mm256_set1_epi8(weight), _mm256_set1_epi16(1));
+        // Closures take the features of this function.
+        let round = |s| _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_maddubs_epi16(s, weight), ones));
+        rounds(steps, round)
+    }
+
+    /// # Safety
+    /// As [`dot_bytes`].
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn multiply_bytes_avx_vnni<const VEX: bool>(weight: i8, steps: usize) -> Done<i32> {
+        let weight = _mm256_set1_epi8(weight);
+        // SAFETY: promised by the caller.
+        rounds(steps, |s| unsafe { dot_bytes::<VEX>(s, s, weight) })
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn rounds(steps: usize, round: impl Fn(__m256i) -> __m256i) -> Done<i32> {
+        let mut lanes = [_mm256_set1_epi32(1); NARROW];
         for _ in 0..steps {
             for s in &mut lanes {
-                *s = _mm256_add_epi32(*s, _mm256_madd_epi16(_mm256_maddubs_epi16(*s, weight), ones));
+                *s = round(*s);
             }
         }
         let mut sums = [[0i32; 8]; NARROW];

@@ -96,7 +96,7 @@ fn decode(level: Level, band: &Packed, tile: usize, ks: Range<usize>, width: usi
         Level::Avx512 => unsafe { decode_avx512(band, tile, ks, width, out) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { decode_avx2(band, tile, ks, width, out) },
+        Level::Avx2 | Level::AvxVnni => unsafe { decode_avx2(band, tile, ks, width, out) },
         _ => band.decode(tile, ks, width, out),
     }
 }

@@ -60,7 +60,7 @@ pub(crate) fn of(level: Level) -> &'static Kernels {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => &super::avx512::KERNELS,
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => &super::avx2::KERNELS,
+        Level::Avx2 | Level::AvxVnni => &super::avx2::KERNELS,
         _ => &super::scalar::KERNELS,
     }
 }

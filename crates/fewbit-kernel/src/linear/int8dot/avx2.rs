@@ -1,7 +1,4 @@
-//! AVX2: half a cell is a register; `vpmaddubs` multiplies it with four activations of a token, in 16 bits.
-//!
-//! Codes of up to four bits: eight products of a block add up to at most 30480. Five and six bits: two. Seven: one.
-//! Eight: 128 is taken off, and the activations take the sign, so that the unsigned factor is at most 128.
+//! AVX2: half a cell is a register, which is multiplied with four activations of a token, by [`Words`] or [`Fours`].
 #![cfg_attr(not(test), expect(clippy::wildcard_imports, reason = "intrinsics bear their own prefix"))]
 
 use std::arch::x86_64::*;
@@ -9,8 +6,21 @@ use std::arch::x86_64::*;
 use super::super::packed::{BLOCK, CELL, Cell, Numbers, Packed, TILE, Zeros};
 use super::activations::{Token, TokenMut, greatest, round_spans};
 use super::{Few, Kernels, Many};
+use crate::vnni::{dot_bytes, has_vex};
 
-pub(super) const KERNELS: Kernels = Kernels { round, few, unpack, write_params, many };
+/// What every machine with AVX2 has.
+pub(super) const KERNELS: Kernels = kernels::<Words>();
+
+/// With `vpdpbusd` of 256 bits, encoded as AVX-VNNI, or as AVX-512 where a machine has only that.
+pub(super) fn vnni() -> &'static Kernels {
+    const VEX: Kernels = kernels::<Fours<true>>();
+    const EVEX: Kernels = kernels::<Fours<false>>();
+    if has_vex() { &VEX } else { &EVEX }
+}
+
+const fn kernels<D: Dots>() -> Kernels {
+    Kernels { round, few: few::<D>, unpack, write_params: write_params::<D>, many: many::<D> }
+}
 
 /// Bytes from the codes in use to those that are fetched: the hardware's own prefetchers stop at each page.
 const AHEAD: usize = 4096;
@@ -70,25 +80,25 @@ fn round_span<const S: usize>(x: &[f32; S], codes: &mut [i8; S]) -> (f32, i32) {
 /// As [`super::scalar::few`].
 ///
 /// # Safety
-/// As there; and the machine has AVX2, FMA and F16C.
-unsafe fn few(call: Few<'_>, y: &mut [[f32; TILE]]) {
+/// As there; and the machine has AVX2, FMA, F16C, and what `D` needs.
+unsafe fn few<D: Dots>(call: Few<'_>, y: &mut [[f32; TILE]]) {
     // SAFETY: promised by the caller.
     unsafe {
         match call.packed.bits {
-            1 => few_of::<1>(call, y),
-            2 => few_of::<2>(call, y),
-            3 => few_of::<3>(call, y),
-            4 => few_of::<4>(call, y),
-            5 => few_of::<5>(call, y),
-            6 => few_of::<6>(call, y),
-            7 => few_of::<7>(call, y),
-            _ => few_of::<8>(call, y),
+            1 => few_of::<D, 1>(call, y),
+            2 => few_of::<D, 2>(call, y),
+            3 => few_of::<D, 3>(call, y),
+            4 => few_of::<D, 4>(call, y),
+            5 => few_of::<D, 5>(call, y),
+            6 => few_of::<D, 6>(call, y),
+            7 => few_of::<D, 7>(call, y),
+            _ => few_of::<D, 8>(call, y),
         }
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn few_of<const BITS: u8>(call: Few<'_>, y: &mut [[f32; TILE]]) {
+unsafe fn few_of<D: Dots, const BITS: u8>(call: Few<'_>, y: &mut [[f32; TILE]]) {
     let narrow = call.packed.span != BLOCK;
     let mut token = 0;
     while token < call.tokens.len() {
@@ -99,12 +109,12 @@ unsafe fn few_of<const BITS: u8>(call: Few<'_>, y: &mut [[f32; TILE]]) {
             // SAFETY: promised by the caller. Two tiles at once are two streams from memory.
             unsafe {
                 match (together, two, narrow) {
-                    (2, _, false) => few_tiles::<BITS, 32, 2, 1>(call, tile, token, y),
-                    (2, _, true) => few_tiles::<BITS, 16, 2, 1>(call, tile, token, y),
-                    (_, true, false) => few_tiles::<BITS, 32, 1, 2>(call, tile, token, y),
-                    (_, true, true) => few_tiles::<BITS, 16, 1, 2>(call, tile, token, y),
-                    (_, false, false) => few_tiles::<BITS, 32, 1, 1>(call, tile, token, y),
-                    (_, false, true) => few_tiles::<BITS, 16, 1, 1>(call, tile, token, y),
+                    (2, _, false) => few_tiles::<D, BITS, 32, 2, 1>(call, tile, token, y),
+                    (2, _, true) => few_tiles::<D, BITS, 16, 2, 1>(call, tile, token, y),
+                    (_, true, false) => few_tiles::<D, BITS, 32, 1, 2>(call, tile, token, y),
+                    (_, true, true) => few_tiles::<D, BITS, 16, 1, 2>(call, tile, token, y),
+                    (_, false, false) => few_tiles::<D, BITS, 32, 1, 1>(call, tile, token, y),
+                    (_, false, true) => few_tiles::<D, BITS, 16, 1, 1>(call, tile, token, y),
                 }
             }
             tile += if two { 2 } else { 1 };
@@ -116,7 +126,7 @@ unsafe fn few_of<const BITS: u8>(call: Few<'_>, y: &mut [[f32; TILE]]) {
 /// Tiles `first..first + R` of the call, for its tokens `token..token + T`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn few_tiles<const BITS: u8, const SPAN: usize, const T: usize, const R: usize>(
+unsafe fn few_tiles<D: Dots, const BITS: u8, const SPAN: usize, const T: usize, const R: usize>(
     call: Few<'_>,
     first: usize,
     token: usize,
@@ -134,16 +144,16 @@ unsafe fn few_tiles<const BITS: u8, const SPAN: usize, const T: usize, const R: 
         for g in 0..packed.groups {
             let mut group = [[[_mm256_setzero_ps(); 2]; R]; T];
             for _ in 0..packed.group_spans {
-                let mut dots = [[Dots::zero(); R]; T];
+                let mut dots = [[D::zero(); R]; T];
                 let second = SPAN == 16 && s % 2 == 1;
                 let here = cells.map(|cells| cells.add(at));
                 if SPAN == 32 {
-                    add_half::<BITS, T, R, 0>(&mut dots, here, &input, s * SPAN);
-                    add_half::<BITS, T, R, 4>(&mut dots, here, &input, s * SPAN + 16);
+                    add_half::<D, BITS, T, R, 0>(&mut dots, here, &input, s * SPAN);
+                    add_half::<D, BITS, T, R, 4>(&mut dots, here, &input, s * SPAN + 16);
                 } else if second {
-                    add_half::<BITS, T, R, 4>(&mut dots, here, &input, s * SPAN);
+                    add_half::<D, BITS, T, R, 4>(&mut dots, here, &input, s * SPAN);
                 } else {
-                    add_half::<BITS, T, R, 0>(&mut dots, here, &input, s * SPAN);
+                    add_half::<D, BITS, T, R, 0>(&mut dots, here, &input, s * SPAN);
                 }
                 if SPAN == 32 || second {
                     // Behind the end of these tiles are those that the others of them have begun with.
@@ -167,7 +177,7 @@ unsafe fn few_tiles<const BITS: u8, const SPAN: usize, const T: usize, const R: 
                 let index = (tile + r) * packed.groups + g;
                 packed.params_at(index + R * packed.groups, |at| _mm_prefetch::<_MM_HINT_T1>(at.cast()));
                 for h in 0..2 {
-                    let params = params::<BITS>(packed, 2 * index + h);
+                    let params = params::<D, BITS>(packed, 2 * index + h);
                     for t in 0..T {
                         results[t][r][h] = input.add_group(t, g, group[t][r][h], params, results[t][r][h]);
                     }
@@ -185,8 +195,8 @@ unsafe fn few_tiles<const BITS: u8, const SPAN: usize, const T: usize, const R: 
 /// Adds the products of columns `0..16` or `16..32` of a block (`Q`: 0 or 4), which are the input's from `c` on.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn add_half<const BITS: u8, const T: usize, const R: usize, const Q: usize>(
-    dots: &mut [[Dots; R]; T],
+unsafe fn add_half<D: Dots, const BITS: u8, const T: usize, const R: usize, const Q: usize>(
+    dots: &mut [[D; R]; T],
     cells: [*const u8; R],
     input: &Input<T>,
     c: usize,
@@ -194,23 +204,23 @@ unsafe fn add_half<const BITS: u8, const T: usize, const R: usize, const Q: usiz
     // SAFETY: the caller promises the cells and the columns.
     unsafe {
         if Q == 0 {
-            add_quad::<BITS, T, R, 0>(dots, cells, input.four(c));
-            add_quad::<BITS, T, R, 1>(dots, cells, input.four(c + 4));
-            add_quad::<BITS, T, R, 2>(dots, cells, input.four(c + 8));
-            add_quad::<BITS, T, R, 3>(dots, cells, input.four(c + 12));
+            add_quad::<D, BITS, T, R, 0>(dots, cells, input.four(c));
+            add_quad::<D, BITS, T, R, 1>(dots, cells, input.four(c + 4));
+            add_quad::<D, BITS, T, R, 2>(dots, cells, input.four(c + 8));
+            add_quad::<D, BITS, T, R, 3>(dots, cells, input.four(c + 12));
         } else {
-            add_quad::<BITS, T, R, 4>(dots, cells, input.four(c));
-            add_quad::<BITS, T, R, 5>(dots, cells, input.four(c + 4));
-            add_quad::<BITS, T, R, 6>(dots, cells, input.four(c + 8));
-            add_quad::<BITS, T, R, 7>(dots, cells, input.four(c + 12));
+            add_quad::<D, BITS, T, R, 4>(dots, cells, input.four(c));
+            add_quad::<D, BITS, T, R, 5>(dots, cells, input.four(c + 4));
+            add_quad::<D, BITS, T, R, 6>(dots, cells, input.four(c + 8));
+            add_quad::<D, BITS, T, R, 7>(dots, cells, input.four(c + 12));
         }
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn add_quad<const BITS: u8, const T: usize, const R: usize, const Q: usize>(
-    dots: &mut [[Dots; R]; T],
+unsafe fn add_quad<D: Dots, const BITS: u8, const T: usize, const R: usize, const Q: usize>(
+    dots: &mut [[D; R]; T],
     cells: [*const u8; R],
     x: [__m256i; T],
 ) {
@@ -218,7 +228,8 @@ unsafe fn add_quad<const BITS: u8, const T: usize, const R: usize, const Q: usiz
         // SAFETY: the caller promises the cells.
         let codes = [0, HALF].map(|h| unsafe { codes::<BITS, Q>(cells[r].add(h)) });
         for t in 0..T {
-            dots[t][r].add::<BITS>(codes, x[t], Q);
+            // SAFETY: the machine has what `D` needs.
+            unsafe { dots[t][r].add::<BITS>(codes, x[t], Q) };
         }
     }
 }
@@ -243,25 +254,51 @@ fn load(y: &[f32; TILE]) -> [__m256; 2] {
 }
 
 /// Sums of products of the rows of a tile with a span of one token.
+trait Dots: Copy {
+    /// What is taken off codes of 8 bits.
+    const TAKEN_OFF: i32;
+
+    /// # Safety
+    /// The machine has AVX2.
+    unsafe fn zero() -> Self;
+
+    /// Adds the products of both halves of four columns, the `nth` of a span.
+    ///
+    /// # Safety
+    /// The machine has what the implementation says.
+    unsafe fn add<const BITS: u8>(&mut self, codes: [__m256i; 2], x: __m256i, nth: usize);
+
+    /// In 32 bits.
+    ///
+    /// # Safety
+    /// The machine has AVX2.
+    unsafe fn sums<const BITS: u8>(self) -> [__m256i; 2];
+}
+
+/// By `vpmaddubs`, in 16 bits: needs AVX2.
+///
+/// Codes of up to four bits: eight products of a block add up to at most 30480. Five and six bits: two. Seven: one.
+/// Eight: 128 is taken off, and the activations take the sign, so that the unsigned factor is at most 128.
 #[derive(Clone, Copy)]
-struct Dots {
+struct Words {
     /// In 32 bits; in 16 bits for codes of up to four bits.
     whole: [__m256i; 2],
     /// Products in 16 bits that wait for a second one, for codes of five and six bits.
     waiting: [__m256i; 2],
 }
 
-impl Dots {
+impl Dots for Words {
+    const TAKEN_OFF: i32 = 128;
+
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn zero() -> Self {
+    unsafe fn zero() -> Self {
         Self { whole: [_mm256_setzero_si256(); 2], waiting: [_mm256_setzero_si256(); 2] }
     }
 
-    /// Adds the products of both halves of four columns, the `nth` of a span.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn add<const BITS: u8>(&mut self, codes: [__m256i; 2], x: __m256i, nth: usize) {
+    unsafe fn add<const BITS: u8>(&mut self, codes: [__m256i; 2], x: __m256i, nth: usize) {
         let ones = _mm256_set1_epi16(1);
         for h in 0..2 {
             match BITS {
@@ -290,8 +327,37 @@ impl Dots {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn sums<const BITS: u8>(self) -> [__m256i; 2] {
+    unsafe fn sums<const BITS: u8>(self) -> [__m256i; 2] {
         if BITS <= 4 { self.whole.map(|dot| _mm256_madd_epi16(dot, _mm256_set1_epi16(1))) } else { self.whole }
+    }
+}
+
+/// By `vpdpbusd`, in 32 bits, for codes of any width: needs AVX-VNNI for `VEX`, else AVX-512 VL and VNNI.
+#[derive(Clone, Copy)]
+struct Fours<const VEX: bool>([__m256i; 2]);
+
+impl<const VEX: bool> Dots for Fours<VEX> {
+    const TAKEN_OFF: i32 = 0;
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn zero() -> Self {
+        Self([_mm256_setzero_si256(); 2])
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn add<const BITS: u8>(&mut self, codes: [__m256i; 2], x: __m256i, _nth: usize) {
+        for (sum, codes) in self.0.iter_mut().zip(codes) {
+            // SAFETY: promised by the caller.
+            *sum = unsafe { dot_bytes::<VEX>(*sum, codes, x) };
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn sums<const BITS: u8>(self) -> [__m256i; 2] {
+        self.0
     }
 }
 
@@ -336,20 +402,21 @@ impl<const T: usize> Input<T> {
     }
 }
 
-/// Scales and offsets of half of the rows of a tile in a group; the offset of codes of 8 bits counts from −128.
+/// Scales and offsets of half of the rows of a tile in a group, for codes less what `D` takes off.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn params<const BITS: u8>(packed: &Packed, index: usize) -> [__m256; 2] {
+unsafe fn params<D: Dots, const BITS: u8>(packed: &Packed, index: usize) -> [__m256; 2] {
     // SAFETY: the caller promises the index.
     unsafe {
         let scale = eight(&packed.scales, index);
-        let taken_off = _mm256_set1_epi32(if BITS == 8 { 128 } else { 0 });
-        let minus = |zero: __m256i| _mm256_mul_ps(scale, _mm256_cvtepi32_ps(_mm256_sub_epi32(taken_off, zero)));
+        let taken_off = if BITS == 8 { D::TAKEN_OFF } else { 0 };
+        let less = _mm256_set1_epi32(taken_off);
+        let minus = |zero: __m256i| _mm256_mul_ps(scale, _mm256_cvtepi32_ps(_mm256_sub_epi32(less, zero)));
         let offset = match &packed.zeros {
             Zeros::Middle(z) => minus(_mm256_set1_epi32(i32::from(*z))),
             Zeros::Codes(z) => minus(_mm256_cvtepu8_epi32(_mm_loadl_epi64(z.as_ptr().add(index * 8).cast()))),
-            Zeros::Offsets(offsets) if BITS == 8 => {
-                _mm256_add_ps(eight(offsets, index), _mm256_mul_ps(scale, _mm256_set1_ps(128.0)))
+            Zeros::Offsets(offsets) if taken_off != 0 => {
+                _mm256_add_ps(eight(offsets, index), _mm256_mul_ps(scale, _mm256_set1_ps(taken_off as f32)))
             }
             Zeros::Offsets(offsets) => eight(offsets, index),
         };
@@ -457,12 +524,12 @@ unsafe fn unpack_of<const BITS: u8>(packed: &Packed, tile: usize, block: usize, 
 /// # Safety
 /// As there; and the machine has AVX2 and F16C.
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn write_params(packed: &Packed, index: usize, to: &mut [[[f32; TILE]; 2]]) {
+unsafe fn write_params<D: Dots>(packed: &Packed, index: usize, to: &mut [[[f32; TILE]; 2]]) {
     for (i, to) in to.iter_mut().enumerate() {
         // SAFETY: promised by the caller.
         let halves = [0, 1].map(|h| unsafe {
             let index = 2 * (index + i) + h;
-            if packed.bits == 8 { params::<8>(packed, index) } else { params::<4>(packed, index) }
+            if packed.bits == 8 { params::<D, 8>(packed, index) } else { params::<D, 4>(packed, index) }
         });
         let [low, high] = halves;
         (0..2).for_each(|p| store([low[p], high[p]], &mut to[p]));
@@ -472,25 +539,25 @@ unsafe fn write_params(packed: &Packed, index: usize, to: &mut [[[f32; TILE]; 2]
 /// As [`super::scalar::many`].
 ///
 /// # Safety
-/// As there; and the machine has AVX2, FMA and F16C.
-unsafe fn many(call: Many<'_>, y: &mut [[f32; TILE]]) {
+/// As there; and the machine has AVX2, FMA, F16C, and what `D` needs.
+unsafe fn many<D: Dots>(call: Many<'_>, y: &mut [[f32; TILE]]) {
     // SAFETY: promised by the caller. What is done with products depends on the largest code.
     unsafe {
         match (call.packed.bits, call.packed.span) {
-            (0..=4, BLOCK) => many_of::<4, 32>(call, y),
-            (0..=4, _) => many_of::<4, 16>(call, y),
-            (5 | 6, BLOCK) => many_of::<6, 32>(call, y),
-            (5 | 6, _) => many_of::<6, 16>(call, y),
-            (7, BLOCK) => many_of::<7, 32>(call, y),
-            (7, _) => many_of::<7, 16>(call, y),
-            (_, BLOCK) => many_of::<8, 32>(call, y),
-            (_, _) => many_of::<8, 16>(call, y),
+            (0..=4, BLOCK) => many_of::<D, 4, 32>(call, y),
+            (0..=4, _) => many_of::<D, 4, 16>(call, y),
+            (5 | 6, BLOCK) => many_of::<D, 6, 32>(call, y),
+            (5 | 6, _) => many_of::<D, 6, 16>(call, y),
+            (7, BLOCK) => many_of::<D, 7, 32>(call, y),
+            (7, _) => many_of::<D, 7, 16>(call, y),
+            (_, BLOCK) => many_of::<D, 8, 32>(call, y),
+            (_, _) => many_of::<D, 8, 16>(call, y),
         }
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn many_of<const BITS: u8, const SPAN: usize>(call: Many<'_>, y: &mut [[f32; TILE]]) {
+unsafe fn many_of<D: Dots, const BITS: u8, const SPAN: usize>(call: Many<'_>, y: &mut [[f32; TILE]]) {
     for i in 0..call.count {
         let mut token = 0;
         while token < call.tokens.len() {
@@ -498,9 +565,9 @@ unsafe fn many_of<const BITS: u8, const SPAN: usize>(call: Many<'_>, y: &mut [[f
             // SAFETY: promised by the caller.
             unsafe {
                 match together {
-                    3 => many_tokens::<BITS, SPAN, 3>(call, i, token, y),
-                    2 => many_tokens::<BITS, SPAN, 2>(call, i, token, y),
-                    _ => many_tokens::<BITS, SPAN, 1>(call, i, token, y),
+                    3 => many_tokens::<D, BITS, SPAN, 3>(call, i, token, y),
+                    2 => many_tokens::<D, BITS, SPAN, 2>(call, i, token, y),
+                    _ => many_tokens::<D, BITS, SPAN, 1>(call, i, token, y),
                 }
             }
             token += together;
@@ -511,7 +578,7 @@ unsafe fn many_of<const BITS: u8, const SPAN: usize>(call: Many<'_>, y: &mut [[f
 /// Tile `i` of the call, for its tokens `token..token + T`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn many_tokens<const BITS: u8, const SPAN: usize, const T: usize>(
+unsafe fn many_tokens<D: Dots, const BITS: u8, const SPAN: usize, const T: usize>(
     call: Many<'_>,
     i: usize,
     token: usize,
@@ -528,7 +595,7 @@ unsafe fn many_tokens<const BITS: u8, const SPAN: usize, const T: usize>(
         for g in call.groups.clone() {
             let mut group = [[_mm256_setzero_ps(); 2]; T];
             for _ in 0..packed.group_spans {
-                let mut dots = [Dots::zero(); T];
+                let mut dots = [D::zero(); T];
                 for c in 0..SPAN / 4 {
                     let x = input.four(s * SPAN + 4 * c);
                     let at = cells.add(((s - begin) * SPAN / 4 + c) * CELL);

@@ -348,6 +348,8 @@ fn kernels(level: Level) -> &'static Kernels {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => &avx512::KERNELS,
         #[cfg(target_arch = "x86_64")]
+        Level::AvxVnni => avx2::vnni(),
+        #[cfg(target_arch = "x86_64")]
         Level::Avx2 => &avx2::KERNELS,
         _ => &scalar::KERNELS,
     }

@@ -279,7 +279,7 @@ macro_rules! at_level {
                     // SAFETY: the caller's promise.
                     $crate::Level::Avx512 => return unsafe { avx512 $(::<$($c),+>)? ($($arg),*) },
                     // SAFETY: the caller's promise.
-                    $crate::Level::Avx2 => return unsafe { avx2 $(::<$($c),+>)? ($($arg),*) },
+                    $crate::Level::Avx2 | $crate::Level::AvxVnni => return unsafe { avx2 $(::<$($c),+>)? ($($arg),*) },
                     $crate::Level::Scalar => {}
                 }
             }
