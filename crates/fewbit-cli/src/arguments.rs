@@ -112,7 +112,7 @@ fn thread_counts(text: &str) -> Result<ThreadCounts, String> {
 }
 
 fn level_parser() -> impl TypedValueParser<Value = Level> {
-    let names = Level::ALL.map(Level::name);
+    let names = Level::ALL.iter().map(|l| l.name());
     PossibleValuesParser::new(names).map(|name| Level::named(&name).unwrap_or(Level::Scalar))
 }
 

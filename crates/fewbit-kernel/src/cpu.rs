@@ -1,8 +1,8 @@
 //! Which instruction set the kernels use.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// An instruction set that kernels are written for; a greater one includes the lesser.
+/// An instruction set that kernels are written for; of one architecture, a greater one includes the lesser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {
     /// Plain Rust: the reference that every other level is tested against.
@@ -13,11 +13,22 @@ pub enum Level {
     AvxVnni,
     /// AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
+    /// NEON with dotprod.
+    Neon,
+    /// NEON with dotprod and the matrix products of bytes of i8mm.
+    NeonI8mm,
 }
 
 impl Level {
-    /// All levels, the least first.
-    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::AvxVnni, Self::Avx512];
+    /// All levels of this architecture, the least first.
+    #[cfg(target_arch = "x86_64")]
+    pub const ALL: &[Self] = &[Self::Scalar, Self::Avx2, Self::AvxVnni, Self::Avx512];
+    /// All levels of this architecture, the least first.
+    #[cfg(target_arch = "aarch64")]
+    pub const ALL: &[Self] = &[Self::Scalar, Self::Neon, Self::NeonI8mm];
+    /// All levels of this architecture, the least first.
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    pub const ALL: &[Self] = &[Self::Scalar];
 
     /// The name that stands in manifests and options.
     pub fn name(self) -> &'static str {
@@ -26,28 +37,35 @@ impl Level {
             Self::Avx2 => "avx2",
             Self::AvxVnni => "avx-vnni",
             Self::Avx512 => "avx512",
+            Self::Neon => "neon",
+            Self::NeonI8mm => "neon-i8mm",
         }
     }
 
-    /// The level of that name.
+    /// The level of that name, if this architecture has it.
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|l| l.name() == name)
+        Self::ALL.iter().copied().find(|l| l.name() == name)
+    }
+
+    /// The levels of this machine, the least first.
+    pub fn of_machine() -> impl Iterator<Item = Self> {
+        Self::ALL.iter().copied().filter(|l| *l <= machine())
     }
 }
 
-static CAP: AtomicU8 = AtomicU8::new(Level::Avx512 as u8);
+/// As many of [`Level::ALL`] count.
+static CAP: AtomicUsize = AtomicUsize::new(Level::ALL.len());
 
 /// What this machine has, capped by [`limit`].
 pub fn detect() -> Level {
-    let cap = CAP.load(Ordering::Relaxed);
-    machine().min(Level::ALL[usize::from(cap)])
+    machine().min(Level::ALL[CAP.load(Ordering::Relaxed) - 1])
 }
 
 /// Caps what [`detect`] returns from now on, for the whole process.
 ///
 /// Kernels that were chosen before keep their level.
 pub fn limit(level: Level) {
-    CAP.store(level as u8, Ordering::Relaxed);
+    CAP.store(Level::ALL.iter().filter(|l| **l <= level).count(), Ordering::Relaxed);
 }
 
 /// What this machine has.
@@ -66,7 +84,18 @@ pub fn machine() -> Level {
 }
 
 /// What this machine has.
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+pub fn machine() -> Level {
+    use std::arch::is_aarch64_feature_detected as has;
+    match (has!("dotprod"), has!("i8mm")) {
+        (true, true) => Level::NeonI8mm,
+        (true, false) => Level::Neon,
+        _ => Level::Scalar,
+    }
+}
+
+/// What this machine has.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub fn machine() -> Level {
     Level::Scalar
 }
@@ -77,9 +106,9 @@ mod tests {
 
     #[test]
     fn levels_are_ordered_and_named() {
-        assert!(Level::Scalar < Level::Avx2 && Level::Avx2 < Level::AvxVnni && Level::AvxVnni < Level::Avx512);
+        assert!(Level::ALL.is_sorted() && Level::ALL[0] == Level::Scalar);
         for level in Level::ALL {
-            assert_eq!(Level::named(level.name()), Some(level));
+            assert_eq!(Level::named(level.name()), Some(*level));
         }
         assert!(detect() <= machine());
     }

@@ -4,8 +4,6 @@
 //! on it are safe. [`Portable`] is the scalar twin. Bodies are `#[inline(always)]` and end up in the
 //! `#[target_feature]` functions that [`vectorised!`] writes; a closure in them needs the attribute too.
 
-use crate::cpu::{self, Level};
-
 #[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]
@@ -74,12 +72,13 @@ pub(crate) trait Simd: Copy {
 }
 
 /// The level for the kernels called from this thread.
-pub(crate) fn level() -> Level {
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn level() -> crate::Level {
     #[cfg(test)]
     if let Some(level) = tests::FORCED.get() {
         return level;
     }
-    cpu::detect()
+    crate::cpu::detect()
 }
 
 /// Writes a function that runs a generic body at the best level of this machine.
@@ -106,7 +105,7 @@ macro_rules! vectorised {
                     $crate::Level::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: the level was detected.
                     $crate::Level::Avx2 | $crate::Level::AvxVnni => return unsafe { avx2($($arg),*) },
-                    $crate::Level::Scalar => {}
+                    _ => {}
                 }
             }
             $body($crate::lanes::Portable, $($arg),*)
@@ -205,6 +204,10 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn mul_add(self, a: Lanes, b: Lanes, c: Lanes) -> Lanes {
+        // Where plain Rust has an instruction for it.
+        if cfg!(target_arch = "aarch64") {
+            return std::array::from_fn(|i| a[i].mul_add(b[i], c[i]));
+        }
         self.add(self.mul(a, b), c)
     }
 
@@ -288,6 +291,7 @@ pub(crate) mod tests {
     use std::cell::Cell;
 
     use super::*;
+    use crate::Level;
 
     thread_local! {
         pub(super) static FORCED: Cell<Option<Level>> = const { Cell::new(None) };
@@ -295,7 +299,7 @@ pub(crate) mod tests {
 
     /// Runs `f` at each level of this machine.
     pub(crate) fn at_every_level(f: impl Fn(Level)) {
-        for level in Level::ALL.into_iter().filter(|&l| l <= cpu::machine()) {
+        for level in Level::of_machine() {
             FORCED.set(Some(level));
             f(level);
         }

@@ -187,10 +187,6 @@ mod x86 {
 mod tests {
     use super::*;
 
-    fn levels() -> impl Iterator<Item = Level> {
-        Level::ALL.into_iter().filter(|l| *l <= cpu::machine())
-    }
-
     /// Every level does the rounds that it counts: equal lanes, so that sums are to each other as operations are.
     #[test]
     fn every_level_computes_what_the_plain_loop_does() {
@@ -202,7 +198,7 @@ mod tests {
             let one =
                 (0..steps).fold(1i32, |s, _| s.wrapping_add(s.to_le_bytes().iter().map(|b| 3 * i32::from(*b)).sum()));
             assert_eq!(bytes, one.wrapping_mul(32));
-            for level in levels() {
+            for level in Level::of_machine() {
                 let done = multiply_add(level, 0.25, steps);
                 let lanes = if steps == 0 { done.sum } else { (done.operations / (2 * steps)) as f32 };
                 assert_eq!(done.sum, lanes * lane, "{level:?}");

@@ -5,7 +5,9 @@ use std::time::Instant;
 use fewbit_format::{Error, Result};
 use memmap2::MmapMut;
 
-use crate::{Level, Team, cpu};
+use crate::Team;
+#[cfg(target_arch = "x86_64")]
+use crate::{Level, cpu};
 
 /// The size of memory's pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +38,18 @@ enum Hint {
     Second,
 }
 
+impl Hint {
+    fn cache(self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            #[cfg(target_arch = "x86_64")]
+            Self::Nearest => Some("L1"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Second => Some("L2"),
+        }
+    }
+}
+
 /// A way for one thread to read memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scheme {
@@ -64,14 +78,10 @@ impl Scheme {
 impl fmt::Display for Scheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let streams = if self.streams == 1 { "one stream" } else { "four streams" };
-        let level = match self.hint {
-            Hint::None => return f.write_str(streams),
-            #[cfg(target_arch = "x86_64")]
-            Hint::Nearest => 1,
-            #[cfg(target_arch = "x86_64")]
-            Hint::Second => 2,
-        };
-        write!(f, "{streams}, {} KiB fetched ahead into L{level}", self.ahead_bytes >> 10)
+        match self.hint.cache() {
+            None => f.write_str(streams),
+            Some(cache) => write!(f, "{streams}, {} KiB fetched ahead into {cache}", self.ahead_bytes >> 10),
+        }
     }
 }
 

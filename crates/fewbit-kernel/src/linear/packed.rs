@@ -70,6 +70,7 @@ impl Numbers {
     }
 
     /// Where sixteen numbers from `16 · index` on would lie, to be fetched ahead: they need not be there.
+    #[cfg(target_arch = "x86_64")]
     #[inline]
     fn at(&self, index: usize) -> *const u8 {
         match self {
@@ -198,6 +199,7 @@ impl Packed {
     }
 
     /// Bytes of the cells of a tile.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn tile_bytes(&self) -> usize {
         self.blocks * usize::from(self.bits) * CELL
     }
@@ -255,6 +257,7 @@ impl Packed {
     }
 
     /// Where the scales and zeros of `[tile][group]` number `index` would lie, to be fetched ahead.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(super) fn params_at(&self, index: usize, fetch: impl Fn(*const u8)) {
         fetch(self.scales.at(index));

@@ -6,10 +6,6 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn levels() -> impl Iterator<Item = Level> {
-    Level::ALL.into_iter().filter(|l| *l <= cpu::machine())
-}
-
 /// Numbers in `-1..1`.
 struct Numbers(u64);
 
@@ -107,7 +103,7 @@ proptest! {
         let other = QuantizedLinear::uniform(storage(n, more), None);
         let linears = [Arc::new(banded), Arc::new(other)];
         let x = n.take(tokens * cols);
-        for level in levels() {
+        for level in Level::of_machine() {
             let kernel = choose_at(level, &linears, Arithmetic::Exact);
             let outs = check_invariance(&*kernel, &linears, tokens, &x);
             check(&outs, &linears, tokens, &x, 1e-5);
@@ -121,7 +117,7 @@ fn a_dense_linear_beside_integers_leaves_them_their_kernel() {
     let storages = [int(n, 20, 64, 4, Group::Columns(32), 1), dense(n, 10, 64, Dtype::BF16)];
     let linears = storages.map(|s| Arc::new(QuantizedLinear::uniform(s, None)));
     let x = n.take(5 * 64);
-    for level in levels() {
+    for level in Level::of_machine() {
         assert_eq!(choose_at(level, &linears, Arithmetic::Fast).name(), "separate");
         let kernel = choose_at(level, &linears, Arithmetic::Exact);
         check(&check_invariance(&*kernel, &linears, 5, &x), &linears, 5, &x, 1e-5);
@@ -147,7 +143,7 @@ fn what_stands_beside_the_codes_is_added() {
     let linears = [composed.clone(), plain].map(Arc::new);
     let x = n.take(tokens * cols);
     let w = composed.decode();
-    for level in levels() {
+    for level in Level::of_machine() {
         let kernel = choose_at(level, &linears, Arithmetic::Exact);
         let outs = check_invariance(&*kernel, &linears, tokens, &x);
         check(&outs[1..], &linears[1..], tokens, &x, 1e-5);
@@ -219,7 +215,7 @@ fn inputs_are_rounded_unless_only_weights_count() {
         })
         .collect();
     let x = n.take(6 * 64);
-    for level in levels() {
+    for level in Level::of_machine() {
         for arithmetic in [Arithmetic::Fast, Arithmetic::Exact] {
             let kernel = choose_at(level, &linears, arithmetic);
             assert_eq!(kernel.name(), "rounded");

@@ -120,7 +120,6 @@ mod tests {
 
     use super::super::dense;
     use super::*;
-    use crate::cpu;
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(60))]
@@ -151,7 +150,7 @@ mod tests {
             let bias = bias.then(|| (0..rows).map(|_| number()).collect());
             let linears = [Arc::new(QuantizedLinear::uniform(storage, bias))];
             let x: Vec<f32> = (0..tokens * cols).map(|_| number()).collect();
-            for level in Level::ALL.into_iter().filter(|l| *l <= cpu::machine()) {
+            for level in Level::of_machine() {
                 let run = |kernel: Box<dyn Kernel>| {
                     let mut y = vec![f32::NAN; tokens * rows];
                     kernel.run(&Team::new(2), tokens, &x, &mut [&mut y]);

@@ -12,10 +12,6 @@ fn numbers(count: usize, seed: u64) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-fn levels() -> impl Iterator<Item = Level> {
-    Level::ALL.into_iter().filter(|l| *l <= cpu::machine())
-}
-
 fn near(got: &[f32], want: &[f64], magnitude: &[f64]) -> Result<(), TestCaseError> {
     for ((g, w), scale) in got.iter().zip(want).zip(magnitude) {
         prop_assert!((f64::from(*g) - w).abs() <= 1e-5 * scale + 1e-30, "{g} for {w}");
@@ -64,7 +60,7 @@ proptest! {
         }
         let (one, three) = (Team::new(1), Team::new(3));
         let mut fma: Option<Vec<f32>> = None;
-        for level in levels() {
+        for level in Level::of_machine() {
             let run = |team: &Team, rows: std::ops::Range<usize>| {
                 let mut y = before[rows.start * ldy..].to_vec();
                 product_nt_at(level, team, rows.len(), n, k, &x[rows.start * ldx..], ldx, weights, &mut y, ldy, accumulate);
@@ -96,7 +92,7 @@ proptest! {
             magnitude[i] += 1.0;
         }
         let (one, three) = (Team::new(1), Team::new(3));
-        for level in levels() {
+        for level in Level::of_machine() {
             let mut c = before.clone();
             product_nn_at(level, &one, m, n, k, alpha, &a, lda, &b, ldb, &mut c, ldc);
             let compact: Vec<f32> = (0..m * n).map(|i| c[i / n * ldc + i % n]).collect();
@@ -117,7 +113,7 @@ proptest! {
             magnitude[i] += 1.0;
         }
         let (one, three) = (Team::new(1), Team::new(3));
-        for level in levels() {
+        for level in Level::of_machine() {
             let [c, again] = [&one, &three].map(|team| {
                 let mut c = before.clone();
                 product_tn_at(level, team, m, n, k, &a, lda, &b, ldb, &mut c, ldc);
@@ -135,7 +131,7 @@ proptest! {
         let x = numbers(tokens * ldx, seed);
         let [want, magnitude] = reference(n, n, tokens, |i, t| x[t * ldx + i], |j, t| x[t * ldx + j]);
         let (one, three) = (Team::new(1), Team::new(3));
-        for level in levels() {
+        for level in Level::of_machine() {
             let [h, again] = [&one, &three].map(|team| {
                 let mut h = vec![0.0; n * n];
                 gram_add_at(level, team, n, tokens, &x, ldx, &mut h);
@@ -154,7 +150,7 @@ fn more_rows_than_one_block() {
     let (m, n, k) = (1100, 35, 300);
     let (x, w) = (numbers(m * k, 1), numbers(n * k, 2));
     let team = Team::new(2);
-    for level in levels() {
+    for level in Level::of_machine() {
         let mut y = vec![0.0; m * n];
         product_nt_at(level, &team, m, n, k, &x, k, Weights::F32(&w), &mut y, n, false);
         for i in [0, 515, 516, 1099] {

@@ -12,6 +12,8 @@ mod activations;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 
 use std::cell::Cell;
@@ -351,6 +353,10 @@ fn kernels(level: Level) -> &'static Kernels {
         Level::AvxVnni => avx2::vnni(),
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => &avx2::KERNELS,
+        #[cfg(target_arch = "aarch64")]
+        Level::NeonI8mm => &neon::I8MM,
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => &neon::KERNELS,
         _ => &scalar::KERNELS,
     }
 }

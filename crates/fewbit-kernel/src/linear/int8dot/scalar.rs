@@ -12,7 +12,7 @@ pub(super) const KERNELS: Kernels = Kernels { round, few, unpack, write_params, 
 ///
 /// # Safety
 /// None is asked for.
-unsafe fn round(x: &[f32], span: usize, group_spans: usize, to: &mut TokenMut<'_>) {
+pub(super) unsafe fn round(x: &[f32], span: usize, group_spans: usize, to: &mut TokenMut<'_>) {
     if span == BLOCK {
         round_spans::<32>(x, group_spans, to, round_span);
     } else {

@@ -3,7 +3,6 @@ use fewbit_format::{ActivationGrid, GgmlBlocks, GgmlType, Group, IntCodes, IntGr
 use proptest::prelude::*;
 
 use super::*;
-use crate::cpu;
 
 struct Numbers(u64);
 
@@ -18,10 +17,6 @@ impl Numbers {
     }
 }
 
-fn levels() -> impl Iterator<Item = Level> {
-    Level::ALL.into_iter().filter(|l| *l <= cpu::machine())
-}
-
 /// A random storage; `whole`: scales 1 and integer offsets, so that the sums are exact in f32.
 fn int(n: &mut Numbers, rows: usize, bits: u8, cols: usize, group: Group, zeros: u8, whole: bool) -> Storage {
     let scale = [ScaleType::F16, ScaleType::BF16, ScaleType::F32][n.bits() as usize % 3];
@@ -31,7 +26,13 @@ fn int(n: &mut Numbers, rows: usize, bits: u8, cols: usize, group: Group, zeros:
     // Now and then a row of the greatest codes.
     let codes: Vec<u8> =
         (0..rows * cols).map(|i| if i / cols % 5 == 4 { ((1u32 << bits) - 1) as u8 } else { code(n) }).collect();
-    let number = |n: &mut Numbers| if whole { 1.0 } else { scale.round(n.next() / 16.0) };
+    let number = |n: &mut Numbers| match n.bits() % 16 {
+        _ if whole => 1.0,
+        0 => 0.0,
+        // Subnormal in f16.
+        1 => scale.round(n.next() * 1e-6),
+        _ => scale.round(n.next() / 16.0),
+    };
     let scales: Vec<f32> = (0..groups).map(|_| number(n)).collect();
     let zeros = match zeros {
         0 => Zeros::Middle,
@@ -69,7 +70,8 @@ fn rounded(linear: &QuantizedLinear, tokens: usize, x: &[f32]) -> Vec<f64> {
             for (i, v) in span.iter().enumerate() {
                 let p = k * packed.span + i;
                 let code = (v * (127.0 / (127.0 * scale) as f32)).round_ties_even();
-                back[t * cols + place(p)] = if scale > 0.0 { f64::from(code) * scale } else { 0.0 };
+                // So little counts as nothing.
+                back[t * cols + place(p)] = if scale > 1e-32 { f64::from(code) * scale } else { 0.0 };
             }
         }
     }
@@ -82,7 +84,7 @@ fn check(linears: &[Arc<QuantizedLinear>], tokens: usize, x: &[f32], spread: f64
     let cols = linears[0].shape[1];
     let (one, three) = (Team::new(1), Team::new(3));
     let mut by_level = Vec::new();
-    for level in levels() {
+    for level in Level::of_machine() {
         let outs = run(level, &one, linears, tokens, x);
         assert_eq!(outs, run(level, &three, linears, tokens, x));
         let alone = run(level, &three, linears, 1, &x[(tokens - 1) * cols..]);
@@ -110,13 +112,32 @@ fn check(linears: &[Arc<QuantizedLinear>], tokens: usize, x: &[f32], spread: f64
     }
 }
 
+/// Few, which read the codes as they lie; many, for which they are unpacked; and more than are near at once.
+fn tokens() -> impl Strategy<Value = usize> {
+    prop_oneof![6 => 1usize..14, 3 => FEW_TOKENS..40, 1 => NEAR_TOKENS - 1..NEAR_TOKENS + 6]
+}
+
+/// Mostly numbers in `−1..1`; now and then spans of zeros, of subnormal numbers, or with one that is far greater.
+fn inputs(n: &mut Numbers, count: usize) -> Vec<f32> {
+    let mut x: Vec<f32> = (0..count).map(|_| n.next()).collect();
+    for span in x.chunks_mut(BLOCK) {
+        match n.bits() % 12 {
+            0 => span.fill(0.0),
+            1 => span.iter_mut().for_each(|v| *v *= 1e-39),
+            2 => span[0] = 30.0,
+            _ => {}
+        }
+    }
+    x
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(80))]
 
     #[test]
     fn integers_of_any_width(
         bits in 1u8..=8, zeros in 0u8..3, kind in 0usize..7, count in 1usize..5, rows in 1usize..40, more in 1usize..20,
-        tokens in 1usize..14, indexed: bool, seed: u64,
+        tokens in tokens(), indexed: bool, seed: u64,
     ) {
         let n = &mut Numbers(seed);
         let width = [16, 32, 48, 64, 128][kind.min(4)];
@@ -129,22 +150,22 @@ proptest! {
         }
         let other = int(n, more, bits, cols, Group::Row, 0, false);
         let linears = [QuantizedLinear::uniform(storage, None), QuantizedLinear::uniform(other, None)].map(Arc::new);
-        let x: Vec<f32> = (0..tokens * cols).map(|_| n.next()).collect();
+        let x = inputs(n, tokens * cols);
         check(&linears, tokens, &x, f64::from(1 << bits) / 16.0);
     }
 
     #[test]
-    fn blocks_of_ggml(kind in 0usize..10, blocks in 1usize..3, rows in 1usize..40, tokens in 1usize..10, seed: u64) {
+    fn blocks_of_ggml(kind in 0usize..10, blocks in 1usize..3, rows in 1usize..40, tokens in tokens(), seed: u64) {
         let n = &mut Numbers(seed);
         let linears = [Arc::new(QuantizedLinear::uniform(ggml(n, rows, GgmlType::ALL[kind], blocks), None))];
-        let x: Vec<f32> = (0..tokens * linears[0].shape[1]).map(|_| n.next()).collect();
+        let x = inputs(n, tokens * linears[0].shape[1]);
         check(&linears, tokens, &x, 0.0);
     }
 
     /// Scales of 1 on both sides: every level must give the integer itself.
     #[test]
     fn the_integer_part_is_the_same_everywhere(
-        bits in 1u8..=8, zeros in 0u8..3, spans in 1usize..7, odd: bool, rows in 1usize..20, tokens in 1usize..10, sign in 0u8..3, seed: u64,
+        bits in 1u8..=8, zeros in 0u8..3, spans in 1usize..7, odd: bool, rows in 1usize..20, tokens in tokens(), sign in 0u8..3, seed: u64,
     ) {
         let n = &mut Numbers(seed);
         let cols = if odd { 48 } else { 32 } * spans;
@@ -160,7 +181,7 @@ proptest! {
         let want: Vec<f32> = (0..tokens * rows)
             .map(|i| w.row(i % rows).iter().zip(&x[i / rows * cols..]).map(|(w, x)| *w as i64 * *x as i64).sum::<i64>() as f32)
             .collect();
-        for level in levels() {
+        for level in Level::of_machine() {
             prop_assert_eq!(&run(level, &Team::new(2), &linears, tokens, &x)[0], &want, "{:?}", level);
         }
     }
@@ -173,7 +194,7 @@ proptest! {
     #[test]
     fn inputs_rounded_as_the_checkpoint_says(
         bits in 2u8..=8, to in prop::sample::select(vec![4u8, 8]), zeros in 0u8..3, grouped: bool, how in 0u8..3,
-        rows in 1usize..40, count in 1usize..9, tokens in 1usize..12, bias: bool, seed: u64,
+        rows in 1usize..40, count in 1usize..9, tokens in tokens(), bias: bool, seed: u64,
     ) {
         let n = &mut Numbers(seed);
         let cols = if grouped { 32 * count } else { 1 + n.bits() as usize % 200 };
@@ -189,7 +210,7 @@ proptest! {
         let mut rounded = x.clone();
         rounded.chunks_exact_mut(cols).for_each(|row| format.round(row));
         let (w, linears) = (linear.decode(), [Arc::new(linear)]);
-        for level in levels() {
+        for level in Level::of_machine() {
             for arithmetic in [Arithmetic::Fast, Arithmetic::Exact] {
                 let kernel = candidate(&linears, arithmetic, level).expect("suits");
                 let mut y = vec![f32::NAN; tokens * rows];
@@ -207,6 +228,18 @@ proptest! {
             }
             prop_assert!(candidate(&linears, Arithmetic::WeightsOnly, level).is_none());
         }
+    }
+}
+
+#[test]
+fn more_columns_than_are_unpacked_at_once() {
+    let n = &mut Numbers(11);
+    for bits in 1..=8 {
+        let groups = [Group::Columns(96), Group::Row][usize::from(bits % 2)];
+        let cols = 2 * NEAR_COLUMNS + 96 * 2 - 2 * NEAR_COLUMNS % 96;
+        let storage = int(n, 18, bits, cols, groups, bits % 3, false);
+        let x = inputs(n, 21 * cols);
+        check(&[Arc::new(QuantizedLinear::uniform(storage, None))], 21, &x, f64::from(1u32 << bits) / 16.0);
     }
 }
 
@@ -231,7 +264,7 @@ fn bands_and_bias() {
     let linear = Arc::new(QuantizedLinear::of_bands([40, 64], bands, Some(bias.clone())));
     let x: Vec<f32> = (0..3 * 64).map(|i| if i % 16 == 3 { 127.0 } else { (n.bits() % 200) as f32 - 100.0 }).collect();
     let w = linear.decode();
-    for level in levels() {
+    for level in Level::of_machine() {
         let outs = run(level, &Team::new(2), std::slice::from_ref(&linear), 3, &x);
         for (i, y) in outs[0].iter().enumerate() {
             let sum: f64 =

@@ -280,7 +280,7 @@ macro_rules! at_level {
                     $crate::Level::Avx512 => return unsafe { avx512 $(::<$($c),+>)? ($($arg),*) },
                     // SAFETY: the caller's promise.
                     $crate::Level::Avx2 | $crate::Level::AvxVnni => return unsafe { avx2 $(::<$($c),+>)? ($($arg),*) },
-                    $crate::Level::Scalar => {}
+                    _ => {}
                 }
             }
             let _ = level;
@@ -292,10 +292,10 @@ pub(super) use at_level;
 
 #[cfg(test)]
 pub(super) mod tests {
-    use crate::{Level, cpu};
+    use crate::Level;
 
     /// Calls `f` with each level of this machine.
     pub(in super::super) fn at_every_level(f: impl Fn(Level)) {
-        Level::ALL.into_iter().filter(|l| *l <= cpu::machine()).for_each(f);
+        Level::of_machine().for_each(f);
     }
 }

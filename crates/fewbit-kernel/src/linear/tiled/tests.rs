@@ -7,7 +7,6 @@ use proptest::prelude::*;
 
 use super::super::dense;
 use super::*;
-use crate::cpu;
 
 /// Numbers of a generator.
 struct Draws(u64);
@@ -56,7 +55,7 @@ impl Draws {
 fn check(linears: &[Arc<QuantizedLinear>], tokens: usize, n: &mut Draws) {
     let cols = linears[0].shape[1];
     let x = n.numbers(tokens * cols, ScaleType::F32);
-    for level in Level::ALL.into_iter().filter(|l| *l <= cpu::machine()) {
+    for level in Level::of_machine() {
         let run = |kernel: &dyn Kernel, team: &Team, tokens: usize, x: &[f32]| -> Vec<Vec<u32>> {
             let mut outs: Vec<Vec<f32>> = linears.iter().map(|l| vec![f32::NAN; tokens * l.shape[0]]).collect();
             kernel.run(team, tokens, x, &mut outs.iter_mut().map(|o| &mut **o).collect::<Vec<_>>());
