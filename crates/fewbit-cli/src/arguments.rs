@@ -95,7 +95,8 @@ impl Command {
 /// How numbers are rounded beside the stored weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ArithmeticName {
-    /// The runtime's kernels: activations in 8 bits where there is an integer kernel
+    /// The runtime's kernels: activations in 8 bits where there is an integer kernel, keys and
+    /// values in f16
     Fast,
     /// f32, with just the rounding of activations and cache that the checkpoint prescribes
     Exact,

@@ -41,7 +41,7 @@ impl Calibration {
             sequence.push(random.random_range(0..vocabulary as u32));
             let sampling = Sampling { temperature: 1.0, seed: seed.wrapping_add(s as u64), ..Sampling::default() };
             let (mut greedy, mut sampler) = (Sampler::new(Sampling::default())?, Sampler::new(sampling)?);
-            let mut cache = ModelCache::new(file.model(), length);
+            let mut cache = ModelCache::new(&runtime, length);
             let mut fed = 0;
             while sequence.len() < length {
                 check_stop(stop)?;

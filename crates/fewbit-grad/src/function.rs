@@ -169,7 +169,7 @@ impl Function {
                     let (w, n) = (rows.start * wide..rows.end * wide, rows.start * narrow..rows.end * narrow);
                     let (q, k, v) = (&inputs[0][w.clone()], &inputs[1][n.clone()], &inputs[2][n]);
                     let sums = &mut sums[rows.start * shape.heads..rows.end * shape.heads];
-                    attention_with_log_sums(team, &shape, q, 0, k, v, narrow, &mut out[w], sums);
+                    attention_with_log_sums(team, &shape, q, k, v, &mut out[w], sums);
                 }
                 log_sums[index] = sums;
             }

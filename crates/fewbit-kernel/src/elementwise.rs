@@ -13,7 +13,7 @@ mod softmax;
 pub(crate) mod transcendental;
 
 pub use activation::{clamped_glu, gelu_erf, gelu_tanh, relu, sigmoid, silu, softcap};
-pub use arithmetic::{add, add_bias, mul, scale};
+pub use arithmetic::{add, add_bias, mul, round_to_f16, scale};
 pub use derivative::{
     clamped_glu_backward, gelu_erf_backward, gelu_tanh_backward, relu_backward, silu_backward, softcap_backward,
 };

@@ -4,8 +4,12 @@
 //! on it are safe. [`Portable`] is the scalar twin. Bodies are `#[inline(always)]` and end up in the
 //! `#[target_feature]` functions that [`vectorised!`] writes; a closure in them needs the attribute too.
 
+use half::f16;
+
+mod number;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+pub(crate) use number::Number;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
 
@@ -34,6 +38,16 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `LANES` values can be written at `x`.
     unsafe fn store_at(self, x: *mut f32, v: Self::V);
+    /// # Safety
+    /// `LANES` values can be read at `x`.
+    unsafe fn load_half_at(self, x: *const f16) -> Self::V;
+    /// Rounds to nearest, ties to even; what is too large becomes infinite.
+    ///
+    /// # Safety
+    /// `LANES` values can be written at `x`.
+    unsafe fn store_half_at(self, x: *mut f16, v: Self::V);
+    /// Fetches the line of `x` into the nearest cache, if there is such an address.
+    fn prefetch<T>(self, x: *const T);
     /// Writes the transpose of the `LANES × LANES` values at `from` to `to`.
     ///
     /// # Safety
@@ -90,12 +104,12 @@ macro_rules! vectorised {
             {
                 use $crate::lanes::{Avx2, Avx512};
 
-                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
                 fn avx512($($arg: $type),*) $(-> $result)? {
                     // SAFETY: this function runs only where the level was detected.
                     $body(unsafe { Avx512::new() }, $($arg),*)
                 }
-                #[target_feature(enable = "avx2,fma")]
+                #[target_feature(enable = "avx2,fma,f16c")]
                 fn avx2($($arg: $type),*) $(-> $result)? {
                     // SAFETY: this function runs only where the level was detected.
                     $body(unsafe { Avx2::new() }, $($arg),*)
@@ -171,6 +185,21 @@ impl Simd for Portable {
         // SAFETY: the caller's promise; f32 arrays have the alignment of f32.
         unsafe { x.cast::<Lanes>().write(v) }
     }
+
+    #[inline(always)]
+    unsafe fn load_half_at(self, x: *const f16) -> Lanes {
+        // SAFETY: the caller's promise; f16 arrays have the alignment of f16.
+        unsafe { x.cast::<[f16; PORTABLE_LANES]>().read() }.map(f16::to_f32)
+    }
+
+    #[inline(always)]
+    unsafe fn store_half_at(self, x: *mut f16, v: Lanes) {
+        // SAFETY: the caller's promise; f16 arrays have the alignment of f16.
+        unsafe { x.cast::<[f16; PORTABLE_LANES]>().write(v.map(f16::from_f32)) }
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, _: *const T) {}
 
     #[inline(always)]
     unsafe fn transpose_at(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {

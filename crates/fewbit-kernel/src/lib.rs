@@ -3,6 +3,7 @@
 //! Each kernel exists per instruction set beside a scalar twin, chosen at run time ([`cpu`]). A result depends on the
 //! instruction set alone: never on the number of threads, nor on how many tokens are computed together.
 
+mod aligned;
 pub mod attention;
 pub mod codebook;
 pub mod cpu;

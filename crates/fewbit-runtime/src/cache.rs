@@ -1,42 +1,45 @@
-use fewbit_graph::{Graph, Model, Op};
+use fewbit_graph::{Graph, Op, ValueId};
+use fewbit_kernel::Team;
+use fewbit_kernel::attention::{CacheType, Pages};
 
-/// What one sequence remembers in one block: for each slot, a row of f32 per position.
+use crate::Runtime;
+
+/// What one sequence remembers in one block.
 #[derive(Clone, Debug)]
 pub struct LayerCache {
-    slots: Vec<Slot>,
-}
-
-#[derive(Clone, Debug)]
-struct Slot {
-    dim: usize,
-    rows: Vec<f32>,
+    /// By slot.
+    slots: Vec<Pages>,
 }
 
 impl LayerCache {
-    /// Bytes of a remembered number.
-    pub(crate) const NUMBER_BYTES: usize = size_of::<f32>();
-
-    /// Room for `positions` positions of one sequence in the block that `graph` describes.
-    pub fn new(graph: &Graph, positions: usize) -> Self {
-        let slots = graph.nodes.iter().filter(|n| matches!(n.op, Op::Cache { .. })).map(|n| {
-            let dim = graph.values[n.output].dim;
-            Slot { dim, rows: Vec::with_capacity(positions * dim) }
-        });
-        Self { slots: slots.collect() }
+    /// For one sequence in the block that `graph` describes; `positions` are expected.
+    pub fn new(graph: &Graph, cache_type: CacheType, positions: usize) -> Self {
+        let slots = graph.nodes.iter().filter(|n| matches!(n.op, Op::Cache { .. }));
+        Self { slots: slots.map(|n| pages(graph, n.output, cache_type, positions)).collect() }
     }
 
-    /// Puts rows at positions from `start` on, forgetting what stood there and after; returns all rows up to them.
-    pub(crate) fn append(&mut self, slot: usize, start: usize, rows: &[f32]) -> &[f32] {
-        let slot = &mut self.slots[slot];
-        slot.rows.truncate(start * slot.dim);
-        debug_assert_eq!(slot.rows.len(), start * slot.dim, "positions before the span are remembered");
-        slot.rows.extend_from_slice(rows);
-        &slot.rows
+    /// Puts rows at positions from `start` on, forgetting what stood there and after.
+    pub(crate) fn write(&mut self, team: &Team, slot: usize, start: usize, rows: &[f32]) {
+        self.slots[slot].write(team, start, rows);
     }
 
-    pub(crate) fn rows(&self, slot: usize) -> &[f32] {
-        &self.slots[slot].rows
+    pub(crate) fn slot(&self, slot: usize) -> &Pages {
+        &self.slots[slot]
     }
+}
+
+/// Pages for a value that is remembered: keys or values of the attention that reads it.
+fn pages(graph: &Graph, value: ValueId, cache_type: CacheType, positions: usize) -> Pages {
+    for node in &graph.nodes {
+        if let Op::Attention { kv_heads, head_dim, .. } = node.op {
+            if node.inputs[1] == value {
+                return Pages::keys(cache_type, kv_heads, head_dim, positions);
+            } else if node.inputs[2] == value {
+                return Pages::values(cache_type, kv_heads, head_dim, positions);
+            }
+        }
+    }
+    unreachable!("graphs remember the keys and values of attentions alone")
 }
 
 /// What one sequence remembers in all blocks.
@@ -49,9 +52,9 @@ pub struct ModelCache {
 }
 
 impl ModelCache {
-    /// Room for `positions` positions.
-    pub fn new(model: &Model, positions: usize) -> Self {
-        let layers = model.blocks.iter().map(|g| LayerCache::new(g, positions)).collect();
+    /// Of the model that `runtime` runs, for `positions` positions; memory is taken as they come.
+    pub fn new(runtime: &Runtime, positions: usize) -> Self {
+        let layers = runtime.layers.iter().map(|l| LayerCache::new(l.graph(), l.cache_type(), positions)).collect();
         Self { layers, len: 0, capacity: positions }
     }
 

@@ -3,7 +3,7 @@
 use fewbit_graph::{Op, Routed};
 
 use crate::steps::Step;
-use crate::{Layer, LayerCache, Runtime};
+use crate::{Layer, Runtime};
 
 impl Runtime {
     /// Bytes of weights that a step of so many tokens reads, head included: of experts as many as the tokens can go to.
@@ -26,8 +26,11 @@ impl Runtime {
             }
             _ => 0,
         };
-        let nodes = self.model().blocks.iter().flat_map(|graph| &graph.nodes);
-        nodes.map(|node| numbers(&node.op)).sum::<usize>() * LayerCache::NUMBER_BYTES
+        let of_layer = |layer: &Layer| {
+            let all: usize = layer.graph().nodes.iter().map(|node| numbers(&node.op)).sum();
+            all * layer.cache_type().bytes()
+        };
+        self.layers.iter().map(of_layer).sum()
     }
 
     /// Multiply-adds of the linears for `tokens` tokens, of which `rows` get logits.

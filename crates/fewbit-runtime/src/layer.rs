@@ -4,7 +4,8 @@ use std::sync::Arc;
 use fewbit_format::{ActivationFormat, Error, QuantizedLinear, Result};
 use fewbit_graph::{Edge, Graph, Node, Op, Rope, Routed, ValueId};
 use fewbit_kernel::Team;
-use fewbit_kernel::attention::{AttentionShape, attention};
+use fewbit_kernel::attention::{AttentionShape, CacheType, Sequence, attention, attention_cached};
+use fewbit_kernel::elementwise::round_to_f16;
 use fewbit_kernel::linear::{Arithmetic, Kernel, choose};
 use fewbit_store::PartWeights;
 use smallvec::SmallVec;
@@ -169,6 +170,11 @@ impl Layer {
     /// The graph.
     pub fn graph(&self) -> &Graph {
         &self.graph
+    }
+
+    /// How keys and values are remembered: as f16 where inputs may be rounded anyway.
+    pub fn cache_type(&self) -> CacheType {
+        if self.arithmetic == Arithmetic::Fast { CacheType::F16 } else { CacheType::F32 }
     }
 
     /// Runs the graph on `x [tokens, dim]`; `x` becomes the output `[tokens, output dim]`.
@@ -347,9 +353,13 @@ impl Layer {
                 if let Some(Some(format)) = self.caches.get(*slot) {
                     team.for_pieces(out, dim, &|_, row| format.round(row));
                 }
+                if self.cache_type() == CacheType::F16 {
+                    // Whether there is a cache or not: a row's numbers do not depend on it.
+                    team.for_rows(dim, out, &|_, rows| round_to_f16(rows));
+                }
                 if let Some(caches) = caches {
                     for ((span, rows), cache) in batch.rows().zip(caches) {
-                        cache.append(*slot, span.start, &out[rows.start * dim..rows.end * dim]);
+                        cache.write(team, *slot, span.start, &out[rows.start * dim..rows.end * dim]);
                     }
                 }
             }
@@ -394,22 +404,23 @@ impl Layer {
         out: &mut [f32],
     ) {
         let [q, k, v] = [0, 1, 2].map(|i| &*values[node.inputs[i]]);
+        if let Some(caches) = caches {
+            let [keys, values] = [1, 2].map(|i| match self.graph.producer(node.inputs[i]).map(|n| &n.op) {
+                Some(Op::Cache { slot }) => *slot,
+                _ => unreachable!("an attention reads what is remembered"),
+            });
+            let sequences: SmallVec<[Sequence<'_>; FEW]> = (batch.spans().iter().zip(caches.iter()))
+                .map(|(span, cache)| {
+                    let (keys, values) = (cache.slot(keys), cache.slot(values));
+                    Sequence { start: span.start, len: span.len, keys, values }
+                })
+                .collect();
+            return attention_cached(team, shape, &sequences, q, out);
+        }
         let (wide, narrow) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-        let slots = [1, 2].map(|i| match self.graph.producer(node.inputs[i]).map(|n| &n.op) {
-            Some(Op::Cache { slot }) => Some(*slot),
-            _ => None,
-        });
-        let mut caches = caches;
-        for (i, (span, rows)) in batch.rows().enumerate() {
-            let q = &q[rows.start * wide..rows.end * wide];
-            let out = &mut out[rows.start * wide..rows.end * wide];
-            if let (Some(caches), [Some(ks), Some(vs)]) = (caches.as_deref_mut(), slots) {
-                let cache = &caches[i];
-                attention(team, shape, q, span.start, cache.rows(ks), cache.rows(vs), narrow, out);
-            } else {
-                let (k, v) = (&k[rows.start * narrow..rows.end * narrow], &v[rows.start * narrow..rows.end * narrow]);
-                attention(team, shape, q, span.start, k, v, narrow, out);
-            }
+        for (_, rows) in batch.rows() {
+            let (of_q, of_kv) = (rows.start * wide..rows.end * wide, rows.start * narrow..rows.end * narrow);
+            attention(team, shape, &q[of_q.clone()], &k[of_kv.clone()], &v[of_kv], &mut out[of_q]);
         }
     }
 }

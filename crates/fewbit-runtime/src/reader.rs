@@ -18,7 +18,7 @@ pub const PROMPT_CHUNK: usize = 512;
 impl<'a> Reader<'a> {
     /// Has read nothing; a text of at most `positions` fits.
     pub(crate) fn new(runtime: &'a Runtime, positions: usize) -> Self {
-        let cache = ModelCache::new(runtime.model(), positions);
+        let cache = ModelCache::new(runtime, positions);
         Self { runtime, cache, ids: Vec::new(), rows: Vec::new(), logits: Vec::new() }
     }
 

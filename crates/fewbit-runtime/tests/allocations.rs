@@ -37,7 +37,7 @@ fn a_token_allocates_nothing() {
         // One thread: others have buffers of their own, which they make when they first take part.
         let team = Arc::new(Team::new(1));
         let runtime = Runtime::load(&ModelFile::open(&folder).unwrap(), Arithmetic::Fast, team).unwrap();
-        let mut cache = ModelCache::new(runtime.model(), 16);
+        let mut cache = ModelCache::new(&runtime, 16);
         let mut logits = Vec::new();
         for position in 0..8 {
             let before = CALLS.load(Relaxed);

@@ -19,8 +19,8 @@ fn families() -> Vec<PathBuf> {
     all
 }
 
-fn load(folder: &Path, threads: usize) -> Runtime {
-    Runtime::load(&ModelFile::open(folder).unwrap(), Arithmetic::Exact, Arc::new(Team::new(threads))).unwrap()
+fn load(folder: &Path, arithmetic: Arithmetic, threads: usize) -> Runtime {
+    Runtime::load(&ModelFile::open(folder).unwrap(), arithmetic, Arc::new(Team::new(threads))).unwrap()
 }
 
 fn cases(folder: &Path) -> Vec<(Vec<u32>, Vec<f32>)> {
@@ -37,7 +37,7 @@ fn cases(folder: &Path) -> Vec<(Vec<u32>, Vec<f32>)> {
 #[test]
 fn logits_are_those_of_transformers() {
     for folder in families() {
-        let runtime = load(&folder, 2);
+        let runtime = load(&folder, Arithmetic::Exact, 2);
         for (ids, expected) in cases(&folder) {
             let rows: Vec<usize> = (0..ids.len()).collect();
             let logits = runtime.logits(&Batch::one(0, ids.len()), &ids, None, &rows).unwrap();
@@ -48,25 +48,28 @@ fn logits_are_those_of_transformers() {
     }
 }
 
-/// One token at a time, in uneven pieces, and all at once: the same bits.
+/// One token at a time, in uneven pieces, and all at once, with a cache and without: the same bits.
 #[test]
 fn steps_equal_the_whole() {
     for folder in families() {
-        let runtime = load(&folder, 2);
         let (ids, _) = cases(&folder).pop().unwrap();
-        let rows: Vec<usize> = (0..ids.len()).collect();
-        let whole = runtime.logits(&Batch::one(0, ids.len()), &ids, None, &rows).unwrap();
-        for pieces in [vec![1; ids.len()], vec![7, 1, 5, ids.len() - 13]] {
-            let mut cache = ModelCache::new(runtime.model(), ids.len());
-            let mut at = 0;
-            for len in pieces {
-                let rows: Vec<usize> = (0..len).collect();
-                let batch = Batch::one(at, len);
-                let part = runtime.logits(&batch, &ids[at..at + len], Some(&mut [&mut cache]), &rows).unwrap();
-                for r in 0..len {
-                    assert_eq!(part.row(r), whole.row(at + r), "{} at {}", folder.display(), at + r);
+        for arithmetic in [Arithmetic::Exact, Arithmetic::Fast] {
+            let runtime = load(&folder, arithmetic, 2);
+            let rows: Vec<usize> = (0..ids.len()).collect();
+            let whole = runtime.logits(&Batch::one(0, ids.len()), &ids, None, &rows).unwrap();
+            for pieces in [vec![1; ids.len()], vec![7, 1, 5, ids.len() - 13]] {
+                let mut cache = ModelCache::new(&runtime, ids.len());
+                let mut at = 0;
+                for len in pieces {
+                    let rows: Vec<usize> = (0..len).collect();
+                    let batch = Batch::one(at, len);
+                    let part = runtime.logits(&batch, &ids[at..at + len], Some(&mut [&mut cache]), &rows).unwrap();
+                    for r in 0..len {
+                        let place = at + r;
+                        assert_eq!(part.row(r), whole.row(place), "{} at {place}, {arithmetic:?}", folder.display());
+                    }
+                    at += len;
                 }
-                at += len;
             }
         }
     }
@@ -85,7 +88,7 @@ fn costs_are_those_of_the_graph() {
         graph.nodes.iter().map(|n| of_node(&n.op)).sum()
     };
     for folder in families() {
-        let runtime = load(&folder, 2);
+        let runtime = load(&folder, Arithmetic::Exact, 2);
         let model = runtime.model();
         let blocks: usize = model.blocks.iter().map(multiply_adds).sum();
         assert_eq!(runtime.multiply_adds(7, 2), 7 * blocks + 2 * multiply_adds(&model.head), "{}", folder.display());

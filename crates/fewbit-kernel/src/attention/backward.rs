@@ -4,7 +4,8 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::AttentionShape;
-use super::block::{KEYS, pack_transposed};
+use super::pack::pack_transposed;
+use super::pages::PAGE;
 use crate::Team;
 use crate::elementwise::add;
 use crate::elementwise::transcendental::{exp_lanes, tanh_lanes};
@@ -154,8 +155,8 @@ fn head_lanes<S: Simd>(
     }
     let (k, v) =
         (&forward.k[rows.start * narrow..rows.end * narrow], &forward.v[rows.start * narrow..rows.end * narrow]);
-    for first in (0..len).step_by(KEYS) {
-        let block = first..(first + KEYS).min(len);
+    for first in (0..len).step_by(PAGE) {
+        let block = first..(first + PAGE).min(len);
         pack_transposed(s, k, narrow, kv_column, &block, dim, work.keys_transposed);
         pack_transposed(s, v, narrow, kv_column, &block, dim, work.values_transposed);
         copy_rows(k, narrow, kv_column, &block, dim, 1.0, work.keys, padded);
@@ -167,20 +168,20 @@ fn head_lanes<S: Simd>(
             let queries = from..(from + QUERIES).min(last);
             for strip in queries.clone().step_by(ROWS) {
                 let strip = strip..(strip + ROWS).min(queries.end);
-                let at = (strip.start - from) * KEYS..(strip.end - from) * KEYS;
+                let at = (strip.start - from) * PAGE..(strip.end - from) * PAGE;
                 let (p, ds) = (&mut work.p[at.clone()], &mut work.ds[at]);
                 p.fill(0.0);
                 ds.fill(0.0);
-                let (shape, at) = ([strip.len(), dim, KEYS], strip.start * padded);
-                add_product(s, shape, &work.queries[at..], padded, work.keys_transposed, KEYS, p, KEYS);
-                add_product(s, shape, &work.d_out[at..], padded, work.values_transposed, KEYS, ds, KEYS);
-                for (i, (p, ds)) in strip.clone().zip(p.chunks_exact_mut(KEYS).zip(ds.chunks_exact_mut(KEYS))) {
+                let (shape, at) = ([strip.len(), dim, PAGE], strip.start * padded);
+                add_product(s, shape, &work.queries[at..], padded, work.keys_transposed, PAGE, p, PAGE);
+                add_product(s, shape, &work.d_out[at..], padded, work.values_transposed, PAGE, ds, PAGE);
+                for (i, (p, ds)) in strip.clone().zip(p.chunks_exact_mut(PAGE).zip(ds.chunks_exact_mut(PAGE))) {
                     let seen = window.map_or(0, |w| (i + 1).saturating_sub(w.max(1)))..i + 1;
                     let seen = seen.start.clamp(first, block.end) - first..seen.end.clamp(first, block.end) - first;
                     gradients(s, p, ds, seen, softcap, work.log_sums[i], work.levels[i]);
                 }
                 let shape = [strip.len(), block.len(), padded];
-                add_product(s, shape, ds, KEYS, work.keys, padded, &mut work.dq[at..], padded);
+                add_product(s, shape, ds, PAGE, work.keys, padded, &mut work.dq[at..], padded);
             }
             for key in (0..block.len()).step_by(ROWS) {
                 let shape = [ROWS.min(block.len() - key), queries.len(), padded];
@@ -189,7 +190,7 @@ fn head_lanes<S: Simd>(
                     s,
                     shape,
                     &work.p[key..],
-                    KEYS,
+                    PAGE,
                     &work.d_out[at..],
                     padded,
                     &mut work.dv[to..],
@@ -199,7 +200,7 @@ fn head_lanes<S: Simd>(
                     s,
                     shape,
                     &work.ds[key..],
-                    KEYS,
+                    PAGE,
                     &work.queries[at..],
                     padded,
                     &mut work.dk[to..],
@@ -223,15 +224,15 @@ struct Work<'a> {
     d_out: &'a mut [f32],
     /// `[len, padded]`.
     dq: &'a mut [f32],
-    /// `[padded, KEYS]`: a block of keys, and one of values, transposed.
+    /// `[padded, PAGE]`: a block of keys, and one of values, transposed.
     keys_transposed: &'a mut [f32],
     values_transposed: &'a mut [f32],
-    /// `[KEYS, padded]`.
+    /// `[PAGE, padded]`.
     keys: &'a mut [f32],
-    /// `[KEYS, padded]`: gradients of the block's keys and values.
+    /// `[PAGE, padded]`: gradients of the block's keys and values.
     dk: &'a mut [f32],
     dv: &'a mut [f32],
-    /// `[QUERIES, KEYS]`: probabilities, and gradients of the scores.
+    /// `[QUERIES, PAGE]`: probabilities, and gradients of the scores.
     p: &'a mut [f32],
     ds: &'a mut [f32],
     /// `[len]`: `Σ dO ⊙ O` of each query.
@@ -242,7 +243,7 @@ struct Work<'a> {
 
 impl<'a> Work<'a> {
     fn new(scratch: &'a mut Vec<f32>, len: usize, padded: usize) -> Self {
-        let (all, block, tile) = (len * padded, KEYS * padded, QUERIES * KEYS);
+        let (all, block, tile) = (len * padded, PAGE * padded, QUERIES * PAGE);
         let sizes = [all, all, all, block, block, block, block, block, tile, tile, len, len];
         scratch.resize(scratch.len().max(sizes.iter().sum()), 0.0);
         let mut rest = &mut scratch[..];
@@ -398,7 +399,7 @@ mod tests {
         for rows in sequences {
             let (w, n) = (rows.start * wide..rows.end * wide, rows.start * narrow..rows.end * narrow);
             let sums = &mut log_sums[rows.start * shape.heads..rows.end * shape.heads];
-            attention_with_log_sums(team, shape, &q[w.clone()], 0, &k[n.clone()], &v[n], narrow, &mut out[w], sums);
+            attention_with_log_sums(team, shape, &q[w.clone()], &k[n.clone()], &v[n], &mut out[w], sums);
         }
         let (mut dq, mut dk, mut dv) = (vec![9.0; q.len()], vec![9.0; k.len()], vec![9.0; v.len()]);
         let forward = Forward { q: &q, k: &k, v: &v, out: &out, log_sums: &log_sums };
@@ -456,9 +457,9 @@ mod tests {
             let team = Team::new(2);
             let [q, d_out] = [&q[w.clone()], &d_out[w.clone()]];
             let [k, v] = [&k[n.clone()], &v[n.clone()]];
-            attention_with_log_sums(&team, &shape, q, 0, k, v, narrow, &mut out, &mut sums);
+            attention_with_log_sums(&team, &shape, q, k, v, &mut out, &mut sums);
             let mut plain = vec![0.0; out.len()];
-            attention(&team, &shape, q, 0, k, v, narrow, &mut plain);
+            attention(&team, &shape, q, k, v, &mut plain);
             assert_eq!(out, plain);
             let forward = Forward { q, k, v, out: &out, log_sums: &sums };
             let (mut q1, mut k1, mut v1) = (vec![0.0; w.len()], vec![0.0; n.len()], vec![0.0; n.len()]);

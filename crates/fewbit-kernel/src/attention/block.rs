@@ -1,235 +1,287 @@
-//! One pass of a block of queries over the keys.
+//! One pass of a block of queries over a section of the keys, and what becomes of several.
 
 use std::ops::Range;
 
+use half::f16;
+
 use super::AttentionShape;
+use super::pages::{PAGE, Read, padded};
+use crate::aligned::Aligned;
 use crate::elementwise::activation::softcap_lanes;
 use crate::elementwise::transcendental::exp_lanes;
-use crate::lanes::{Simd, vectorised};
+use crate::lanes::{Number, Simd, vectorised};
 use crate::team::Disjoint;
-use crate::tile::{ROWS, add_product};
+use crate::tile::{MOST_ROWS, ROWS, add_product, add_product_ahead};
 
-/// Keys whose scores are computed before the running maximum moves. Part of the arithmetic: it fixes every sum's order.
-pub(super) const KEYS: usize = 64;
+/// Positions whose sums are made apart and then added, section after section: what threads share where queries are few.
+/// Part of the arithmetic, as [`PAGE`] is.
+pub(super) const SECTION: usize = 8 * PAGE;
 
-/// Keys and values of all positions, at one stride.
-pub(super) struct Cache<'a> {
-    pub(super) keys: &'a [f32],
-    pub(super) values: &'a [f32],
-    pub(super) stride: usize,
-}
+/// Rows that read numbers as they lie; for more, a page of them is converted to f32 first.
+const FEW_ROWS: usize = 2 * MOST_ROWS;
 
-/// Consecutive query positions with the heads that share one head of keys.
+/// Consecutive queries of a sequence with the heads that share one head of keys.
 ///
-/// Row `r` is position `first + r / group` of the call, head `kv_head · group + r % group`.
-pub(super) struct QueryBlock<'a> {
-    pub(super) shape: &'a AttentionShape<'a>,
+/// Row `r` is query `first + r / group` of the call, head `kv_head · group + r % group`.
+#[derive(Clone, Copy)]
+pub(super) struct QueryBlock {
     pub(super) kv_head: usize,
     pub(super) first: usize,
     pub(super) count: usize,
-    /// Absolute position of the call's first query.
+    /// Position of the query `first` in its sequence.
     pub(super) start: usize,
 }
 
-impl QueryBlock<'_> {
-    fn group(&self) -> usize {
-        self.shape.heads / self.shape.kv_heads
+impl QueryBlock {
+    /// Sections that any of the queries sees a part of.
+    pub(super) fn sections(&self, shape: &AttentionShape<'_>) -> Range<usize> {
+        let seen = self.seen(shape);
+        seen.start / SECTION..seen.end.div_ceil(SECTION)
     }
 
-    fn rows(&self) -> usize {
-        self.count * self.group()
+    /// Numbers of a [`Sums`] of this block.
+    pub(super) fn sums_len(&self, shape: &AttentionShape<'_>) -> usize {
+        self.rows(shape) * (padded(shape.head_dim) + 2)
+    }
+
+    pub(super) fn rows(&self, shape: &AttentionShape<'_>) -> usize {
+        self.count * shape.group()
     }
 
     /// Where row `r` begins in the queries.
-    fn offset(&self, r: usize) -> usize {
-        let (position, head) = (self.first + r / self.group(), self.kv_head * self.group() + r % self.group());
-        (position * self.shape.heads + head) * self.shape.head_dim
-    }
-
-    /// The sink of row `r`.
-    fn sink(&self, r: usize) -> Option<f32> {
-        self.shape.sinks.map(|sinks| sinks[self.kv_head * self.group() + r % self.group()])
+    fn offset(&self, shape: &AttentionShape<'_>, r: usize) -> usize {
+        let group = shape.group();
+        let (query, head) = (self.first + r / group, self.kv_head * group + r % group);
+        (query * shape.heads + head) * shape.head_dim
     }
 
     /// The positions that row `r` sees.
-    fn visible(&self, r: usize) -> Range<usize> {
-        let end = self.start + self.first + r / self.group() + 1;
-        self.shape.window.map_or(0, |w| end.saturating_sub(w.max(1)))..end
+    fn visible(&self, shape: &AttentionShape<'_>, r: usize) -> Range<usize> {
+        let end = self.start + r / shape.group() + 1;
+        shape.window.map_or(0, |w| end.saturating_sub(w.max(1)))..end
+    }
+
+    /// The positions that any row sees.
+    fn seen(&self, shape: &AttentionShape<'_>) -> Range<usize> {
+        self.visible(shape, 0).start..self.start + self.count
+    }
+}
+
+/// Softmax sums of the rows of a block over some of the keys.
+struct Sums<'a> {
+    /// `[rows, padded]`: weighted sums of values, relative to `tops`.
+    values: &'a mut [f32],
+    /// `[rows]`: greatest score.
+    tops: &'a mut [f32],
+    /// `[rows]`: sum of the weights, relative to `tops`.
+    totals: &'a mut [f32],
+}
+
+impl<'a> Sums<'a> {
+    /// What lies in `numbers`.
+    fn of(numbers: &'a mut [f32], rows: usize) -> Self {
+        let len = numbers.len();
+        let (values, rest) = numbers.split_at_mut(len - 2 * rows);
+        let (tops, totals) = rest.split_at_mut(rows);
+        Self { values, tops, totals }
     }
 }
 
 vectorised! {
-    /// Computes all rows of the block and writes them to their places in `out`.
-    ///
-    /// No other part of `out` or `log_sums` at those places may be alive.
-    pub(super) fn attend(
-        queries: &QueryBlock<'_>, q: &[f32], cache: &Cache<'_>, scratch: &mut Vec<f32>, out: &Disjoint<'_, f32>,
-        log_sums: Option<&Disjoint<'_, f32>>,
-    ) = attend_lanes
+    /// Writes the [`Sums`] of a block's rows over a section to `sums`.
+    pub(super) fn sum_section_f32(
+        shape: &AttentionShape<'_>, block: &QueryBlock, q: &[f32], pages: &Read<'_, f32>, section: usize,
+        scratch: &mut Aligned<f32>, sums: &mut [f32],
+    ) = sum_section
+}
+
+vectorised! {
+    /// [`sum_section_f32`] for numbers of f16.
+    pub(super) fn sum_section_f16(
+        shape: &AttentionShape<'_>, block: &QueryBlock, q: &[f32], pages: &Read<'_, f16>, section: usize,
+        scratch: &mut Aligned<f32>, sums: &mut [f32],
+    ) = sum_section
 }
 
 #[inline(always)]
-fn attend_lanes<S: Simd>(
+fn sum_section<S: Simd, T: Number>(
     s: S,
-    queries: &QueryBlock<'_>,
+    shape: &AttentionShape<'_>,
+    block: &QueryBlock,
     q: &[f32],
-    cache: &Cache<'_>,
-    scratch: &mut Vec<f32>,
-    out: &Disjoint<'_, f32>,
-    log_sums: Option<&Disjoint<'_, f32>>,
+    pages: &Read<'_, T>,
+    section: usize,
+    scratch: &mut Aligned<f32>,
+    sums: &mut [f32],
 ) {
-    let (rows, dim) = (queries.rows(), queries.shape.head_dim);
-    let padded = dim.next_multiple_of(S::LANES);
-    let work = Work::new(scratch, rows, dim, padded);
+    let (rows, dim) = (block.rows(shape), shape.head_dim);
+    let padded = padded(dim);
+    let converts = rows > FEW_ROWS && size_of::<T>() < size_of::<f32>();
+    let work = Work::new(scratch, rows, dim, if converts { PAGE * padded } else { 0 });
+    let sums = Sums::of(sums, rows);
+    sums.values.fill(0.0);
     for r in 0..rows {
-        let at = queries.offset(r);
+        let at = block.offset(shape, r);
         for (to, from) in work.queries[r * dim..(r + 1) * dim].iter_mut().zip(&q[at..at + dim]) {
-            *to = from * queries.shape.scale;
+            *to = from * shape.scale;
         }
-        if let Some(sink) = queries.sink(r) {
-            (work.tops[r], work.totals[r]) = (sink, 1.0);
-        }
+        // A sink is in front of the first position that the row sees.
+        let sink = shape.sinks.filter(|_| block.visible(shape, r).start / SECTION == section);
+        let sink = sink.map(|sinks| sinks[block.kv_head * shape.group() + r % shape.group()]);
+        (sums.tops[r], sums.totals[r]) = sink.map_or((f32::NEG_INFINITY, 0.0), |sink| (sink, 1.0));
     }
-    let column = queries.kv_head * dim;
-    let (first, end) = (queries.visible(0).start, queries.visible(rows - 1).end);
-    for block in first / KEYS..end.div_ceil(KEYS) {
-        let block = block * KEYS..((block + 1) * KEYS).min(end);
-        pack_transposed(s, cache.keys, cache.stride, column, &block, dim, work.keys);
-        // A few rows read the values where they lie; more are worth a copy at a stride that suits the cache.
-        let in_place = rows <= 2 * ROWS && dim == padded;
-        if !in_place {
-            for (j, to) in block.clone().zip(work.values.chunks_exact_mut(padded)) {
-                let from = &cache.values[j * cache.stride + column..][..dim];
-                for d in (0..dim).step_by(S::LANES) {
-                    s.store(&mut to[d..], s.load_partial(&from[d..(d + S::LANES).min(dim)]));
-                }
-            }
+    // Few rows are one strip, so that pages are read and converted once.
+    let strip_rows = if rows > FEW_ROWS { ROWS } else { rows.div_ceil(rows.div_ceil(MOST_ROWS)) };
+    let seen = block.seen(shape);
+    let [first, end] = [seen.start.max(section * SECTION), seen.end.min((section + 1) * SECTION)];
+    for page in first / PAGE..end.div_ceil(PAGE) {
+        let at = page * PAGE..((page + 1) * PAGE).min(end);
+        let (keys, values) = (pages.keys(page, block.kv_head), pages.values(page, block.kv_head));
+        // While scores are computed the values are fetched, and then the next keys.
+        let mut ahead = [values.as_ptr(), std::ptr::null()];
+        if page + 1 < pages.len() {
+            ahead[1] = pages.keys(page + 1, block.kv_head).as_ptr();
         }
-        for from in (0..rows).step_by(ROWS) {
-            let strip = from..(from + ROWS).min(rows);
-            let seen =
-                queries.visible(strip.start).start.max(block.start)..queries.visible(strip.end - 1).end.min(block.end);
+        if converts {
+            convert(s, keys, work.keys);
+            convert(s, values, work.values);
+        }
+        for from in (0..rows).step_by(strip_rows) {
+            let strip = from..(from + strip_rows).min(rows);
+            let within = |r: usize| {
+                let visible = block.visible(shape, r);
+                visible.start.clamp(at.start, at.end) - at.start..visible.end.clamp(at.start, at.end) - at.start
+            };
+            let seen = within(strip.start).start..within(strip.end - 1).end;
             if seen.is_empty() {
                 continue;
             }
-            let scores = &mut work.scores[..strip.len() * KEYS];
+            let scores = &mut work.scores[..strip.len() * PAGE];
             scores.fill(0.0);
-            let shape = [strip.len(), dim, KEYS];
-            add_product(s, shape, &work.queries[from * dim..], dim, work.keys, KEYS, scores, KEYS);
-            let within = |r: usize| {
-                let visible = queries.visible(r);
-                visible.start.clamp(block.start, block.end) - block.start
-                    ..visible.end.clamp(block.start, block.end) - block.start
-            };
+            let (product, queries) = ([strip.len(), dim, PAGE], &work.queries[from * dim..]);
+            if converts {
+                add_product(s, product, queries, dim, work.keys, PAGE, scores, PAGE);
+            } else {
+                add_product_ahead(s, product, queries, dim, keys, PAGE, ahead[0], scores, PAGE);
+            }
             let mut shrink = [0.0; 16];
-            for (r, (scores, shrink)) in strip.clone().zip(scores.chunks_exact_mut(KEYS).zip(&mut shrink)) {
-                let top = greatest(s, scores, within(r), queries.shape.softcap, work.tops[r]);
+            for (r, (scores, shrink)) in strip.clone().zip(scores.chunks_exact_mut(PAGE).zip(&mut shrink)) {
+                let top = greatest(s, scores, within(r), shape.softcap, sums.tops[r]);
                 // A row that has seen nothing yet has nothing to shrink.
-                *shrink = if top == f32::NEG_INFINITY { 0.0 } else { work.tops[r] - top };
-                work.tops[r] = top;
+                *shrink = if top == f32::NEG_INFINITY { 0.0 } else { sums.tops[r] - top };
+                sums.tops[r] = top;
             }
             exp_few(s, &mut shrink);
-            for (r, (scores, shrink)) in strip.clone().zip(scores.chunks_exact_mut(KEYS).zip(shrink)) {
+            for (r, (scores, shrink)) in strip.clone().zip(scores.chunks_exact_mut(PAGE).zip(shrink)) {
                 if shrink != 1.0 {
-                    work.totals[r] *= shrink;
-                    multiply(s, &mut work.sums[r * padded..(r + 1) * padded], shrink);
+                    sums.totals[r] *= shrink;
+                    multiply(s, &mut sums.values[r * padded..(r + 1) * padded], shrink);
                 }
-                work.totals[r] += weigh(s, scores, within(r), work.tops[r]);
+                sums.totals[r] += weigh(s, scores, within(r), sums.tops[r]);
             }
-            let (values, stride) = if in_place {
-                (&cache.values[seen.start * cache.stride + column..], cache.stride)
+            let (product, weights) = ([strip.len(), seen.len(), padded], &work.scores[seen.start..]);
+            let (place, to) = (seen.start * padded, &mut sums.values[from * padded..]);
+            if converts {
+                add_product(s, product, weights, PAGE, &work.values[place..], padded, to, padded);
             } else {
-                (&work.values[(seen.start - block.start) * padded..], padded)
-            };
-            let shape = [strip.len(), seen.len(), padded];
-            let weights = &work.scores[seen.start - block.start..];
-            add_product(s, shape, weights, KEYS, values, stride, &mut work.sums[from * padded..], padded);
+                add_product_ahead(s, product, weights, PAGE, &values[place..], padded, ahead[1], to, padded);
+            }
+            // The other strips find them there.
+            ahead = [std::ptr::null(); 2];
         }
     }
+}
+
+/// Adds sums over later keys to those over earlier ones.
+pub(super) fn merge(shape: &AttentionShape<'_>, block: &QueryBlock, sums: &mut [f32], later: &mut [f32]) {
+    let rows = block.rows(shape);
+    merge_rows(padded(shape.head_dim), &mut Sums::of(sums, rows), &Sums::of(later, rows));
+}
+
+vectorised! {
+    fn merge_rows(padded: usize, sums: &mut Sums<'_>, later: &Sums<'_>) = merge_lanes
+}
+
+#[inline(always)]
+fn merge_lanes<S: Simd>(s: S, padded: usize, sums: &mut Sums<'_>, later: &Sums<'_>) {
+    for (r, values) in sums.values.chunks_exact_mut(padded).enumerate() {
+        if later.totals[r] == 0.0 {
+            continue;
+        }
+        let top = sums.tops[r].max(later.tops[r]);
+        let mut shrink = [0.0; 16];
+        (shrink[0], shrink[1]) = (sums.tops[r] - top, later.tops[r] - top);
+        exp_few(s, &mut shrink);
+        (sums.tops[r], sums.totals[r]) = (top, sums.totals[r] * shrink[0] + later.totals[r] * shrink[1]);
+        let [before, behind] = [s.splat(shrink[0]), s.splat(shrink[1])];
+        let later = later.values[r * padded..(r + 1) * padded].chunks_exact(S::LANES);
+        for (value, later) in values.chunks_exact_mut(S::LANES).zip(later) {
+            s.store(value, s.mul_add(s.load(later), behind, s.mul(s.load(value), before)));
+        }
+    }
+}
+
+/// Writes the rows of a block to their places in `out`, and the logarithms of their sums.
+///
+/// # Safety
+/// No other part of `out` or `log_sums` at those places is alive.
+pub(super) unsafe fn finish(
+    shape: &AttentionShape<'_>,
+    block: &QueryBlock,
+    sums: &mut [f32],
+    out: &Disjoint<'_, f32>,
+    log_sums: Option<&Disjoint<'_, f32>>,
+) {
+    let (rows, dim) = (block.rows(shape), shape.head_dim);
+    let sums = Sums::of(sums, rows);
     for r in 0..rows {
-        let at = queries.offset(r);
+        let at = block.offset(shape, r);
         // SAFETY: the caller's promise.
         let to = unsafe { out.slice(at..at + dim) };
-        let factor = 1.0 / work.totals[r];
-        for (to, sum) in to.iter_mut().zip(&work.sums[r * padded..]) {
+        let factor = 1.0 / sums.totals[r];
+        for (to, sum) in to.iter_mut().zip(&sums.values[r * padded(dim)..]) {
             // Adding zero makes −0 positive: its sign depends on how many invisible keys were added.
             *to = sum * factor + 0.0;
         }
         if let Some(log_sums) = log_sums {
             // SAFETY: the caller's promise.
             let to = unsafe { log_sums.slice(at / dim..at / dim + 1) };
-            to[0] = work.tops[r] + work.totals[r].ln();
+            to[0] = sums.tops[r] + sums.totals[r].ln();
         }
     }
 }
 
 /// Buffers of one block, cut from one allocation.
 struct Work<'a> {
+    /// `[dim, PAGE]`: keys of a page as f32.
+    keys: &'a mut [f32],
+    /// `[PAGE, padded]`: values of a page as f32.
+    values: &'a mut [f32],
+    /// `[MOST_ROWS, PAGE]`: scores, then weights.
+    scores: &'a mut [f32],
     /// `[rows, dim]`, times the scale.
     queries: &'a mut [f32],
-    /// `[padded, KEYS]`: a block of keys, transposed.
-    keys: &'a mut [f32],
-    /// `[KEYS, padded]`.
-    values: &'a mut [f32],
-    /// `[ROWS, KEYS]`: scores, then weights.
-    scores: &'a mut [f32],
-    /// `[rows, padded]`: weighted sums of values, relative to `tops`.
-    sums: &'a mut [f32],
-    /// `[rows]`: greatest score so far.
-    tops: &'a mut [f32],
-    /// `[rows]`: sum of the weights, relative to `tops`.
-    totals: &'a mut [f32],
 }
 
 impl<'a> Work<'a> {
-    fn new(scratch: &'a mut Vec<f32>, rows: usize, dim: usize, padded: usize) -> Self {
-        let sizes = [rows * dim, padded * KEYS, KEYS * padded, ROWS * KEYS, rows * padded, rows, rows];
-        scratch.resize(scratch.len().max(sizes.iter().sum()), 0.0);
-        let mut rest = &mut scratch[..];
-        let [queries, keys, values, scores, sums, tops, totals] = sizes.map(|n| {
+    fn new(scratch: &'a mut Aligned<f32>, rows: usize, dim: usize, page: usize) -> Self {
+        let sizes = [page, page, MOST_ROWS * PAGE, rows * dim];
+        let mut rest = scratch.take(sizes.iter().sum());
+        let [keys, values, scores, queries] = sizes.map(|n| {
             let (part, others) = std::mem::take(&mut rest).split_at_mut(n);
             rest = others;
             part
         });
-        sums.fill(0.0);
-        tops.fill(f32::NEG_INFINITY);
-        totals.fill(0.0);
-        Self { queries, keys, values, scores, sums, tops, totals }
+        Self { keys, values, scores, queries }
     }
 }
 
-/// Writes the keys `block` of one head as columns of `packed [padded, KEYS]`, zeros where there are none.
+/// Whole vectors of numbers as f32.
 #[inline(always)]
-pub(super) fn pack_transposed<S: Simd>(
-    s: S,
-    keys: &[f32],
-    stride: usize,
-    column: usize,
-    block: &Range<usize>,
-    dim: usize,
-    packed: &mut [f32],
-) {
-    let mut square = [0.0; 16 * 16];
-    for j in (0..KEYS).step_by(S::LANES) {
-        for d in (0..dim).step_by(S::LANES) {
-            let to = &mut packed[d * KEYS + j..][..(S::LANES - 1) * KEYS + S::LANES];
-            let whole = block.start + j + S::LANES <= block.end && d + S::LANES <= dim;
-            let (from, stride) = if whole {
-                let at = (block.start + j) * stride + column + d;
-                (&keys[at..][..(S::LANES - 1) * stride + S::LANES], stride)
-            } else {
-                for (i, to) in square.chunks_exact_mut(S::LANES).take(S::LANES).enumerate() {
-                    let key = block.start + j + i;
-                    let width = if key < block.end { S::LANES.min(dim - d) } else { 0 };
-                    // A key that is not there has no place either.
-                    let at = if width > 0 { key * stride + column + d } else { 0 };
-                    s.store(to, s.load_partial(&keys[at..at + width]));
-                }
-                (&square[..S::LANES * S::LANES], S::LANES)
-            };
-            // SAFETY: both slices hold LANES rows of LANES values at their strides.
-            unsafe { s.transpose_at(from.as_ptr(), stride, to.as_mut_ptr(), KEYS) };
-        }
+fn convert<S: Simd, T: Number>(s: S, from: &[T], to: &mut [f32]) {
+    for (from, to) in from.chunks_exact(S::LANES).zip(to.chunks_exact_mut(S::LANES)) {
+        // SAFETY: `from` is LANES numbers.
+        s.store(to, unsafe { T::load_at(s, from.as_ptr()) });
     }
 }
 

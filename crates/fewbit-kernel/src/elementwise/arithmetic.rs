@@ -1,6 +1,8 @@
 //! Sums and products of equal shapes.
 
-use crate::lanes::{Simd, vectorised};
+use half::f16;
+
+use crate::lanes::{Number, Simd, vectorised};
 
 vectorised! {
     /// `x ← x ⊙ y`.
@@ -15,6 +17,11 @@ vectorised! {
 vectorised! {
     /// `x ← factor · x`.
     pub fn scale(x: &mut [f32], factor: f32) = scale_all
+}
+
+vectorised! {
+    /// `x` to the nearest that f16 holds, ties to even; finite numbers stay finite: they become 65504 at most.
+    pub fn round_to_f16(x: &mut [f32]) = round_to_f16_all
 }
 
 /// Adds `bias [width]` to each row of `x [rows, width]`.
@@ -44,6 +51,24 @@ fn add_all<S: Simd>(s: S, x: &mut [f32], y: &[f32]) {
         y,
         #[inline(always)]
         |x, y| s.add(x, y),
+    );
+}
+
+#[inline(always)]
+fn round_to_f16_all<S: Simd>(s: S, x: &mut [f32]) {
+    let (most, infinity) = (s.splat(f16::MAX.to_f32()), s.splat(f32::INFINITY));
+    each(
+        s,
+        x,
+        #[inline(always)]
+        |x| {
+            let limited = s.copysign(s.min(s.abs(x), most), x);
+            // Neither infinity nor NaN is hidden.
+            let x = s.select(s.less(s.abs(x), infinity), limited, x);
+            let halves = f16::lanes(s, x);
+            // SAFETY: no instruction set has more than sixteen lanes.
+            unsafe { f16::load_at(s, halves.as_ptr()) }
+        },
     );
 }
 
@@ -108,6 +133,25 @@ mod tests {
                 scale(&mut out, -1.7);
                 assert_eq!(out, x.iter().map(|x| x * -1.7).collect::<Vec<_>>());
             }
+        });
+    }
+
+    #[test]
+    fn halves_are_those_of_scalar_code() {
+        at_every_level(|level| {
+            // All exponents, among them those of denormals, and ties.
+            let mut x: Vec<f32> = (0..1 << 16).map(|i| f32::from_bits((i << 16) | ((i * 37) & 0x3000))).collect();
+            x.retain(|x| !x.is_nan());
+            x.extend([65519.0, 65520.0, -1e30, 0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY]);
+            let want = |x: f32| if x.is_finite() { f16::from_f32(x.clamp(-65504.0, 65504.0)).to_f32() } else { x };
+            let mut out = x.clone();
+            round_to_f16(&mut out);
+            for (x, out) in x.iter().zip(out) {
+                assert_eq!(out.to_bits(), want(*x).to_bits(), "{level:?}: {x}");
+            }
+            let mut none = [f32::NAN];
+            round_to_f16(&mut none);
+            assert!(none[0].is_nan());
         });
     }
 

@@ -3,6 +3,8 @@
 
 use std::arch::x86_64::*;
 
+use half::f16;
+
 use super::Simd;
 
 /// An expression on intrinsics, inside a method of a token.
@@ -13,13 +15,13 @@ macro_rules! proven {
     };
 }
 
-/// Eight lanes with fused multiply-add.
+/// Eight lanes with fused multiply-add, and F16C.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
 impl Avx2 {
     /// # Safety
-    /// The machine has AVX2 and FMA.
+    /// The machine has AVX2, FMA and F16C.
     #[inline(always)]
     pub(crate) unsafe fn new() -> Self {
         Self(())
@@ -73,6 +75,21 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn store_at(self, x: *mut f32, v: __m256) {
         proven!(_mm256_storeu_ps(x, v));
+    }
+
+    #[inline(always)]
+    unsafe fn load_half_at(self, x: *const f16) -> __m256 {
+        proven!(_mm256_cvtph_ps(_mm_loadu_si128(x.cast())))
+    }
+
+    #[inline(always)]
+    unsafe fn store_half_at(self, x: *mut f16, v: __m256) {
+        proven!(_mm_storeu_si128(x.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)));
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, x: *const T) {
+        proven!(_mm_prefetch::<_MM_HINT_T0>(x.cast()));
     }
 
     #[inline(always)]
@@ -225,7 +242,7 @@ pub(crate) struct Avx512(());
 
 impl Avx512 {
     /// # Safety
-    /// The machine has AVX-512 F, BW, VL and DQ, AVX2 and FMA.
+    /// The machine has AVX-512 F, BW, VL and DQ, AVX2, FMA and F16C.
     #[inline(always)]
     pub(crate) unsafe fn new() -> Self {
         Self(())
@@ -278,6 +295,21 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn store_at(self, x: *mut f32, v: __m512) {
         proven!(_mm512_storeu_ps(x, v));
+    }
+
+    #[inline(always)]
+    unsafe fn load_half_at(self, x: *const f16) -> __m512 {
+        proven!(_mm512_cvtph_ps(_mm256_loadu_si256(x.cast())))
+    }
+
+    #[inline(always)]
+    unsafe fn store_half_at(self, x: *mut f16, v: __m512) {
+        proven!(_mm256_storeu_si256(x.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)));
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, x: *const T) {
+        proven!(_mm_prefetch::<_MM_HINT_T0>(x.cast()));
     }
 
     #[inline(always)]

@@ -20,7 +20,7 @@ use crate::{Level, Team, cpu};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Arithmetic {
     /// As the checkpoint says; where it says nothing, activations are rounded to 8 bits, per token and 32 columns, if an
-    /// integer kernel exists.
+    /// integer kernel exists, and keys and values to f16.
     Fast,
     /// What the checkpoint says: the products are those of the decoded weights and the rounded inputs, up to the
     /// rounding of sums.

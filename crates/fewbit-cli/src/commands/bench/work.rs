@@ -71,7 +71,7 @@ impl Sequences {
 
     /// One token as a prompt, as the first thing that the model does.
     pub(super) fn first_token(runtime: &Runtime) -> Result<()> {
-        let mut cache = ModelCache::new(runtime.model(), 1);
+        let mut cache = ModelCache::new(runtime, 1);
         runtime.logits(&Batch::one(0, 1), &[0], Some(&mut [&mut cache]), &[0]).map(|_| ())
     }
 
@@ -87,7 +87,7 @@ impl Sequences {
         if self.filled.iter().any(|(d, _)| *d == depth) {
             return Ok(());
         }
-        let new = || ModelCache::new(runtime.model(), depth + longest);
+        let new = || ModelCache::new(runtime, depth + longest);
         let mut first = new();
         for start in (0..depth).step_by(PROMPT_CHUNK) {
             session.check_stop()?;
