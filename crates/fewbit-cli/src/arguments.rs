@@ -33,7 +33,7 @@ pub(crate) struct Arguments {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// Threads to use [default: all cores]; the results do not depend on it. `bench` takes several, as `1,2`
+    /// Threads to use [default: as many as physical cores]; the results do not depend on it. `bench` takes several, as `1,2`
     #[arg(long, global = true, value_name = "N", value_parser = thread_counts)]
     pub(crate) threads: Option<ThreadCounts>,
     /// Print no progress and no notes

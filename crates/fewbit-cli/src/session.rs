@@ -29,7 +29,8 @@ impl Session {
             }
             cpu::limit(level);
         }
-        let all = || std::thread::available_parallelism().map_or(1, usize::from);
+        // Two threads of one core share its vector units, and one has the bandwidth of both.
+        let all = || num_cpus::get_physical().min(num_cpus::get());
         Self {
             output: Output::new(global.json, global.quiet),
             threads: global.threads.as_ref().map_or_else(|| vec![all()], |t| t.0.clone()),

@@ -3,9 +3,11 @@
 use std::ops::Range;
 
 pub(super) use fewbit_format::tiles::{BLOCK, CELL, Plane, ROWS as TILE, planes};
-use fewbit_format::{Storage, tiles};
+use bytes::Bytes;
+use fewbit_format::{Group, IntCodes, ScaleType, Scales, Storage, tiles};
 use half::{bf16, f16};
 
+use super::held::Held;
 use super::rows::{self, Layout, Origin, Row};
 
 /// Where a group's zero lies.
@@ -21,9 +23,9 @@ pub(super) enum Zeros {
 /// Numbers in the narrowest type that holds all of them exactly.
 #[derive(Debug)]
 pub(super) enum Numbers {
-    F16(Vec<u16>),
-    Bf16(Vec<u16>),
-    F32(Vec<f32>),
+    F16(Held<u16>),
+    Bf16(Held<u16>),
+    F32(Held<f32>),
     /// Small integers, each times the f16 that as many as `together` groups of a row share.
     Scaled {
         shared: Vec<u16>,
@@ -53,18 +55,27 @@ impl Numbers {
     fn compact(values: Vec<f32>) -> Self {
         let same = |a: f32, b: f32| a.to_bits() == b.to_bits();
         if values.iter().all(|v| same(f16::from_f32(*v).to_f32(), *v)) {
-            Self::F16(values.iter().map(|v| f16::from_f32(*v).to_bits()).collect())
+            Self::F16(values.iter().map(|v| f16::from_f32(*v).to_bits()).collect::<Vec<_>>().into())
         } else if values.iter().all(|v| same(bf16::from_f32(*v).to_f32(), *v)) {
-            Self::Bf16(values.iter().map(|v| bf16::from_f32(*v).to_bits()).collect())
+            Self::Bf16(values.iter().map(|v| bf16::from_f32(*v).to_bits()).collect::<Vec<_>>().into())
         } else {
-            Self::F32(values)
+            Self::F32(values.into())
+        }
+    }
+
+    /// Scales that lie in tiles, read where they are if their type is narrow.
+    fn stored(scales: &Scales) -> Self {
+        match scales.kind() {
+            ScaleType::F16 => Self::F16(Held::new(scales.bytes().clone())),
+            ScaleType::BF16 => Self::Bf16(Held::new(scales.bytes().clone())),
+            _ => Self::compact(scales.values()),
         }
     }
 
     fn bytes(&self) -> usize {
         match self {
-            Self::F16(v) | Self::Bf16(v) => 2 * v.len(),
-            Self::F32(v) => 4 * v.len(),
+            Self::F16(v) | Self::Bf16(v) => size_of_val(&v[..]),
+            Self::F32(v) => size_of_val(&v[..]),
             Self::Scaled { shared, small, .. } => 2 * shared.len() + small.len(),
         }
     }
@@ -103,8 +114,8 @@ impl Cell {
     pub(super) const ZERO: Self = Self([0; CELL]);
 }
 
-pub(super) fn bytes_of(cells: &mut [Cell]) -> &mut [u8] {
-    let bytes = std::mem::size_of_val(cells);
+fn bytes_of(cells: &mut [Cell]) -> &mut [u8] {
+    let bytes = size_of_val(cells);
     // SAFETY: a cell is bytes and nothing else.
     unsafe { std::slice::from_raw_parts_mut(cells.as_mut_ptr().cast(), bytes) }
 }
@@ -122,7 +133,7 @@ pub(super) struct Packed {
     pub(super) group_spans: usize,
     /// Groups of a row.
     pub(super) groups: usize,
-    cells: Vec<Cell>,
+    cells: Held<Cell>,
     /// `[tile][group][16]`.
     pub(super) scales: Numbers,
     pub(super) zeros: Zeros,
@@ -131,15 +142,56 @@ pub(super) struct Packed {
 }
 
 impl Packed {
-    /// Repacks a storage; `None` if its groups do not suit.
+    /// Takes tiles as they are stored, and repacks any other storage; `None` if its groups do not suit.
     pub(super) fn new(storage: &Storage) -> Option<Self> {
         let layout = rows::layout(storage)?;
-        let Layout { rows, cols, bits, group, origin, shared } = layout;
+        let Layout { rows, cols, group, .. } = layout;
         if rows == 0 || cols == 0 || (group != cols && group % 16 != 0) {
             return None;
         }
-        let order = order(storage, &layout)?;
+        if let Storage::Int(int) = storage
+            && let Some(cells) = int.cells()
+        {
+            return Some(Self::of_tiles(&layout, int, cells));
+        }
+        Self::repack(&layout, storage)
+    }
+
+    /// Spans, and how many of them are a group.
+    fn spans(&Layout { cols, group, .. }: &Layout) -> (usize, usize) {
         let span = if group == cols || group.is_multiple_of(BLOCK) { BLOCK } else { 16 };
+        let padded = if group == cols { cols.next_multiple_of(BLOCK) } else { group };
+        (span, padded.div_ceil(span))
+    }
+
+    fn of_tiles(layout: &Layout, int: &IntCodes, cells: &Bytes) -> Self {
+        let &Layout { rows, cols, bits, group, origin, .. } = layout;
+        let (groups, tiles) = (cols / group, rows.div_ceil(TILE));
+        let is_shared = int.grid().group == Group::Tensor;
+        let each = |numbers: &fewbit_format::Numbers| match numbers.plain() {
+            Some(plain) if !is_shared => Numbers::stored(plain),
+            _ => Numbers::compact(vec![numbers.get(0); tiles * groups * TILE]),
+        };
+        let zeros = match (origin, int.zeros()) {
+            (Origin::Middle(z), _) => Zeros::Middle(z),
+            (_, fewbit_format::Zeros::Codes(z)) if is_shared => Zeros::Codes(vec![z[0]; tiles * groups * TILE]),
+            (_, fewbit_format::Zeros::Codes(z)) => Zeros::Codes(z.clone()),
+            (_, fewbit_format::Zeros::Offsets(m)) => Zeros::Offsets(each(m)),
+            (_, fewbit_format::Zeros::Points(z)) => {
+                let (scales, points) = (int.scales().values(), z.values());
+                let offsets = scales.iter().zip(points).map(|(s, z)| -(s * z));
+                Zeros::Offsets(each(&offsets.collect()))
+            }
+            (_, fewbit_format::Zeros::Middle) => unreachable!("the layout says where the zero is"),
+        };
+        let (span, group_spans) = Self::spans(layout);
+        let (cells, scales) = (Held::new(cells.clone()), each(int.scales()));
+        Self { rows, blocks: cols.div_ceil(BLOCK), bits, span, group_spans, groups, cells, scales, zeros, order: None }
+    }
+
+    fn repack(layout: &Layout, storage: &Storage) -> Option<Self> {
+        let &Layout { rows, cols, bits, group, origin, shared } = layout;
+        let order = order(storage, layout)?;
         let (blocks, groups, tiles) = (cols.div_ceil(BLOCK), cols / group, rows.div_ceil(TILE));
         let cells_per_block = usize::from(bits);
         let cells_per_tile = blocks * cells_per_block;
@@ -148,7 +200,7 @@ impl Packed {
         let params = tiles * groups * TILE;
         let (mut scales, mut zeros, mut offsets) = (vec![0.0; params], vec![0; params], vec![0.0; params]);
         let mut all_shared = [(); 2].map(|()| vec![0.0; shared.map_or(0, |s| params / s)]);
-        let mut row = Row::of(&layout);
+        let mut row = Row::of(layout);
         for r in 0..rows {
             rows::read(storage, r, &mut row);
             let (tile, lane) = (r / TILE, r % TILE);
@@ -177,9 +229,9 @@ impl Packed {
             Origin::Codes => Zeros::Codes(zeros),
             Origin::Offsets => Zeros::Offsets(numbers(offsets, &all_shared[1])),
         };
-        let group_spans = if group == cols { (blocks * BLOCK).div_ceil(span) } else { group / span };
-        let scales = numbers(scales, &all_shared[0]);
-        Some(Self { rows, blocks, bits, span, group_spans, groups, cells: all, scales, zeros, order })
+        let (span, group_spans) = Self::spans(layout);
+        let (cells, scales) = (all.into(), numbers(scales, &all_shared[0]));
+        Some(Self { rows, blocks, bits, span, group_spans, groups, cells, scales, zeros, order })
     }
 
     pub(super) fn tiles(&self) -> usize {
