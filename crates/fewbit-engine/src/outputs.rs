@@ -1,5 +1,6 @@
 //! One block, or the rest of a model, as tensors of a shard.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use crate::stop::crash_point;
 use fewbit_format::{ActivationFormat, Band, Dtype, Error, Online, QuantizedLinear, Result, Sides, Storage, Tensor};
 use fewbit_graph::{Fused, Part, Rows, Stored, WeightId};
-use fewbit_store::layout::{CompressedTensors, Fewbit, Layout, Scheme};
+use fewbit_store::layout::{CompressedTensors, Fewbit, Layout, Scheme, is_tiles};
 use fewbit_store::{ModelFile, experts};
 use safetensors::tensor::{Metadata, TensorInfo};
 
@@ -253,14 +254,19 @@ fn exact(bands: &[Band]) -> Result<Tensor> {
 
 const EXACT_ROWS: usize = 1024;
 
+/// Where tensors begin that are read by whole lines of the cache.
+const LINE_BYTES: usize = 64;
+
 /// Writes a shard: aside, then renamed.
 ///
 /// # Errors
 /// If the disk is full or the place cannot be written.
 pub fn write_shard(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
-    // By falling alignment, then by name, as safetensors itself orders them.
+    // What kernels read where it lies comes first, in whole lines of the cache; the others by falling alignment, then by
+    // name, as safetensors itself orders them.
     let mut ordered = tensors.iter().map(|named| Ok((dtype(named.1.dtype)?, named))).collect::<Result<Vec<_>>>()?;
-    ordered.sort_by(|(a, (a_name, _)), (b, (b_name, _))| b.cmp(a).then(a_name.cmp(b_name)));
+    let key = |(dtype, (name, _)): &(safetensors::Dtype, &(String, Tensor))| (!is_tiles(name), Reverse(*dtype));
+    ordered.sort_by(|a, b| key(a).cmp(&key(b)).then_with(|| a.1.0.cmp(&b.1.0)));
     let parts = ordered.iter().map(|(_, (name, t))| (name.as_str(), t.dtype, t.shape.clone(), t.bytes.len()));
     let head = shard_head(parts).map_err(|e| e.file(path))?;
     let aside = path.with_extension("writing");
@@ -294,7 +300,7 @@ pub fn shard_head<'a>(tensors: impl Iterator<Item = (&'a str, Dtype, Vec<usize>,
     let fail = |e: &dyn std::fmt::Display| Error::internal(format!("a shard that cannot be written: {e}"));
     let header = Metadata::new(Some(format), infos.collect::<Result<_>>()?).map_err(|e| fail(&e))?;
     let header = serde_json::to_vec(&header).map_err(|e| fail(&e))?;
-    let len = header.len().next_multiple_of(8);
+    let len = (8 + header.len()).next_multiple_of(LINE_BYTES) - 8;
     let mut head = [&(len as u64).to_le_bytes(), &*header].concat();
     head.resize(8 + len, b' ');
     Ok(head)

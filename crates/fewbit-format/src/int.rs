@@ -165,6 +165,11 @@ impl IntCodes {
         unpack_bits(&self.packed[r * row_bytes..(r + 1) * row_bytes], self.grid.bits, out);
     }
 
+    /// The codes as they are stored: rows one by one, or tiles.
+    pub fn packed(&self) -> &Bytes {
+        &self.packed
+    }
+
     /// Scale and offset of group `k` of row `r`, so that the value is `scale · (code − zero)` with an integer
     /// zero point, or `scale · code + offset` with a real one.
     pub fn group_params(&self, r: usize, k: usize) -> (f32, Zero) {

@@ -32,7 +32,8 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// Loads every part of a model.
+    /// Loads every part of a model, several at once: weights that are stored as the kernels read them stay in the file's
+    /// map, others are repacked.
     ///
     /// # Errors
     /// If a tensor is absent, has another shape, or holds numbers that are not finite.
@@ -41,8 +42,13 @@ impl Runtime {
         let embed = file.part(Part::Embed)?;
         let embedding = embed.linears.into_iter().next().ok_or_else(|| Error::internal("a model without embedding"))?;
         let layer = |part| Layer::new(Arc::new(model.part(part).clone()), file.part(part)?, arithmetic);
-        let layers = (0..model.blocks.len()).map(|i| layer(Part::Block(i))).collect::<Result<_>>()?;
-        Ok(Self { embedding, layers, head: layer(Part::Head)?, model, team })
+        // The head, which may be the largest, first.
+        let parts: Vec<Part> = std::iter::once(Part::Head).chain((0..model.blocks.len()).map(Part::Block)).collect();
+        let mut loaded: Vec<Option<Result<Layer>>> = parts.iter().map(|_| None).collect();
+        team.for_pieces(&mut loaded, 1, &|i, one| one[0] = Some(layer(parts[i])));
+        let mut layers = loaded.into_iter().flatten().collect::<Result<Vec<_>>>()?;
+        let head = layers.remove(0);
+        Ok(Self { embedding, layers, head, model, team })
     }
 
     /// The model.

@@ -1,11 +1,12 @@
 use std::io::Read;
+use std::time::Instant;
 
 use clap::Args;
 use fewbit_format::{Error, Result};
 use fewbit_runtime::{Finish, language};
 use fewbit_store::Checkpoint;
 use fewbit_text::{Message, Special, Tokenizer};
-use serde_json::Map;
+use serde_json::{Map, json};
 
 use crate::generation::{GenerationOptions, Speaker};
 use crate::session::Session;
@@ -16,7 +17,7 @@ use crate::{interrupt, loading};
 /// A model with a chat template gets the prompt as a user's message. The text comes on stdout as it is made.
 ///
 /// JSON: text, ids, finish_reason (`stop`, `length`, `interrupted`), prompt_tokens, prompt_tokens_per_second,
-/// tokens_per_second, drafted, accepted (null without `--draft`).
+/// tokens_per_second, drafted, accepted (null without `--draft`), load_seconds.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  fewbit run demo --raw --prompt 'Once upon a time' --max-tokens 50 --temperature 0")]
 pub(crate) struct Run {
@@ -34,17 +35,21 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) fn run(&self, session: &Session) -> Result<()> {
+        let begun = Instant::now();
         let file = loading::model_file(session, &self.model)?;
         let checkpoint = file.checkpoint();
         let tokenizer = language::tokenizer_of(checkpoint)?;
         let mut speaker = Speaker::new(session, &self.generation, &file, &tokenizer)?;
         let ids = self.prompt_ids(checkpoint, &tokenizer)?;
         let models = speaker.load(&file)?;
+        let load_seconds = begun.elapsed().as_secs_f64();
         let answer = speaker.answer(&mut models.generation(&tokenizer)?, &ids)?;
         if !answer.made.text.ends_with('\n') {
             session.output.text("\n")?;
         }
-        session.output.object(&answer.object())?;
+        let mut object = answer.object();
+        object["load_seconds"] = json!(load_seconds);
+        session.output.object(&object)?;
         session.output.note(&answer.summary());
         match answer.made.finish {
             Finish::Interrupted => Err(Error::interrupted("interrupted; the text up to here is printed")),

@@ -93,7 +93,7 @@ fn success_is_one_object_on_stdout_and_nothing_else() {
         (&["inspect", "demo", "--outliers"], &["architecture", "parameters", "tensors", "bits_per_weight", "outliers"]),
         (
             &["run", "demo", "--prompt", "Hi", "--max-tokens", "3"],
-            &["text", "ids", "finish_reason", "prompt_tokens_per_second", "tokens_per_second"],
+            &["text", "ids", "finish_reason", "prompt_tokens_per_second", "tokens_per_second", "load_seconds"],
         ),
         (&["chat", "demo"], &["text", "ids", "finish_reason", "prompt_tokens_per_second", "tokens_per_second"]),
         (&["recipes"], &["recipes"]),

@@ -2,6 +2,7 @@
 
 mod composed;
 mod dense;
+mod held;
 mod int8dot;
 mod packed;
 mod rounded;

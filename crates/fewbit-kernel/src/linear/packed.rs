@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-pub(super) use fewbit_format::tiles::{BLOCK, CELL, Plane, ROWS as TILE, planes};
 use bytes::Bytes;
+pub(super) use fewbit_format::tiles::{BLOCK, CELL, Plane, ROWS as TILE, planes};
 use fewbit_format::{Group, IntCodes, ScaleType, Scales, Storage, tiles};
 use half::{bf16, f16};
 
@@ -114,7 +114,7 @@ impl Cell {
     pub(super) const ZERO: Self = Self([0; CELL]);
 }
 
-fn bytes_of(cells: &mut [Cell]) -> &mut [u8] {
+pub(super) fn bytes_of(cells: &mut [Cell]) -> &mut [u8] {
     let bytes = size_of_val(cells);
     // SAFETY: a cell is bytes and nothing else.
     unsafe { std::slice::from_raw_parts_mut(cells.as_mut_ptr().cast(), bytes) }

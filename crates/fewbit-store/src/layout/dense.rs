@@ -4,7 +4,8 @@ use super::module::Module;
 
 /// Reads `NAME.weight` as plain floats.
 pub(super) fn read(m: Module<'_>) -> Result<Storage> {
-    let quantized = ["qweight", "weight_packed", "weight.codes", "weight.mask"].into_iter().find(|s| m.has(s));
+    let quantized =
+        ["qweight", "weight_packed", "weight.codes", "weight.tiles", "weight.mask"].into_iter().find(|s| m.has(s));
     if let (false, Some(suffix)) = (m.has("weight"), quantized) {
         return Err(Error::input(format!("`{suffix}` tensors, but no quantization settings that explain them"))
             .hint("add `quantization_config` to config.json, or the `quantize_config.json` that belongs to the checkpoint")

@@ -23,7 +23,7 @@ use fewbit_format::{ActivationFormat, ActivationGrid, Band, Error, Online, Resul
 use serde_json::Value;
 
 pub use compressed_tensors::{CompressedTensors, CtConfig};
-pub use fewbit::{Fewbit, FewbitConfig};
+pub use fewbit::{Fewbit, FewbitConfig, is_tiles};
 pub use float8::Float8Config;
 pub use gptq::GptqConfig;
 pub use quantization::Quantization;
@@ -249,7 +249,9 @@ pub fn is_quantized(q: &Quantization, tensors: &dyn Tensors, module: &str) -> bo
         Quantization::None => false,
         Quantization::CompressedTensors(_) => has("weight_packed") || has("weight_scale"),
         Quantization::Gptq(_) => has("qweight"),
-        Quantization::Fewbit(_) => ["codes", "codes.0", "mask"].iter().any(|part| has(&format!("weight.{part}"))),
+        Quantization::Fewbit(_) => {
+            ["codes", "codes.0", "tiles", "tiles.0", "mask"].iter().any(|part| has(&format!("weight.{part}")))
+        }
         Quantization::Float8(_) => has("weight_scale_inv") || has("weight_scale"),
         Quantization::Other(_) => {
             !has("weight") || tensors.tensor(&format!("{module}.weight")).is_ok_and(|t| !t.dtype.is_float())

@@ -1,7 +1,8 @@
 use bytes::Bytes;
-use fewbit_format::{Dtype, Error, IntCodes, Result, ScaleType, Tensor};
+use fewbit_format::{Dtype, Error, IntCodes, Result, ScaleType, Scales, Tensor};
 
 use super::Tensors;
+use crate::finite;
 
 /// One linear that is being read: where its tensors come from, its name, and the shape `[out, in]` that the model gives it.
 #[derive(Clone, Copy)]
@@ -49,14 +50,17 @@ impl Module<'_> {
 
     /// The scales `NAME.suffix`, which must be finite numbers in one of these shapes.
     pub(super) fn scales(&self, suffix: &str, shapes: &[impl AsRef<[usize]>]) -> Result<(ScaleType, Vec<f32>)> {
+        let scales = self.finite_scales(suffix, shapes)?;
+        Ok((scales.kind(), scales.values()))
+    }
+
+    /// [`scales`](Self::scales) as they are stored.
+    pub(super) fn finite_scales(&self, suffix: &str, shapes: &[impl AsRef<[usize]>]) -> Result<Scales> {
         let (scale, bytes) = self.stored_scales(suffix, shapes)?;
-        let dtype = scale.dtype();
-        let mut values = vec![0.0; bytes.len() / dtype.size_bytes()];
-        dtype.widen(&bytes, &mut values).ok_or_else(|| Error::internal("scales that are no floats"))?;
-        match values.iter().position(|v| !v.is_finite()) {
-            Some(at) => Err(Error::input(format!("holds {} at position {at}, where a scale is needed", values[at]))
+        match finite::first_in_plain(scale.dtype(), &bytes) {
+            Some((at, value)) => Err(Error::input(format!("holds {value} at position {at}, where a scale is needed"))
                 .tensor(&self.full_name(suffix))),
-            None => Ok((scale, values)),
+            None => Ok(Scales::stored(scale, bytes)),
         }
     }
 

@@ -28,14 +28,15 @@ fn codes(rows: usize, cols: usize, grid: IntGrid, offsets: bool, seed: u64) -> I
 }
 
 fn grids() -> impl Strategy<Value = (usize, usize, IntGrid)> {
-    let group = prop_oneof![Just(Group::Tensor), Just(Group::Row), (1usize..20).prop_map(Group::Columns)];
+    // Groups of 16 and 32 columns among them, and 32 rows: such lie in tiles.
+    let width = prop_oneof![1usize..20, Just(16), Just(32)];
+    let group = prop_oneof![Just(Group::Tensor), Just(Group::Row), width.prop_map(Group::Columns)];
     let scale = prop_oneof![Just(ScaleType::F16), Just(ScaleType::BF16), Just(ScaleType::F32)];
-    (1usize..40, 1usize..4, 1u8..=8, group, any::<bool>(), scale).prop_map(
-        |(rows, n, bits, group, symmetric, scale)| {
-            let cols = if let Group::Columns(g) = group { g * n } else { 13 * n };
-            (rows, cols, IntGrid { bits, group, symmetric, scale })
-        },
-    )
+    let rows = prop_oneof![1usize..40, Just(32)];
+    (rows, 1usize..4, 1u8..=8, group, any::<bool>(), scale).prop_map(|(rows, n, bits, group, symmetric, scale)| {
+        let cols = if let Group::Columns(g) = group { g * n } else { [13, 32][rows / 32] * n };
+        (rows, cols, IntGrid { bits, group, symmetric, scale })
+    })
 }
 
 /// Numbers of a second level for the groups of these rows.
@@ -57,8 +58,13 @@ fn quantization(layout: &dyn Layout, scheme: Option<Scheme>) -> Quantization {
     Quantization::parse(&json!({ "quantization_config": settings }), None).unwrap()
 }
 
-/// Writes, reads, and finds the same.
+/// Writes, reads, and finds the same, whether the codes lie in rows or in tiles.
 fn check(layout: &dyn Layout, codes: &IntCodes) {
+    let bytes = |codes: &IntCodes| {
+        let tensors = layout.tensors("m", &Storage::Int(codes.clone())).unwrap();
+        tensors.into_iter().map(|(name, t)| (name, t.shape, t.bytes)).collect::<Vec<_>>()
+    };
+    assert_eq!(bytes(codes), bytes(&codes.in_tiles()));
     let storage = Storage::Int(codes.clone());
     let tensors: BTreeMap<String, Tensor> = layout.tensors("m", &storage).unwrap().into_iter().collect();
     let q = quantization(layout, Scheme::of(&storage));
@@ -72,6 +78,7 @@ fn check(layout: &dyn Layout, codes: &IntCodes) {
         panic!("not integer codes")
     };
     assert_eq!(back, *codes);
+    assert_eq!(back.cells().is_some(), layout.name() == "fewbit" && codes.suits_tiles());
 }
 
 proptest! {
@@ -83,6 +90,32 @@ proptest! {
             codes = codes.with_group_index((0..cols as u32).map(|c| c % groups).collect()).unwrap();
         }
         check(&Fewbit, &codes);
+    }
+
+    /// Version 1 had rows alone.
+    #[test]
+    fn rows_are_read_where_tiles_would_be_written((rows, cols, grid) in grids(), seed: u64) {
+        let codes = codes(rows, cols, grid, false, seed);
+        prop_assume!(codes.suits_tiles());
+        let mut tensors: BTreeMap<String, Tensor> =
+            Fewbit.tensors("m", &Storage::Int(codes.clone())).unwrap().into_iter().collect();
+        tensors.remove("m.weight.tiles").unwrap();
+        let shape = match grid.group {
+            Group::Tensor => vec![1],
+            _ => vec![rows, codes.groups_per_row()],
+        };
+        tensors.insert("m.weight.scales".to_owned(), codes.scales().plain().unwrap().tensor(&shape));
+        let bytes = |shape: Vec<usize>, bytes| Tensor { dtype: Dtype::U8, shape, bytes };
+        let packed = bytes(vec![rows, packed_len(cols, grid.bits)], codes.packed().clone());
+        tensors.insert("m.weight.codes".to_owned(), packed);
+        if let Zeros::Codes(zeros) = codes.zeros() {
+            let mut packed = vec![0; packed_len(zeros.len(), grid.bits)];
+            pack_bits(zeros, grid.bits, &mut packed);
+            tensors.insert("m.weight.zeros".to_owned(), bytes(vec![packed.len()], packed.into()));
+        }
+        let q = quantization(&Fewbit, Scheme::of(&Storage::Int(codes.clone())));
+        let back = read_linear(&q, &tensors, "m", [rows, cols]).unwrap();
+        prop_assert!(matches!(back, Storage::Int(back) if back == codes && back.cells().is_none()));
     }
 
     #[test]

@@ -78,15 +78,26 @@ fn rounded(linear: &QuantizedLinear, tokens: usize, x: &[f32]) -> Vec<f64> {
     back
 }
 
+/// The same with integers in tiles, as our own files have them.
+fn in_tiles(linear: &QuantizedLinear) -> QuantizedLinear {
+    let storage = match &linear.bands[0].storage {
+        Storage::Int(codes) => Storage::Int(codes.in_tiles().into_owned()),
+        other => other.clone(),
+    };
+    QuantizedLinear::uniform(storage, None)
+}
+
 /// `spread`: the greatest product of a scale and a code. Such terms cancel against zero points and offsets, whatever the
 /// size of the decoded weight, and leave their rounding.
 fn check(linears: &[Arc<QuantizedLinear>], tokens: usize, x: &[f32], spread: f64) {
     let cols = linears[0].shape[1];
     let (one, three) = (Team::new(1), Team::new(3));
     let mut by_level = Vec::new();
+    let tiled: Vec<_> = linears.iter().map(|l| Arc::new(in_tiles(l))).collect();
     for level in Level::of_machine() {
         let outs = run(level, &one, linears, tokens, x);
         assert_eq!(outs, run(level, &three, linears, tokens, x));
+        assert_eq!(outs, run(level, &one, &tiled, tokens, x), "codes stored in tiles, {level:?}");
         let alone = run(level, &three, linears, 1, &x[(tokens - 1) * cols..]);
         for (linear, (out, alone)) in linears.iter().zip(outs.iter().zip(&alone)) {
             assert_eq!(out[(tokens - 1) * linear.shape[0]..], alone[..], "the last token alone, {level:?}");

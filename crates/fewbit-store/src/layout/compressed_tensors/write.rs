@@ -77,6 +77,7 @@ impl Layout for CompressedTensors {
                 return Err(Error::internal("what it cannot hold was refused before"));
             }
         };
+        let codes = codes.in_rows();
         let [rows, cols] = codes.shape();
         let IntGrid { bits, group, scale, .. } = codes.grid();
         let mut unpacked = vec![0; rows * cols];

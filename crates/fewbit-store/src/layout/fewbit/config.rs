@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 use crate::layout::input;
 use crate::layout::scheme::Scheme;
 
-/// The version of the layout that is written and read.
-const VERSION: u64 = 1;
+/// The version of the layout that is written; those before it, which have no tiles, are read too.
+const VERSION: u64 = 2;
 
 /// Settings of `"quant_method": "fewbit"`: a scheme for all quantized modules, and those that differ.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,9 +19,9 @@ pub struct FewbitConfig {
 
 impl FewbitConfig {
     pub(in crate::layout) fn parse(v: &Value) -> Result<Self> {
-        if v["version"].as_u64() != Some(VERSION) {
+        if !v["version"].as_u64().is_some_and(|version| (1..=VERSION).contains(&version)) {
             return Err(Error::input(format!(
-                "the `fewbit` layout has version {}, where {VERSION} is read",
+                "the `fewbit` layout has version {}, where 1 to {VERSION} are read",
                 v["version"]
             ))
             .hint("use a newer release of this program"));

@@ -7,7 +7,7 @@ mod read;
 mod sides;
 mod write;
 
-use fewbit_format::Group;
+use fewbit_format::{Group, tiles};
 
 pub use config::FewbitConfig;
 pub(super) use online::read as read_online;
@@ -20,6 +20,7 @@ use super::Scheme;
 /// The tensors of one band, of which some may be absent.
 const PARTS: &[&str] = &[
     "codes",
+    "tiles",
     "scales",
     "zeros",
     "offsets",
@@ -34,6 +35,11 @@ const PARTS: &[&str] = &[
     "mask",
     "kept",
 ];
+
+/// Whether a tensor holds tiles, which kernels read where they are stored if they begin at a multiple of 64 bytes.
+pub fn is_tiles(tensor: &str) -> bool {
+    tensor.contains(".weight.tiles")
+}
 
 /// All tensor names that a module's weight may have.
 pub(super) fn names(config: &FewbitConfig, module: &str) -> Vec<String> {
@@ -62,5 +68,13 @@ fn scale_shape(group: Group, rows: usize, cols: usize) -> Vec<usize> {
         Group::Tensor => vec![1],
         Group::Block([height, _]) => vec![rows.div_ceil(height), group.per_row(cols)],
         _ => vec![rows, group.per_row(cols)],
+    }
+}
+
+/// The shape of the scales of one band that lies in tiles.
+fn tile_shape(group: Group, rows: usize, cols: usize) -> Vec<usize> {
+    match group {
+        Group::Tensor => vec![1],
+        _ => vec![rows.div_ceil(tiles::ROWS), group.per_row(cols), tiles::ROWS],
     }
 }

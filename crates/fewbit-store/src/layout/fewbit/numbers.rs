@@ -43,8 +43,8 @@ pub(super) fn read(
 ) -> Result<(ScaleType, Numbers)> {
     let part = |of: &str| format!("weight.{name}.{of}{end}");
     let Some(second) = second.filter(|_| m.has(&part(PARTS[0]))) else {
-        let (scale, values) = m.scales(&format!("weight.{name}{end}"), &[shape])?;
-        return Ok((scale, values.into()));
+        let scales = m.finite_scales(&format!("weight.{name}{end}"), &[shape])?;
+        return Ok((scales.kind(), Numbers::Plain(scales)));
     };
     let place = |e: Error| e.tensor(&m.full_name(&part(PARTS[0])));
     let [rows, per_row] = *shape else {

@@ -3,10 +3,10 @@ use std::ops::Range;
 use fewbit_format::{
     Band, Dtype, Error, FloatCodes, FloatGrid, IntCodes, IntGrid, LATTICE_DIM, LatticeCodes, LatticeGrid, Result,
     SecondStage, SignCodes, SignGrid, Storage, TILE, TableCodes, TableGrid, TrellisCodes, TrellisGrid, TwoOfFour,
-    VectorCodes, VectorGrid, Zeros, packed_len, unpack_bits,
+    VectorCodes, VectorGrid, Zeros, packed_len, tiles, unpack_bits,
 };
 
-use super::{FewbitConfig, numbers, scale_shape};
+use super::{FewbitConfig, numbers, scale_shape, tile_shape};
 use crate::layout::module::Module;
 use crate::layout::scheme::{FloatScheme, IntScheme, LatticeScheme, Scheme, SignScheme, TableScheme, TrellisScheme};
 
@@ -75,9 +75,15 @@ fn read_band(scheme: IntScheme, m: Module<'_>, rows: Range<usize>, band: &str) -
     let IntScheme { bits, group, .. } = scheme;
     let (rows, cols) = (rows.len(), m.shape[1]);
     let part = |name: &str| format!("weight.{name}{band}");
-    group.check(cols).map_err(|e| e.tensor(&m.full_name(&part("codes"))))?;
-    let codes = read_codes(m, &part("codes"), rows, bits)?;
-    let shape = scale_shape(group, rows, cols);
+    group.check(cols).map_err(|e| e.tensor(&m.full_name(&part("scales"))))?;
+    let is_tiled = m.has(&part("tiles"));
+    let (place, packed, shape) = if is_tiled {
+        let shape = [rows.div_ceil(tiles::ROWS), tiles::tile_bytes(cols, bits)];
+        (part("tiles"), m.part_as(&part("tiles"), Dtype::U8, &shape)?.bytes, tile_shape(group, rows, cols))
+    } else {
+        let packed = m.part_as(&part("codes"), Dtype::U8, &[rows, packed_len(cols, bits)])?.bytes;
+        (part("codes"), packed, scale_shape(group, rows, cols))
+    };
     let numbers = |name: &str| numbers::read(m, name, band, scheme.second, &shape);
     let (scale, scales) = numbers("scales")?;
     let zeros = if m.has(&part("zeros")) {
@@ -96,8 +102,8 @@ fn read_band(scheme: IntScheme, m: Module<'_>, rows: Range<usize>, band: &str) -
             .tensor(&m.full_name(&part("zeros"))));
     };
     let grid = IntGrid { bits, group, symmetric: zeros == Zeros::Middle, scale };
-    let codes =
-        IntCodes::new(rows, cols, grid, &codes, scales, zeros).map_err(|e| e.tensor(&m.full_name(&part("codes"))))?;
+    let make = if is_tiled { IntCodes::from_tiles } else { IntCodes::from_packed };
+    let codes = make([rows, cols], grid, packed, scales, zeros).map_err(|e| e.tensor(&m.full_name(&place)))?;
     m.grouped_by(&part("group_index"), codes)
 }
 

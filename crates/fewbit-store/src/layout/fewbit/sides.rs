@@ -1,6 +1,6 @@
 //! What stands beside the codes of a weight.
 
-use fewbit_format::{Dtype, Error, Gaps, LowRank, Result, Sides, Sparse, SparseValues, Tensor};
+use fewbit_format::{Dtype, Error, Gaps, LowRank, Result, Sides, Sparse, SparseValues, Tensor, tiles};
 use half::f16;
 
 use crate::layout::module::Module;
@@ -37,11 +37,12 @@ pub(super) fn sparse_tensors(module: &str, sparse: &Sparse) -> Vec<(String, Tens
 pub(in crate::layout) fn read_sides(q: &Quantization, m: Module<'_>) -> Result<Sides> {
     let sparse = m.has(SPARSE[1]).then(|| read_sparse(m)).transpose()?;
     let [left, right] = FACTORS.map(|f| m.full_name(f));
-    let rank = ["weight", "weight.codes"].iter().find_map(|part| {
+    let rank = [("weight", 1), ("weight.codes", 1), ("weight.tiles", tiles::ROWS)].iter().find_map(|(part, each)| {
         let name = format!("{right}.{part}");
-        m.tensors.contains(&name).then(|| m.tensors.tensor(&name))
+        let rows = |t: Tensor| t.shape.first().and_then(|n| n.checked_mul(*each));
+        m.tensors.contains(&name).then(|| m.tensors.tensor(&name).map(rows))
     });
-    let Some(rank) = rank.transpose()?.and_then(|t| t.shape.first().copied()) else {
+    let Some(rank) = rank.transpose()?.flatten() else {
         return Ok(Sides { sparse, low_rank: None });
     };
     let [rows, cols] = m.shape;

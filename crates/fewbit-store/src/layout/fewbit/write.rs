@@ -1,12 +1,13 @@
+use bytes::Bytes;
 use fewbit_format::{
     ActivationGrid, Band, Dtype, Error, FloatCodes, FloatGrid, IntCodes, IntGrid, LATTICE_DIM, LatticeCodes, Numbers,
     Online, Result, SecondStage, Sides, SignCodes, SignGrid, Storage, TILE, TableCodes, TableGrid, Tensor,
-    TrellisCodes, TwoOfFour, VectorCodes, Zeros, pack_bits, packed_len,
+    TrellisCodes, TwoOfFour, VectorCodes, Zeros, pack_bits, packed_len, tiles,
 };
 use half::f16;
 use serde_json::Value;
 
-use super::{config, numbers, online, scale_shape, sides};
+use super::{config, numbers, online, scale_shape, sides, tile_shape};
 use crate::layout::{Layout, Scheme, SideTensors};
 
 /// Our own layout, for what no established one holds: any width, F32 scales, real offsets, reordered groups, bands.
@@ -16,19 +17,18 @@ pub struct Fewbit;
 
 impl Fewbit {
     fn band(module: &str, codes: &IntCodes, suffix: &str) -> Vec<(String, Tensor)> {
-        let [rows, cols] = codes.shape();
-        let IntGrid { bits, group, .. } = codes.grid();
+        let is_tiled = codes.suits_tiles();
+        let codes = if is_tiled { codes.in_tiles() } else { codes.in_rows() };
+        let ([rows, cols], IntGrid { bits, group, .. }) = (codes.shape(), codes.grid());
         let named = |part: &str, tensor: Tensor| (format!("{module}.weight.{part}{suffix}"), tensor);
-        let bytes = |shape: Vec<usize>, bytes: Vec<u8>| Tensor { dtype: Dtype::U8, shape, bytes: bytes.into() };
-        let row_bytes = packed_len(cols, bits);
-        let mut packed = vec![0; rows * row_bytes];
-        let mut row = vec![0; cols];
-        for (r, out) in packed.chunks_exact_mut(row_bytes).enumerate() {
-            codes.row_codes(r, &mut row);
-            pack_bits(&row, bits, out);
-        }
-        let shape = scale_shape(group, rows, cols);
-        let mut tensors = vec![named("codes", bytes(vec![rows, row_bytes], packed))];
+        let bytes = |shape: Vec<usize>, bytes: Bytes| Tensor { dtype: Dtype::U8, shape, bytes };
+        let (shape, mut tensors) = if let Some(cells) = codes.cells() {
+            let tiles = named("tiles", bytes(vec![rows / tiles::ROWS, tiles::tile_bytes(cols, bits)], cells.clone()));
+            (tile_shape(group, rows, cols), vec![tiles])
+        } else {
+            let packed = bytes(vec![rows, packed_len(cols, bits)], codes.packed().clone());
+            (scale_shape(group, rows, cols), vec![named("codes", packed)])
+        };
         let numbers = |part: &str, n: &Numbers| numbers::tensors(&format!("{module}.weight.{part}"), suffix, n, &shape);
         tensors.extend(numbers("scales", codes.scales()));
         match codes.zeros() {
@@ -36,7 +36,7 @@ impl Fewbit {
             Zeros::Codes(zeros) => {
                 let mut packed = vec![0; packed_len(zeros.len(), bits)];
                 pack_bits(zeros, bits, &mut packed);
-                tensors.push(named("zeros", bytes(vec![packed.len()], packed)));
+                tensors.push(named("zeros", bytes(vec![packed.len()], packed.into())));
             }
             Zeros::Offsets(offsets) => tensors.extend(numbers("offsets", offsets)),
             Zeros::Points(points) => tensors.extend(numbers("points", points)),
