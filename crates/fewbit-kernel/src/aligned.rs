@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use crate::lanes::Number;
 
-const LINE_BYTES: usize = 64;
+pub(crate) const LINE_BYTES: usize = 64;
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]

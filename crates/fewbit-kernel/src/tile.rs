@@ -2,6 +2,7 @@
 
 use std::ptr;
 
+use crate::aligned::LINE_BYTES;
 use crate::lanes::{Number, Simd};
 
 /// Rows of one [`add_product`] that are fastest where there are many.
@@ -17,7 +18,7 @@ pub(crate) const MOST_ROWS: usize = 8;
 #[inline(always)]
 pub(crate) fn add_product<S: Simd>(
     s: S,
-    [rows, depth, cols]: [usize; 3],
+    shape: [usize; 3],
     a: &[f32],
     a_stride: usize,
     b: &[f32],
@@ -25,39 +26,14 @@ pub(crate) fn add_product<S: Simd>(
     c: &mut [f32],
     c_stride: usize,
 ) {
-    if depth == 0 || cols == 0 || rows == 0 {
-        return;
-    }
-    assert!(a.len() >= (rows - 1) * a_stride + depth, "left side");
-    add_strided(s, [rows, depth, cols], (a, a_stride, 1), b, b_stride, ptr::null(), c, c_stride);
-}
-
-/// [`add_product`] with a right side of any number, while as much memory at `ahead` is fetched as `b` takes; none at the
-/// null pointer.
-#[inline(always)]
-pub(crate) fn add_product_ahead<S: Simd, T: Number>(
-    s: S,
-    [rows, depth, cols]: [usize; 3],
-    a: &[f32],
-    a_stride: usize,
-    b: &[T],
-    b_stride: usize,
-    ahead: *const T,
-    c: &mut [f32],
-    c_stride: usize,
-) {
-    if depth == 0 || cols == 0 || rows == 0 {
-        return;
-    }
-    assert!(a.len() >= (rows - 1) * a_stride + depth, "left side");
-    add_strided(s, [rows, depth, cols], (a, a_stride, 1), b, b_stride, ahead, c, c_stride);
+    add_product_ahead(s, shape, (a, a_stride, 1), (b, b_stride, ptr::null()), c, c_stride);
 }
 
 /// [`add_product`] with the transpose of `A[depth, rows]` as the left side.
 #[inline(always)]
 pub(crate) fn add_product_transposed<S: Simd>(
     s: S,
-    [rows, depth, cols]: [usize; 3],
+    shape: [usize; 3],
     a: &[f32],
     a_stride: usize,
     b: &[f32],
@@ -65,26 +41,25 @@ pub(crate) fn add_product_transposed<S: Simd>(
     c: &mut [f32],
     c_stride: usize,
 ) {
-    if depth == 0 || cols == 0 || rows == 0 {
-        return;
-    }
-    assert!(a.len() >= (depth - 1) * a_stride + rows, "left side");
-    add_strided(s, [rows, depth, cols], (a, 1, a_stride), b, b_stride, ptr::null(), c, c_stride);
+    add_product_ahead(s, shape, (a, 1, a_stride), (b, b_stride, ptr::null()), c, c_stride);
 }
 
-/// The left side as its strides from row to row and along the depth, which the callers have checked.
+/// [`add_product`] with a right side of any number, while `depth · cols` numbers are fetched that lie at the address beside
+/// it: none at the null pointer. The left side has a stride from row to row and one along the depth.
 #[inline(always)]
-fn add_strided<S: Simd, T: Number>(
+pub(crate) fn add_product_ahead<S: Simd, T: Number>(
     s: S,
     [rows, depth, cols]: [usize; 3],
     (a, a_row, a_step): (&[f32], usize, usize),
-    b: &[T],
-    b_stride: usize,
-    ahead: *const T,
+    (b, b_stride, ahead): (&[T], usize, *const T),
     c: &mut [f32],
     c_stride: usize,
 ) {
+    if depth == 0 || cols == 0 || rows == 0 {
+        return;
+    }
     assert!(cols.is_multiple_of(S::LANES) && rows <= MOST_ROWS, "a tile of whole vectors");
+    assert!(a.len() > (rows - 1) * a_row + (depth - 1) * a_step, "left side");
     assert!(b.len() >= (depth - 1) * b_stride + cols, "right side");
     assert!(c.len() >= (rows - 1) * c_stride + cols, "result");
     let (a, b, c) = ((a.as_ptr(), a_row, a_step), (b.as_ptr(), b_stride, ahead), (c.as_mut_ptr(), c_stride));
@@ -122,7 +97,7 @@ unsafe fn strip<S: Simd, T: Number, const R: usize>(
     // SAFETY: the shapes are the caller's promise, and `at` stays below `cols`.
     unsafe {
         while at + at_once * S::LANES <= cols {
-            let (b, c) = ((b.0.add(at), b.1, moved(b.2, at)), (c.0.add(at), c.1));
+            let (b, c) = ((b.0.add(at), b.1, moved(b.2, at * depth)), (c.0.add(at), c.1));
             match at_once {
                 4 => tile::<S, T, R, 4>(s, depth, a, b, c),
                 2 => tile::<S, T, R, 2>(s, depth, a, b, c),
@@ -131,7 +106,7 @@ unsafe fn strip<S: Simd, T: Number, const R: usize>(
             at += at_once * S::LANES;
         }
         while at < cols {
-            tile::<S, T, R, 1>(s, depth, a, (b.0.add(at), b.1, moved(b.2, at)), (c.0.add(at), c.1));
+            tile::<S, T, R, 1>(s, depth, a, (b.0.add(at), b.1, moved(b.2, at * depth)), (c.0.add(at), c.1));
             at += S::LANES;
         }
     }
@@ -143,7 +118,8 @@ fn moved<T>(at: *const T, by: usize) -> *const T {
     if at.is_null() { at } else { at.wrapping_add(by) }
 }
 
-/// `R` rows by `N` vectors, held in registers.
+/// `R` rows by `N` vectors, held in registers. What is fetched ahead is read front to back, as many bytes in each step as of
+/// the right side: so that the hardware sees a stream.
 #[inline(always)]
 unsafe fn tile<S: Simd, T: Number, const R: usize, const N: usize>(
     s: S,
@@ -164,8 +140,8 @@ unsafe fn tile<S: Simd, T: Number, const R: usize, const N: usize>(
             let mut right = [s.splat(0.0); N];
             for n in 0..N {
                 right[n] = T::load_at(s, b.add(k * b_stride + n * S::LANES));
-                if !ahead.is_null() {
-                    s.prefetch(ahead.wrapping_add(k * b_stride + n * S::LANES));
+                if !ahead.is_null() && (n * S::LANES * size_of::<T>()).is_multiple_of(LINE_BYTES) {
+                    s.prefetch(ahead.wrapping_add((k * N + n) * S::LANES));
                 }
             }
             for r in 0..R {

@@ -11,7 +11,7 @@ use crate::elementwise::activation::softcap_lanes;
 use crate::elementwise::transcendental::exp_lanes;
 use crate::lanes::{Number, Simd, vectorised};
 use crate::team::Disjoint;
-use crate::tile::{MOST_ROWS, ROWS, add_product, add_product_ahead};
+use crate::tile::{MOST_ROWS, ROWS, add_product, add_product_ahead, add_product_transposed};
 
 /// Positions whose sums are made apart and then added, section after section: what threads share where queries are few.
 /// Part of the arithmetic, as [`PAGE`] is.
@@ -120,18 +120,19 @@ fn sum_section<S: Simd, T: Number>(
     let work = Work::new(scratch, rows, dim, if converts { PAGE * padded } else { 0 });
     let sums = Sums::of(sums, rows);
     sums.values.fill(0.0);
+    // Few rows are one strip where there are registers, so that pages are read and converted once.
+    let most = if S::LANES == 16 { MOST_ROWS } else { ROWS };
+    let strip_rows = if rows > FEW_ROWS { ROWS } else { rows.div_ceil(rows.div_ceil(most)) };
     for r in 0..rows {
         let at = block.offset(shape, r);
-        for (to, from) in work.queries[r * dim..(r + 1) * dim].iter_mut().zip(&q[at..at + dim]) {
-            *to = from * shape.scale;
-        }
+        let (strip, width) = (r - r % strip_rows, strip_rows.min(rows - (r - r % strip_rows)));
+        let to = work.queries[strip * dim + r % strip_rows..].iter_mut().step_by(width);
+        to.zip(&q[at..at + dim]).for_each(|(to, from)| *to = from * shape.scale);
         // A sink is in front of the first position that the row sees.
         let sink = shape.sinks.filter(|_| block.visible(shape, r).start / SECTION == section);
         let sink = sink.map(|sinks| sinks[block.kv_head * shape.group() + r % shape.group()]);
         (sums.tops[r], sums.totals[r]) = sink.map_or((f32::NEG_INFINITY, 0.0), |sink| (sink, 1.0));
     }
-    // Few rows are one strip, so that pages are read and converted once.
-    let strip_rows = if rows > FEW_ROWS { ROWS } else { rows.div_ceil(rows.div_ceil(MOST_ROWS)) };
     let seen = block.seen(shape);
     let [first, end] = [seen.start.max(section * SECTION), seen.end.min((section + 1) * SECTION)];
     for page in first / PAGE..end.div_ceil(PAGE) {
@@ -160,9 +161,9 @@ fn sum_section<S: Simd, T: Number>(
             scores.fill(0.0);
             let (product, queries) = ([strip.len(), dim, PAGE], &work.queries[from * dim..]);
             if converts {
-                add_product(s, product, queries, dim, work.keys, PAGE, scores, PAGE);
+                add_product_transposed(s, product, queries, strip.len(), work.keys, PAGE, scores, PAGE);
             } else {
-                add_product_ahead(s, product, queries, dim, keys, PAGE, ahead[0], scores, PAGE);
+                add_product_ahead(s, product, (queries, 1, strip.len()), (keys, PAGE, ahead[0]), scores, PAGE);
             }
             let mut shrink = [0.0; 16];
             for (r, (scores, shrink)) in strip.clone().zip(scores.chunks_exact_mut(PAGE).zip(&mut shrink)) {
@@ -184,7 +185,8 @@ fn sum_section<S: Simd, T: Number>(
             if converts {
                 add_product(s, product, weights, PAGE, &work.values[place..], padded, to, padded);
             } else {
-                add_product_ahead(s, product, weights, PAGE, &values[place..], padded, ahead[1], to, padded);
+                let values = (&values[place..], padded, ahead[1]);
+                add_product_ahead(s, product, (weights, PAGE, 1), values, to, padded);
             }
             // The other strips find them there.
             ahead = [std::ptr::null(); 2];
@@ -259,7 +261,7 @@ struct Work<'a> {
     values: &'a mut [f32],
     /// `[MOST_ROWS, PAGE]`: scores, then weights.
     scores: &'a mut [f32],
-    /// `[rows, dim]`, times the scale.
+    /// Strip after strip `[dim, rows]`, times the scale.
     queries: &'a mut [f32],
 }
 

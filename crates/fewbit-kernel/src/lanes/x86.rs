@@ -299,7 +299,8 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     unsafe fn load_half_at(self, x: *const f16) -> __m512 {
-        proven!(_mm512_cvtph_ps(_mm256_loadu_si256(x.cast())))
+        // `_mm512_cvtph_ps` asks for no exceptions, which an operand in memory cannot say.
+        proven!(_mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(x.cast())))
     }
 
     #[inline(always)]
