@@ -48,7 +48,7 @@ impl Runtime {
         team.for_pieces(&mut loaded, 1, &|i, one| one[0] = Some(layer(parts[i])));
         let mut layers = loaded.into_iter().flatten().collect::<Result<Vec<_>>>()?;
         let head = layers.remove(0);
-        Ok(Self { embedding, layers, head, model, team })
+        Ok(Self { model, embedding, layers, head, team })
     }
 
     /// The model.
