@@ -47,6 +47,19 @@ fn multiply_pairs(mut sums: int32x4_t, rows: int8x16_t, tokens: int8x16_t) -> in
     sums
 }
 
+/// Four f16 as f32.
+#[inline]
+#[target_feature(enable = "neon")]
+fn widen(halves: uint16x4_t) -> float32x4_t {
+    let widened;
+    // SAFETY: the instruction is part of NEON, and touches only these registers.
+    unsafe {
+        asm!("fcvtl {:v}.4s, {:v}.4h", out(vreg) widened, in(vreg) halves,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    widened
+}
+
 /// As [`super::scalar::few`].
 ///
 /// # Safety
@@ -269,8 +282,7 @@ unsafe fn params(packed: &Packed, index: usize) -> [float32x4_t; 2] {
 unsafe fn four(numbers: &Numbers, index: usize) -> float32x4_t {
     let half = |v: *const u16| {
         // SAFETY: the caller promises the index.
-        let bits = unsafe { vld1_u16(v) };
-        vcvt_f32_f16(vreinterpret_f16_u16(bits))
+        widen(unsafe { vld1_u16(v) })
     };
     // SAFETY: as above.
     unsafe {
