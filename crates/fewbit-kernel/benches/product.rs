@@ -1,7 +1,7 @@
 //! Speed of the products and the linear kernels beside the machine's own limits, all in one run: read the shares.
 //!
 //! `cargo bench -p fewbit-kernel --bench product [-- [LEVEL] [PART OF A NAME]]`, with `LEVEL` one of
-//! `scalar`, `avx2`, `avx512`.
+//! the names that `fewbit --cpu` takes.
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 
 use std::hint::black_box;
