@@ -11,8 +11,8 @@ use fewbit_store::PartWeights;
 use smallvec::SmallVec;
 
 use crate::routing::Dispatched;
-use crate::rowwise::run_rowwise;
-use crate::steps::{Program, Step};
+use crate::rowwise::{activation, run_rowwise};
+use crate::steps::{Gated, Program, Step};
 use crate::{Batch, Hooks, LayerCache};
 
 /// One graph with its weights, ready to run.
@@ -70,20 +70,35 @@ pub struct Workspace {
     outs: Vec<Buffer>,
 }
 
-/// The first `len` numbers are a value; what follows was one of an earlier run, and is not written anew for each.
+/// `len` numbers from `first` on are a value; what follows was one of an earlier run, and is not written anew for each.
 #[derive(Debug, Default)]
 struct Buffer {
     data: Vec<f32>,
+    first: usize,
     len: usize,
 }
 
 impl Buffer {
+    /// Numbers of a cache line, on which a buffer of zeros begins: vectors that cross lines cost two.
+    const LINE: usize = 16;
+
     fn of(data: Vec<f32>) -> Self {
-        Self { len: data.len(), data }
+        Self { first: 0, len: data.len(), data }
+    }
+
+    fn zeros(len: usize) -> Self {
+        let data = vec![0.0; len + Self::LINE - 1];
+        let first = data.as_ptr().align_offset(Self::LINE * size_of::<f32>()).min(Self::LINE - 1);
+        Self { data, first, len }
+    }
+
+    fn capacity(&self) -> usize {
+        self.data.len() - self.first
     }
 
     fn into_vec(mut self) -> Vec<f32> {
-        self.data.truncate(self.len);
+        self.data.truncate(self.first + self.len);
+        self.data.drain(..self.first);
         self.data
     }
 }
@@ -92,13 +107,13 @@ impl Deref for Buffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &self.data[..self.len]
+        &self.data[self.first..][..self.len]
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.data[..self.len]
+        &mut self.data[self.first..][..self.len]
     }
 }
 
@@ -125,15 +140,15 @@ impl Workspace {
     fn take(&mut self, value: ValueId, len: usize) {
         // The smallest buffer that holds it, else the largest: growing that one wastes least. A much larger one is left
         // for a value that needs it.
-        let fit = (0..self.free.len()).filter(|i| self.free[*i].data.len() <= 2 * len).min_by_key(|i| {
-            let size = self.free[*i].data.len();
+        let fit = (0..self.free.len()).filter(|i| self.free[*i].capacity() <= 2 * len).min_by_key(|i| {
+            let size = self.free[*i].capacity();
             if size >= len { (0, size) } else { (1, usize::MAX - size) }
         });
         let mut buffer = fit.map(|i| self.free.swap_remove(i)).unwrap_or_default();
-        if buffer.data.len() < len {
+        if buffer.capacity() < len {
             // The old content is of no use: what it lay in goes first.
             drop(buffer);
-            buffer = Buffer::of(vec![0.0; len]);
+            buffer = Buffer::zeros(len);
         }
         buffer.len = len;
         self.values[value] = buffer;
@@ -212,7 +227,13 @@ impl Layer {
     ) {
         let tokens = batch.tokens();
         workspace.values.resize_with(self.graph.values.len(), Buffer::default);
-        for (step, dead) in self.program.steps[steps.clone()].iter().zip(&self.program.dead_after[steps]) {
+        let mut at = steps.start;
+        while at < steps.end {
+            if at + Gated::STEPS <= steps.end && self.run_gated(team, tokens, at, hooks, workspace) {
+                at += Gated::STEPS;
+                continue;
+            }
+            let (step, dead) = (&self.program.steps[at], &self.program.dead_after[at]);
             match step {
                 Step::Linears { inputs, outputs, kernels, routed } => {
                     for v in outputs {
@@ -242,7 +263,38 @@ impl Layer {
             for v in dead {
                 workspace.give_back(*v);
             }
+            at += 1;
         }
+    }
+
+    /// Runs the gated unit that begins with a step in one go, if there is one whose kernel can and whose insides nobody
+    /// wants to see.
+    fn run_gated(
+        &self,
+        team: &Team,
+        tokens: usize,
+        step: usize,
+        hooks: &mut dyn Hooks,
+        workspace: &mut Workspace,
+    ) -> bool {
+        let Some(gated) = &self.program.gated[step] else { return false };
+        if gated.between.iter().any(|v| hooks.wants(*v)) {
+            return false;
+        }
+        workspace.take(gated.output, tokens * self.graph.values[gated.output].width());
+        let mut out = std::mem::take(&mut workspace.values[gated.output]);
+        let x = &workspace.values[gated.input];
+        let kernel = &self.kernels[gated.kernel];
+        let done = kernel.run_gated(team, tokens, x, gated.gate, activation(gated.activation), &mut out);
+        workspace.values[gated.output] = out;
+        if !done {
+            workspace.give_back(gated.output);
+            return false;
+        }
+        self.show(gated.output, hooks, workspace);
+        let dead = &self.program.dead_after[step..step + Gated::STEPS];
+        dead.iter().flatten().for_each(|v| workspace.give_back(*v));
+        true
     }
 
     /// How many steps the graph has: nodes, with the linears that share an input as one.

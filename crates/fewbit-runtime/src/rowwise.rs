@@ -46,12 +46,7 @@ pub fn run_rowwise<'a>(
         }),
         Op::Activation(f) => team.for_rows(dim, out, &|at, out| {
             first(at, out);
-            match f {
-                Activation::Silu => elementwise::silu(out),
-                Activation::GeluErf => elementwise::gelu_erf(out),
-                Activation::GeluTanh => elementwise::gelu_tanh(out),
-                Activation::Relu => elementwise::relu(out),
-            }
+            activation(*f)(out);
         }),
         Op::Softcap { cap } => team.for_rows(dim, out, &|at, out| {
             first(at, out);
@@ -89,4 +84,14 @@ pub fn run_rowwise<'a>(
         _ => return false,
     }
     true
+}
+
+/// An activation in place.
+pub(crate) fn activation(f: Activation) -> fn(&mut [f32]) {
+    match f {
+        Activation::Silu => elementwise::silu,
+        Activation::GeluErf => elementwise::gelu_erf,
+        Activation::GeluTanh => elementwise::gelu_tanh,
+        Activation::Relu => elementwise::relu,
+    }
 }

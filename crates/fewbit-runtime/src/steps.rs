@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use fewbit_graph::{Graph, Node, Op, Routed, ValueId, WeightId};
+use fewbit_graph::{Activation, Graph, Node, Op, Routed, ValueId, WeightId};
 
 /// One step of the straight-line program: a node, or all linears that share an input.
 #[derive(Clone, Debug)]
@@ -28,6 +28,46 @@ impl Step {
     }
 }
 
+/// A gated unit: two linears, an activation of one's output, and the product with the other's. What lies in between
+/// is read by nothing else.
+#[derive(Clone, Debug)]
+pub(crate) struct Gated {
+    pub(crate) input: ValueId,
+    pub(crate) kernel: usize,
+    /// Which of the linears is the gate.
+    pub(crate) gate: usize,
+    pub(crate) activation: Activation,
+    pub(crate) between: [ValueId; 3],
+    pub(crate) output: ValueId,
+}
+
+impl Gated {
+    /// Steps that it stands for.
+    pub(crate) const STEPS: usize = 3;
+
+    fn of(graph: &Graph, steps: &[Step]) -> Option<Self> {
+        let [Step::Linears { inputs, outputs, kernels, routed: None }, Step::Node(first), Step::Node(second), ..] =
+            steps
+        else {
+            return None;
+        };
+        let (&[a, b], &Op::Activation(activation), Op::Mul) = (&**outputs, &first.op, &second.op) else { return None };
+        let gate = [a, b].iter().position(|v| *v == first.inputs[0])?;
+        let between = [a, b, first.output];
+        let factors = [first.output, [b, a][gate]];
+        let is_product = factors.iter().all(|v| second.inputs.contains(v));
+        let read_once = between.iter().all(|v| graph.readers(*v).count() == 1 && *v != graph.output);
+        (is_product && read_once).then(|| Self {
+            input: inputs[0],
+            kernel: kernels.start,
+            gate,
+            activation,
+            between,
+            output: second.output,
+        })
+    }
+}
+
 /// The steps of a graph, and the linears of each kernel.
 #[derive(Clone, Debug)]
 pub(crate) struct Program {
@@ -35,6 +75,8 @@ pub(crate) struct Program {
     pub(crate) kernels: Vec<Vec<WeightId>>,
     /// For each step, the values that nothing reads after it.
     pub(crate) dead_after: Vec<Vec<ValueId>>,
+    /// The gated unit that begins with each step.
+    pub(crate) gated: Vec<Option<Gated>>,
 }
 
 impl Program {
@@ -59,7 +101,8 @@ impl Program {
             steps.push(Step::Linears { inputs, outputs, kernels, routed });
         }
         let dead_after = dead_after(graph, &steps);
-        Self { steps, kernels: groups.into_iter().map(|(_, ws)| ws).collect(), dead_after }
+        let gated = (0..steps.len()).map(|i| Gated::of(graph, &steps[i..])).collect();
+        Self { steps, kernels: groups.into_iter().map(|(_, ws)| ws).collect(), dead_after, gated }
     }
 
     /// How many steps are done once a value is there.

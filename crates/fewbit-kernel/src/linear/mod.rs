@@ -41,6 +41,24 @@ pub trait Kernel: Send + Sync {
     /// If a slice is shorter than its shape, or there is not one output for each linear.
     fn run(&self, team: &Team, tokens: usize, x: &[f32], outs: &mut [&mut [f32]]);
 
+    /// `y = f(W_g x + b_g) ∘ (W_u x + b_u)` for the two linears that these are, `g` being `gate` and `u` the other,
+    /// with `f` in place: the bits of [`run`](Self::run) and two operations on its results, which lie in no memory
+    /// here. `false`, and nothing is done, where a kernel knows no such way.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run).
+    fn run_gated(
+        &self,
+        _team: &Team,
+        _tokens: usize,
+        _x: &[f32],
+        _gate: usize,
+        _activate: fn(&mut [f32]),
+        _out: &mut [f32],
+    ) -> bool {
+        false
+    }
+
     /// Bytes of weights that are read for one token.
     fn bytes(&self) -> usize;
 

@@ -234,6 +234,11 @@ impl Packed {
         Some(Self { rows, blocks, bits, span, group_spans, groups, cells, scales, zeros, order })
     }
 
+    /// The zero that all codes share, if they do.
+    pub(super) fn middle(&self) -> Option<f32> {
+        if let Zeros::Middle(z) = self.zeros { Some(f32::from(z)) } else { None }
+    }
+
     pub(super) fn tiles(&self) -> usize {
         self.rows.div_ceil(TILE)
     }

@@ -1,5 +1,7 @@
 //! Activations rounded to 8 bits: per token and span of columns, symmetric, to nearest even, codes in `−127..=127`.
 
+use std::ops::Range;
+
 use fewbit_format::ActivationFormat;
 
 use super::super::packed::BLOCK;
@@ -29,7 +31,30 @@ pub(super) struct Token<'a> {
     pub(super) codes: &'a [i8],
     pub(super) scales: &'a [f32],
     pub(super) sums: &'a [f32],
-    pub(super) lows: &'a [u32],
+}
+
+/// Some tokens of [`Activations`], one behind the other.
+#[derive(Clone, Copy)]
+pub(super) struct Tokens<'a> {
+    all: &'a Activations,
+    first: usize,
+    count: usize,
+}
+
+impl<'a> Tokens<'a> {
+    pub(super) fn len(self) -> usize {
+        self.count
+    }
+
+    #[inline(always)]
+    pub(super) fn get(self, t: usize) -> Token<'a> {
+        let (all, t) = (self.all, self.first + t);
+        Token {
+            codes: &all.codes[t * all.width..][..all.width],
+            scales: &all.scales[t * all.spans..][..all.spans],
+            sums: &all.sums[t * all.groups..][..all.groups],
+        }
+    }
 }
 
 /// One token, to be written.
@@ -61,13 +86,14 @@ impl Activations {
         }
     }
 
-    pub(super) fn token(&self, t: usize) -> Token<'_> {
-        Token {
-            codes: &self.codes[t * self.width..(t + 1) * self.width],
-            scales: &self.scales[t * self.spans..(t + 1) * self.spans],
-            sums: &self.sums[t * self.groups..(t + 1) * self.groups],
-            lows: &self.lows[t],
-        }
+    /// Columns of a token whose code is one less than what is there.
+    #[inline]
+    pub(super) fn lows(&self, t: usize) -> &[u32] {
+        &self.lows[t]
+    }
+
+    pub(super) fn tokens(&self, tokens: Range<usize>) -> Tokens<'_> {
+        Tokens { all: self, first: tokens.start, count: tokens.len() }
     }
 
     /// All tokens, to be written in any order.
@@ -183,7 +209,7 @@ mod tests {
             let mut a = Activations::default();
             a.resize(1, x.len(), span, 2);
             a.tokens_mut(1).for_each(|mut t| round(&x, span, &mut t));
-            let t = a.token(0);
+            let t = a.tokens(0..1).get(0);
             assert_eq!(t.codes.len(), 96);
             for (c, q) in t.codes.iter().enumerate() {
                 let (v, s) = (x.get(c).copied().unwrap_or(0.0), t.scales[c / span]);
@@ -207,7 +233,7 @@ mod tests {
         x[3] = f32::INFINITY;
         x[32..64].fill(1e-39);
         a.tokens_mut(1).for_each(|mut t| round_spans::<32>(&x, 1, &mut t, round_span));
-        let t = a.token(0);
+        let t = a.tokens(0..1).get(0);
         assert!(
             t.scales[0].is_nan() && t.scales[1] == 0.0 && t.codes[..64].iter().all(|q| *q == 0) && t.codes[64] == 127
         );

@@ -4,8 +4,8 @@
 use std::arch::x86_64::*;
 
 use super::super::packed::{BLOCK, CELL, Cell, Numbers, Packed, TILE, Zeros};
-use super::activations::{Token, TokenMut, greatest, round_spans};
-use super::{Few, Kernels, Many};
+use super::activations::{Token, TokenMut, Tokens, greatest, round_spans};
+use super::{ByRow, Few, Kernels, Many};
 use crate::vnni::{dot_bytes, has_vex};
 
 /// What every machine with AVX2 has.
@@ -81,7 +81,7 @@ fn round_span<const S: usize>(x: &[f32; S], codes: &mut [i8; S]) -> (f32, i32) {
 ///
 /// # Safety
 /// As there; and the machine has AVX2, FMA, F16C, and what `D` needs.
-unsafe fn few<D: Dots>(call: Few<'_>, y: &mut [[f32; TILE]]) {
+unsafe fn few<D: Dots>(call: Few<'_>, y: &mut [ByRow]) {
     // SAFETY: promised by the caller.
     unsafe {
         match call.packed.bits {
@@ -98,7 +98,7 @@ unsafe fn few<D: Dots>(call: Few<'_>, y: &mut [[f32; TILE]]) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn few_of<D: Dots, const BITS: u8>(call: Few<'_>, y: &mut [[f32; TILE]]) {
+unsafe fn few_of<D: Dots, const BITS: u8>(call: Few<'_>, y: &mut [ByRow]) {
     let narrow = call.packed.span != BLOCK;
     let mut token = 0;
     while token < call.tokens.len() {
@@ -130,19 +130,19 @@ unsafe fn few_tiles<D: Dots, const BITS: u8, const SPAN: usize, const T: usize, 
     call: Few<'_>,
     first: usize,
     token: usize,
-    y: &mut [[f32; TILE]],
+    y: &mut [ByRow],
 ) {
     let (packed, tile) = (call.packed, call.tile + first);
     // SAFETY: the caller promises the tiles and tokens of the packed width; spans and groups lie inside.
     unsafe {
-        let input = Input::<T>::of(&call.tokens[token..]);
+        let input = Input::<T>::of(call.tokens, token);
         let (block_bytes, tile_bytes) = (usize::from(BITS) * CELL, packed.tile_bytes());
         let cells: [*const u8; R] = std::array::from_fn(|r| packed.cells(tile + r));
         let mut at = 0;
         let mut results = [[[_mm256_setzero_ps(); 2]; R]; T];
-        let mut s = 0;
+        let (mut s, middle) = (0, middle::<D, BITS>(packed));
         for g in 0..packed.groups {
-            let mut group = [[[_mm256_setzero_ps(); 2]; R]; T];
+            let mut group: [[_; R]; T] = std::array::from_fn(|t| [input.begin_group(t, g, middle); R]);
             for _ in 0..packed.group_spans {
                 let mut dots = [[D::zero(); R]; T];
                 let second = SPAN == 16 && s % 2 == 1;
@@ -236,8 +236,8 @@ unsafe fn add_quad<D: Dots, const BITS: u8, const T: usize, const R: usize, cons
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn store(halves: [__m256; 2], y: &mut [f32; TILE]) {
-    let (low, high) = y.split_at_mut(TILE / 2);
+fn store(halves: [__m256; 2], y: &mut ByRow) {
+    let (low, high) = y.0.split_at_mut(TILE / 2);
     // SAFETY: each half has eight places.
     unsafe {
         _mm256_storeu_ps(low.as_mut_ptr(), halves[0]);
@@ -247,8 +247,8 @@ fn store(halves: [__m256; 2], y: &mut [f32; TILE]) {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn load(y: &[f32; TILE]) -> [__m256; 2] {
-    let (low, high) = y.split_at(TILE / 2);
+fn load(y: &ByRow) -> [__m256; 2] {
+    let (low, high) = y.0.split_at(TILE / 2);
     // SAFETY: each half has eight values.
     unsafe { [_mm256_loadu_ps(low.as_ptr()), _mm256_loadu_ps(high.as_ptr())] }
 }
@@ -369,11 +369,12 @@ struct Input<const T: usize> {
 }
 
 impl<const T: usize> Input<T> {
-    fn of(tokens: &[Token<'_>]) -> Self {
+    fn of(tokens: Tokens<'_>, first: usize) -> Self {
+        let tokens: [Token<'_>; T] = std::array::from_fn(|t| tokens.get(first + t));
         Self {
-            codes: std::array::from_fn(|t| tokens[t].codes.as_ptr()),
-            scales: std::array::from_fn(|t| tokens[t].scales.as_ptr()),
-            sums: std::array::from_fn(|t| tokens[t].sums.as_ptr()),
+            codes: tokens.map(|t| t.codes.as_ptr()),
+            scales: tokens.map(|t| t.scales.as_ptr()),
+            sums: tokens.map(|t| t.sums.as_ptr()),
         }
     }
 
@@ -393,34 +394,56 @@ impl<const T: usize> Input<T> {
         [0, 1].map(|h| _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[h]), scale, to[h]))
     }
 
+    /// The sums of a group before its spans: what a zero that all codes share takes away.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn begin_group(&self, t: usize, g: usize, middle: Option<f32>) -> [__m256; 2] {
+        // SAFETY: the caller promises the group.
+        let start = middle.map_or(0.0, |z| unsafe { -z * *self.sums[t].add(g) });
+        [_mm256_set1_ps(start); 2]
+    }
+
     #[inline]
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn add_group(&self, t: usize, g: usize, group: __m256, [scale, offset]: [__m256; 2], to: __m256) -> __m256 {
+    unsafe fn add_group(&self, t: usize, g: usize, group: __m256, (scale, offset): Params, to: __m256) -> __m256 {
+        let to = _mm256_fmadd_ps(group, scale, to);
         // SAFETY: the caller promises the group.
-        let sum = unsafe { _mm256_set1_ps(*self.sums[t].add(g)) };
-        _mm256_fmadd_ps(sum, offset, _mm256_fmadd_ps(group, scale, to))
+        let sum = || unsafe { _mm256_set1_ps(*self.sums[t].add(g)) };
+        offset.map_or(to, |offset| _mm256_fmadd_ps(sum(), offset, to))
     }
 }
 
-/// Scales and offsets of half of the rows of a tile in a group, for codes less what `D` takes off.
+/// Scales and offsets of half of the rows of a tile in a group; no offsets where the sums begin with a zero that all
+/// codes share.
+type Params = (__m256, Option<__m256>);
+
+/// The zero that all codes share, if they do, less what `D` takes off.
+fn middle<D: Dots, const BITS: u8>(packed: &Packed) -> Option<f32> {
+    packed.middle().map(|z| z - if BITS == 8 { D::TAKEN_OFF as f32 } else { 0.0 })
+}
+
+/// For codes less what `D` takes off.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn params<D: Dots, const BITS: u8>(packed: &Packed, index: usize) -> [__m256; 2] {
+unsafe fn params<D: Dots, const BITS: u8>(packed: &Packed, index: usize) -> Params {
     // SAFETY: the caller promises the index.
     unsafe {
         let scale = eight(&packed.scales, index);
         let taken_off = if BITS == 8 { D::TAKEN_OFF } else { 0 };
-        let less = _mm256_set1_epi32(taken_off);
-        let minus = |zero: __m256i| _mm256_mul_ps(scale, _mm256_cvtepi32_ps(_mm256_sub_epi32(less, zero)));
         let offset = match &packed.zeros {
-            Zeros::Middle(z) => minus(_mm256_set1_epi32(i32::from(*z))),
-            Zeros::Codes(z) => minus(_mm256_cvtepu8_epi32(_mm_loadl_epi64(z.as_ptr().add(index * 8).cast()))),
-            Zeros::Offsets(offsets) if taken_off != 0 => {
-                _mm256_add_ps(eight(offsets, index), _mm256_mul_ps(scale, _mm256_set1_ps(taken_off as f32)))
+            Zeros::Middle(_) => None,
+            Zeros::Codes(z) => {
+                let zeros = _mm256_cvtepu8_epi32(_mm_loadl_epi64(z.as_ptr().add(index * 8).cast()));
+                let minus = _mm256_sub_epi32(_mm256_set1_epi32(taken_off), zeros);
+                Some(_mm256_mul_ps(scale, _mm256_cvtepi32_ps(minus)))
             }
-            Zeros::Offsets(offsets) => eight(offsets, index),
+            Zeros::Offsets(offsets) if taken_off != 0 => {
+                let taken_off = _mm256_mul_ps(scale, _mm256_set1_ps(taken_off as f32));
+                Some(_mm256_add_ps(eight(offsets, index), taken_off))
+            }
+            Zeros::Offsets(offsets) => Some(eight(offsets, index)),
         };
-        [scale, offset]
+        (scale, offset)
     }
 }
 
@@ -524,7 +547,7 @@ unsafe fn unpack_of<const BITS: u8>(packed: &Packed, tile: usize, block: usize, 
 /// # Safety
 /// As there; and the machine has AVX2 and F16C.
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn write_params<D: Dots>(packed: &Packed, index: usize, to: &mut [[[f32; TILE]; 2]]) {
+unsafe fn write_params<D: Dots>(packed: &Packed, index: usize, to: &mut [[ByRow; 2]]) {
     for (i, to) in to.iter_mut().enumerate() {
         // SAFETY: promised by the caller.
         let halves = [0, 1].map(|h| unsafe {
@@ -532,7 +555,8 @@ unsafe fn write_params<D: Dots>(packed: &Packed, index: usize, to: &mut [[[f32; 
             if packed.bits == 8 { params::<D, 8>(packed, index) } else { params::<D, 4>(packed, index) }
         });
         let [low, high] = halves;
-        (0..2).for_each(|p| store([low[p], high[p]], &mut to[p]));
+        store([low.0, high.0], &mut to[0]);
+        low.1.zip(high.1).into_iter().for_each(|(low, high)| store([low, high], &mut to[1]));
     }
 }
 
@@ -540,7 +564,7 @@ unsafe fn write_params<D: Dots>(packed: &Packed, index: usize, to: &mut [[[f32; 
 ///
 /// # Safety
 /// As there; and the machine has AVX2, FMA, F16C, and what `D` needs.
-unsafe fn many<D: Dots>(call: Many<'_>, y: &mut [[f32; TILE]]) {
+unsafe fn many<D: Dots>(call: Many<'_>, y: &mut [ByRow]) {
     // SAFETY: promised by the caller. What is done with products depends on the largest code.
     unsafe {
         match (call.packed.bits, call.packed.span) {
@@ -557,7 +581,7 @@ unsafe fn many<D: Dots>(call: Many<'_>, y: &mut [[f32; TILE]]) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn many_of<D: Dots, const BITS: u8, const SPAN: usize>(call: Many<'_>, y: &mut [[f32; TILE]]) {
+unsafe fn many_of<D: Dots, const BITS: u8, const SPAN: usize>(call: Many<'_>, y: &mut [ByRow]) {
     for i in 0..call.count {
         let mut token = 0;
         while token < call.tokens.len() {
@@ -582,18 +606,17 @@ unsafe fn many_tokens<D: Dots, const BITS: u8, const SPAN: usize, const T: usize
     call: Many<'_>,
     i: usize,
     token: usize,
-    y: &mut [[f32; TILE]],
+    y: &mut [ByRow],
 ) {
     let packed = call.packed;
     // SAFETY: the caller promises the tile, its cells, and tokens of the packed width.
     unsafe {
-        let input = Input::<T>::of(&call.tokens[token..]);
+        let input = Input::<T>::of(call.tokens, token);
         let cells: *const u8 = call.cells.as_ptr().add(i * call.cells.len() / call.count).cast();
-        let mut results: [[__m256; 2]; T] = std::array::from_fn(|t| load(&y[(token + t) * call.count + i]));
         let begin = call.groups.start * packed.group_spans;
-        let mut s = begin;
+        let (mut s, middle) = (begin, middle::<D, BITS>(packed));
         for g in call.groups.clone() {
-            let mut group = [[_mm256_setzero_ps(); 2]; T];
+            let mut group: [_; T] = std::array::from_fn(|t| input.begin_group(t, g, middle));
             for _ in 0..packed.group_spans {
                 let mut dots = [D::zero(); T];
                 for c in 0..SPAN / 4 {
@@ -607,16 +630,14 @@ unsafe fn many_tokens<D: Dots, const BITS: u8, const SPAN: usize, const T: usize
                 }
                 s += 1;
             }
-            for h in 0..2 {
-                let params = &call.params[i * call.groups.len() + g - call.groups.start];
-                let params = [&params[0], &params[1]].map(|p| load(p)[h]);
-                for t in 0..T {
-                    results[t][h] = input.add_group(t, g, group[t][h], params, results[t][h]);
-                }
+            let [scales, offsets] = &call.params[i * call.groups.len() + g - call.groups.start];
+            let (scales, offsets) = (load(scales), middle.is_none().then(|| load(offsets)));
+            let params = [0, 1].map(|h| (scales[h], offsets.map(|o| o[h])));
+            for t in 0..T {
+                let y = &mut y[(token + t) * call.count + i];
+                let before = load(y);
+                store([0, 1].map(|h| input.add_group(t, g, group[t][h], params[h], before[h])), y);
             }
-        }
-        for t in 0..T {
-            store(results[t], &mut y[(token + t) * call.count + i]);
         }
     }
 }

@@ -4,8 +4,8 @@
 use std::arch::x86_64::*;
 
 use super::super::packed::{BLOCK, CELL, Cell, Numbers, Packed, TILE, Zeros};
-use super::activations::{Token, TokenMut, greatest, round_spans};
-use super::{Few, Kernels, Many};
+use super::activations::{Token, TokenMut, Tokens, greatest, round_spans};
+use super::{ByRow, Few, Kernels, Many};
 
 pub(super) const KERNELS: Kernels = Kernels { round, few, unpack, write_params, many };
 
@@ -54,7 +54,7 @@ fn round_span<const S: usize>(x: &[f32; S], codes: &mut [i8; S]) -> (f32, i32) {
 ///
 /// # Safety
 /// As there; and the machine has AVX-512.
-unsafe fn few(call: Few<'_>, y: &mut [[f32; TILE]]) {
+unsafe fn few(call: Few<'_>, y: &mut [ByRow]) {
     // SAFETY: promised by the caller.
     unsafe {
         match call.packed.bits {
@@ -71,7 +71,7 @@ unsafe fn few(call: Few<'_>, y: &mut [[f32; TILE]]) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn few_of<const BITS: u8>(call: Few<'_>, y: &mut [[f32; TILE]]) {
+unsafe fn few_of<const BITS: u8>(call: Few<'_>, y: &mut [ByRow]) {
     let narrow = call.packed.span != BLOCK;
     // SAFETY: promised by the caller. Several tiles at once are several streams from memory.
     unsafe {
@@ -115,19 +115,19 @@ unsafe fn few_tiles<const BITS: u8, const SPAN: usize, const T: usize, const R: 
     call: Few<'_>,
     first: usize,
     token: usize,
-    y: &mut [[f32; TILE]],
+    y: &mut [ByRow],
 ) {
     let (packed, tile) = (call.packed, call.tile + first);
     // SAFETY: the caller promises the tiles and tokens of the packed width; spans and groups lie inside.
     unsafe {
-        let input = Input::<T>::of(&call.tokens[token..]);
+        let input = Input::<T>::of(call.tokens, token);
         let (block_bytes, tile_bytes) = (usize::from(BITS) * CELL, packed.tile_bytes());
         let cells: [*const u8; R] = std::array::from_fn(|r| packed.cells(tile + r));
         let mut at = 0;
         let mut results = [[_mm512_setzero_ps(); R]; T];
-        let mut s = 0;
+        let (mut s, middle) = (0, packed.middle());
         for g in 0..packed.groups {
-            let mut group = [[_mm512_setzero_ps(); R]; T];
+            let mut group = input.begin_group(g, middle);
             for _ in 0..packed.group_spans {
                 let mut dots = [[_mm512_setzero_si512(); R]; T];
                 let second = SPAN == 16 && s % 2 == 1;
@@ -165,7 +165,7 @@ unsafe fn few_tiles<const BITS: u8, const SPAN: usize, const T: usize, const R: 
         }
         for t in 0..T {
             for r in 0..R {
-                _mm512_storeu_ps(y[(token + t) * call.count + first + r].as_mut_ptr(), results[t][r]);
+                _mm512_store_ps(y[(token + t) * call.count + first + r].0.as_mut_ptr(), results[t][r]);
             }
         }
     }
@@ -214,11 +214,12 @@ struct Input<const T: usize> {
 }
 
 impl<const T: usize> Input<T> {
-    fn of(tokens: &[Token<'_>]) -> Self {
+    fn of(tokens: Tokens<'_>, first: usize) -> Self {
+        let tokens: [Token<'_>; T] = std::array::from_fn(|t| tokens.get(first + t));
         Self {
-            codes: std::array::from_fn(|t| tokens[t].codes.as_ptr()),
-            scales: std::array::from_fn(|t| tokens[t].scales.as_ptr()),
-            sums: std::array::from_fn(|t| tokens[t].sums.as_ptr()),
+            codes: tokens.map(|t| t.codes.as_ptr()),
+            scales: tokens.map(|t| t.scales.as_ptr()),
+            sums: tokens.map(|t| t.sums.as_ptr()),
         }
     }
 
@@ -243,30 +244,44 @@ impl<const T: usize> Input<T> {
         }
     }
 
+    /// The sums of a group before its spans: what a zero that all codes share takes away.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn add_group(&self, t: usize, g: usize, group: __m512, [scale, offset]: [__m512; 2], to: __m512) -> __m512 {
+    unsafe fn begin_group<const R: usize>(&self, g: usize, middle: Option<f32>) -> [[__m512; R]; T] {
         // SAFETY: the caller promises the group.
-        let sum = unsafe { _mm512_set1_ps(*self.sums[t].add(g)) };
-        _mm512_fmadd_ps(sum, offset, _mm512_fmadd_ps(group, scale, to))
+        let start = |t: usize| middle.map_or(0.0, |z| unsafe { -z * *self.sums[t].add(g) });
+        std::array::from_fn(|t| [_mm512_set1_ps(start(t)); R])
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn add_group(&self, t: usize, g: usize, group: __m512, (scale, offset): Params, to: __m512) -> __m512 {
+        let to = _mm512_fmadd_ps(group, scale, to);
+        // SAFETY: the caller promises the group.
+        let sum = || unsafe { _mm512_set1_ps(*self.sums[t].add(g)) };
+        offset.map_or(to, |offset| _mm512_fmadd_ps(sum(), offset, to))
     }
 }
 
-/// Scales and offsets of the rows of a tile in a group.
+/// Scales and offsets of the rows of a tile in a group; no offsets where the sums begin with a zero that all codes share.
+type Params = (__m512, Option<__m512>);
+
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn params(packed: &Packed, index: usize) -> [__m512; 2] {
+unsafe fn params(packed: &Packed, index: usize) -> Params {
     // SAFETY: the caller promises the index.
     unsafe {
         let scale = sixteen(&packed.scales, index);
-        let minus =
-            |zero: __m512i| _mm512_mul_ps(scale, _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_setzero_si512(), zero)));
         let offset = match &packed.zeros {
-            Zeros::Middle(z) => minus(_mm512_set1_epi32(i32::from(*z))),
-            Zeros::Codes(z) => minus(_mm512_cvtepu8_epi32(_mm_loadu_si128(z.as_ptr().add(index * TILE).cast()))),
-            Zeros::Offsets(offsets) => sixteen(offsets, index),
+            Zeros::Middle(_) => None,
+            Zeros::Codes(z) => {
+                let zeros = _mm512_cvtepu8_epi32(_mm_loadu_si128(z.as_ptr().add(index * TILE).cast()));
+                let minus = _mm512_sub_epi32(_mm512_setzero_si512(), zeros);
+                Some(_mm512_mul_ps(scale, _mm512_cvtepi32_ps(minus)))
+            }
+            Zeros::Offsets(offsets) => Some(sixteen(offsets, index)),
         };
-        [scale, offset]
+        (scale, offset)
     }
 }
 
@@ -368,12 +383,13 @@ unsafe fn unpack_of<const BITS: u8>(packed: &Packed, tile: usize, block: usize, 
 /// # Safety
 /// As there; and the machine has AVX-512.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn write_params(packed: &Packed, index: usize, to: &mut [[[f32; TILE]; 2]]) {
+unsafe fn write_params(packed: &Packed, index: usize, to: &mut [[ByRow; 2]]) {
     for (i, to) in to.iter_mut().enumerate() {
-        // SAFETY: promised by the caller; there is room for sixteen.
+        // SAFETY: promised by the caller.
         unsafe {
-            let params = params(packed, index + i);
-            to.iter_mut().zip(params).for_each(|(to, v)| _mm512_storeu_ps(to.as_mut_ptr(), v));
+            let (scale, offset) = params(packed, index + i);
+            _mm512_store_ps(to[0].0.as_mut_ptr(), scale);
+            offset.into_iter().for_each(|offset| _mm512_store_ps(to[1].0.as_mut_ptr(), offset));
         }
     }
 }
@@ -382,13 +398,13 @@ unsafe fn write_params(packed: &Packed, index: usize, to: &mut [[[f32; TILE]; 2]
 ///
 /// # Safety
 /// As there; and the machine has AVX-512.
-unsafe fn many(call: Many<'_>, y: &mut [[f32; TILE]]) {
+unsafe fn many(call: Many<'_>, y: &mut [ByRow]) {
     // SAFETY: promised by the caller.
     unsafe { if call.packed.span == BLOCK { many_of::<32>(call, y) } else { many_of::<16>(call, y) } }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn many_of<const SPAN: usize>(call: Many<'_>, y: &mut [[f32; TILE]]) {
+unsafe fn many_of<const SPAN: usize>(call: Many<'_>, y: &mut [ByRow]) {
     for token in (0..call.tokens.len()).step_by(4) {
         // SAFETY: promised by the caller. Four tokens and three tiles fill the registers.
         unsafe {
@@ -413,23 +429,17 @@ unsafe fn many_of<const SPAN: usize>(call: Many<'_>, y: &mut [[f32; TILE]]) {
 /// All tiles of the call, for its tokens `token..token + T`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn many_tiles<const SPAN: usize, const T: usize, const R: usize>(
-    call: Many<'_>,
-    token: usize,
-    y: &mut [[f32; TILE]],
-) {
-    let y = &mut y[token * R..];
+unsafe fn many_tiles<const SPAN: usize, const T: usize, const R: usize>(call: Many<'_>, token: usize, y: &mut [ByRow]) {
+    let y = y[token * R..][..T * R].as_mut_ptr();
     let packed = call.packed;
     // SAFETY: the caller promises the tiles, their cells, and tokens of the packed width.
     unsafe {
-        let input = Input::<T>::of(&call.tokens[token..]);
+        let input = Input::<T>::of(call.tokens, token);
         let cells: [*const Cell; R] = std::array::from_fn(|r| call.cells.as_ptr().add(r * call.cells.len() / R));
-        let mut results: [[__m512; R]; T] =
-            std::array::from_fn(|t| std::array::from_fn(|r| _mm512_loadu_ps(y[t * R + r].as_ptr())));
         let begin = call.groups.start * packed.group_spans;
-        let mut s = begin;
+        let (mut s, middle) = (begin, packed.middle());
         for g in call.groups.clone() {
-            let mut group = [[_mm512_setzero_ps(); R]; T];
+            let mut group: [[__m512; R]; T] = input.begin_group(g, middle);
             for _ in 0..packed.group_spans {
                 let mut dots = [[_mm512_setzero_si512(); R]; T];
                 for c in 0..SPAN / 4 {
@@ -443,15 +453,12 @@ unsafe fn many_tiles<const SPAN: usize, const T: usize, const R: usize>(
             }
             for r in 0..R {
                 let [scale, offset] = &call.params[r * call.groups.len() + g - call.groups.start];
-                let params = [_mm512_loadu_ps(scale.as_ptr()), _mm512_loadu_ps(offset.as_ptr())];
+                let offset = middle.is_none().then(|| _mm512_load_ps(offset.0.as_ptr()));
+                let params = (_mm512_load_ps(scale.0.as_ptr()), offset);
                 for t in 0..T {
-                    results[t][r] = input.add_group(t, g, group[t][r], params, results[t][r]);
+                    let y = y.add(t * R + r).cast();
+                    _mm512_store_ps(y, input.add_group(t, g, group[t][r], params, _mm512_load_ps(y)));
                 }
-            }
-        }
-        for t in 0..T {
-            for r in 0..R {
-                _mm512_storeu_ps(y[t * R + r].as_mut_ptr(), results[t][r]);
             }
         }
     }

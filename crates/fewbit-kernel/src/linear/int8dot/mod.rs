@@ -23,11 +23,11 @@ use std::sync::Arc;
 use fewbit_format::{ActivationFormat, Number, QuantizedLinear, ScaleType, Sharing, Storage};
 use smallvec::SmallVec;
 
-use self::activations::{Activations, Token, TokenMut};
+use self::activations::{Activations, TokenMut, Tokens};
 use super::packed::{BLOCK, Cell as Codes, Packed, TILE};
 use super::{Arithmetic, Kernel, MANY};
 use crate::team::Disjoint;
-use crate::{Level, Team};
+use crate::{Level, Team, elementwise};
 
 /// Takes linears whose bands are all integers in groups of a multiple of 16 columns, or of a row.
 pub(super) fn candidate(
@@ -119,11 +119,20 @@ const FEW_TILES: usize = 4;
 /// Tiles of a task of many.
 const MANY_TILES: usize = 3;
 /// Tokens whose activations stay in the L2 cache while all tiles pass.
-const NEAR_TOKENS: usize = 192;
+const NEAR_TOKENS: usize = 256;
 /// Columns whose unpacked codes stay in the L1 cache while these tokens pass.
-const NEAR_COLUMNS: usize = 1024;
+const NEAR_COLUMNS: usize = 512;
 /// Tokens that are rounded in one task.
 const TASK_TOKENS: usize = 8;
+
+/// A number for each row of a tile, on a cache line of its own.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct ByRow([f32; TILE]);
+
+impl ByRow {
+    const ZERO: Self = Self([0.0; TILE]);
+}
 
 /// Some tiles of rows and some tokens.
 #[derive(Clone, Copy)]
@@ -133,7 +142,7 @@ struct Few<'a> {
     tile: usize,
     /// How many tiles.
     count: usize,
-    tokens: &'a [Token<'a>],
+    tokens: Tokens<'a>,
 }
 
 /// The same for some groups of columns, with the codes of the tiles in bytes.
@@ -141,48 +150,54 @@ struct Few<'a> {
 struct Many<'a> {
     packed: &'a Packed,
     count: usize,
-    tokens: &'a [Token<'a>],
+    tokens: Tokens<'a>,
     /// These begin at a block.
     groups: &'a Range<usize>,
     /// Those of the groups, tile after tile.
     cells: &'a [Codes],
     /// Scales and offsets, `[tile][group]`.
-    params: &'a [[[f32; TILE]; 2]],
+    params: &'a [[ByRow; 2]],
 }
 
 /// What an instruction set gives; results are `[token][tile]`, and those of `many` are added to what is there.
 struct Kernels {
     round: unsafe fn(&[f32], usize, usize, &mut TokenMut<'_>),
-    few: unsafe fn(Few<'_>, &mut [[f32; TILE]]),
+    few: unsafe fn(Few<'_>, &mut [ByRow]),
     /// Codes of a tile from a block on, as many as there is room for.
     unpack: unsafe fn(&Packed, usize, usize, &mut [Codes]),
     /// Scales and offsets from an index of `[tile][group]` on, as many as there is room for.
-    write_params: unsafe fn(&Packed, usize, &mut [[[f32; TILE]; 2]]),
-    many: unsafe fn(Many<'_>, &mut [[f32; TILE]]),
+    write_params: unsafe fn(&Packed, usize, &mut [[ByRow; 2]]),
+    many: unsafe fn(Many<'_>, &mut [ByRow]),
 }
 
 thread_local! {
     /// The rounded inputs of the last call from this thread.
     static KEPT: Cell<Vec<Activations>> = const { Cell::new(Vec::new()) };
     static ORDERED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-    static UNPACKED: Cell<Unpacked> = const { Cell::new(Unpacked::new()) };
+    static SCRATCH: Cell<Scratch> = const { Cell::new(Scratch::new()) };
 }
 
-/// What a task of many tokens needs.
+/// What a task needs.
+struct Scratch {
+    unpacked: Unpacked,
+    /// Results `[token][tile]`, of the gate too where there is one.
+    results: [Vec<ByRow>; 2],
+}
+
+/// Some tiles whose codes are in bytes.
 struct Unpacked {
-    /// The codes of some tiles in bytes.
     cells: Vec<Codes>,
-    params: Vec<[[f32; TILE]; 2]>,
-    results: Vec<[f32; TILE]>,
+    params: Vec<[ByRow; 2]>,
 }
 
-impl Unpacked {
+impl Scratch {
     const fn new() -> Self {
-        Self { cells: Vec::new(), params: Vec::new(), results: Vec::new() }
+        let unpacked = Unpacked { cells: Vec::new(), params: Vec::new() };
+        Self { unpacked, results: [const { Vec::new() }; 2] }
     }
 }
 
-impl Default for Unpacked {
+impl Default for Scratch {
     fn default() -> Self {
         Self::new()
     }
@@ -191,32 +206,45 @@ impl Default for Unpacked {
 impl Kernel for Int8Dot {
     fn run(&self, team: &Team, tokens: usize, x: &[f32], outs: &mut [&mut [f32]]) {
         assert_eq!(outs.len(), self.outs.len(), "one output for each linear");
-        assert!(x.len() >= tokens * self.cols, "an input [{tokens}, {}] in {} elements", self.cols, x.len());
         for (out, rows) in outs.iter().zip(&self.outs) {
             assert!(out.len() >= tokens * rows, "an output [{tokens}, {rows}] in {} elements", out.len());
         }
-        let mut kept = KEPT.take();
-        kept.resize_with(self.inputs.len().max(kept.len()), Activations::default);
-        for (input, rounded) in self.inputs.iter().zip(&mut kept) {
-            self.round(team, tokens, x, input, rounded);
-        }
         let outs: SmallVec<[Disjoint<'_, f32>; MANY]> = outs.iter_mut().map(|o| Disjoint::new(o)).collect();
-        let (together, near) = if tokens <= FEW_TOKENS { (FEW_TILES, tokens) } else { (MANY_TILES, NEAR_TOKENS) };
-        let tasks: usize = self.parts.iter().map(|p| p.packed.tiles().div_ceil(together)).sum();
-        team.run(tokens.div_ceil(near.max(1)) * tasks, &|i| {
-            let (part, tiles) = self.locate(i % tasks, together);
-            let from = i / tasks * near;
-            let product = Product { kernels: kernels(self.level), part, tiles, rounded: &kept[part.input] };
-            let store = |at, y: &[[f32; TILE]]| product.store(at, y, &outs[part.linear], self.outs[part.linear]);
-            if tokens == 1 {
-                product.few::<1>(1, store);
-            } else if tokens <= FEW_TOKENS {
-                product.few::<FEW_TOKENS>(tokens, store);
-            } else {
-                product.many(from..(from + near).min(tokens), store);
-            }
+        self.run_tasks(team, tokens, x, &self.parts, &|part, tiles, tokens, rounded, scratch| {
+            let Scratch { unpacked, results: [y, _] } = scratch;
+            let product = self.product(part, tiles, rounded);
+            product.fill(tokens.clone(), unpacked, y);
+            product.store(tokens, y, &outs[part.linear], self.outs[part.linear]);
         });
-        KEPT.set(kept);
+    }
+
+    fn run_gated(
+        &self,
+        team: &Team,
+        tokens: usize,
+        x: &[f32],
+        gate: usize,
+        activate: fn(&mut [f32]),
+        out: &mut [f32],
+    ) -> bool {
+        let [a, b] = &*self.parts else { return false };
+        let [rows, others] = &*self.outs else { return false };
+        if rows != others {
+            return false;
+        }
+        let [gate, up] = if gate == 0 { [a, b] } else { [b, a] };
+        assert!(out.len() >= tokens * rows, "an output [{tokens}, {rows}] in {} elements", out.len());
+        let out = Disjoint::new(out);
+        self.run_tasks(team, tokens, x, std::slice::from_ref(gate), &|_, tiles, tokens, rounded, scratch| {
+            let Scratch { unpacked, results: [y, other] } = scratch;
+            self.product(gate, tiles.clone(), rounded).fill(tokens.clone(), unpacked, y);
+            let product = self.product(up, tiles, rounded);
+            product.fill(tokens.clone(), unpacked, other);
+            activate(numbers_mut(y));
+            elementwise::mul(numbers_mut(y), numbers(other));
+            product.store(tokens, y, &out, *rows);
+        });
+        true
     }
 
     fn bytes(&self) -> usize {
@@ -228,7 +256,34 @@ impl Kernel for Int8Dot {
     }
 }
 
+/// What is done with some tiles of a band and some tokens: the inputs are all those that were rounded.
+type Task<'a> = dyn Fn(&Part, Range<usize>, Range<usize>, &[Activations], &mut Scratch) + Sync + 'a;
+
 impl Int8Dot {
+    /// Rounds the inputs, and runs the tasks of some bands.
+    fn run_tasks(&self, team: &Team, tokens: usize, x: &[f32], parts: &[Part], task: &Task<'_>) {
+        assert!(x.len() >= tokens * self.cols, "an input [{tokens}, {}] in {} elements", self.cols, x.len());
+        let mut kept = KEPT.take();
+        kept.resize_with(self.inputs.len().max(kept.len()), Activations::default);
+        for (input, rounded) in self.inputs.iter().zip(&mut kept) {
+            self.round(team, tokens, x, input, rounded);
+        }
+        let (together, near) = if tokens <= FEW_TOKENS { (FEW_TILES, FEW_TOKENS) } else { (MANY_TILES, NEAR_TOKENS) };
+        let tasks: usize = parts.iter().map(|p| p.packed.tiles().div_ceil(together)).sum();
+        team.run(tokens.div_ceil(near) * tasks, &|i| {
+            let (part, tiles) = locate(parts, i % tasks, together);
+            let from = i / tasks * near;
+            let mut scratch = SCRATCH.take();
+            task(part, tiles, from..(from + near).min(tokens), &kept, &mut scratch);
+            SCRATCH.set(scratch);
+        });
+        KEPT.set(kept);
+    }
+
+    fn product<'a>(&self, part: &'a Part, tiles: Range<usize>, rounded: &'a [Activations]) -> Product<'a> {
+        Product { kernels: kernels(self.level), part, tiles, rounded: &rounded[part.input] }
+    }
+
     fn round(&self, team: &Team, tokens: usize, x: &[f32], input: &Input, rounded: &mut Activations) {
         rounded.resize(tokens, self.cols, input.span, input.group_spans);
         let token = |t: usize, to: &mut TokenMut<'_>| {
@@ -250,18 +305,18 @@ impl Int8Dot {
             some.iter_mut().enumerate().for_each(|(i, to)| token(piece * TASK_TOKENS + i, to));
         });
     }
+}
 
-    /// The band and tiles of a task.
-    fn locate(&self, mut task: usize, together: usize) -> (&Part, Range<usize>) {
-        for part in &self.parts {
-            let tiles = part.packed.tiles();
-            if task < tiles.div_ceil(together) {
-                return (part, task * together..((task + 1) * together).min(tiles));
-            }
-            task -= tiles.div_ceil(together);
+/// The band and tiles of a task.
+fn locate(parts: &[Part], mut task: usize, together: usize) -> (&Part, Range<usize>) {
+    for part in parts {
+        let tiles = part.packed.tiles();
+        if task < tiles.div_ceil(together) {
+            return (part, task * together..((task + 1) * together).min(tiles));
         }
-        unreachable!("the caller counts the tasks")
+        task -= tiles.div_ceil(together);
     }
+    unreachable!("the caller counts the tasks")
 }
 
 /// The product of some tiles of a band with the rounded tokens.
@@ -273,34 +328,32 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// All tokens, at most `T`.
-    fn few<const T: usize>(&self, count: usize, store: impl Fn(usize, &[[f32; TILE]])) {
-        let tokens: [Token<'_>; T] = std::array::from_fn(|t| self.rounded.token(t.min(count - 1)));
-        let mut y = [[[0.0; TILE]; FEW_TILES]; T];
-        let y = y.as_flattened_mut();
-        let (packed, tile) = (&self.part.packed, self.tiles.start);
-        let call = Few { packed, tile, count: self.tiles.len(), tokens: &tokens[..count] };
-        // SAFETY: the tiles exist, and the tokens were rounded for this part's input.
-        unsafe { (self.kernels.few)(call, y) };
-        store(0, &y[..count * self.tiles.len()]);
+    /// Results `[token][tile]` of some tokens.
+    fn fill(&self, tokens: Range<usize>, unpacked: &mut Unpacked, y: &mut Vec<ByRow>) {
+        y.clear();
+        y.resize(tokens.len() * self.tiles.len(), ByRow::ZERO);
+        if tokens.end <= FEW_TOKENS {
+            let (packed, tile) = (&self.part.packed, self.tiles.start);
+            let call = Few { packed, tile, count: self.tiles.len(), tokens: self.rounded.tokens(tokens.clone()) };
+            // SAFETY: the tiles exist, and the tokens were rounded for this part's input.
+            unsafe { (self.kernels.few)(call, y) };
+        } else {
+            self.many(tokens.clone(), unpacked, y);
+        }
+        self.finish(tokens, y);
     }
 
-    /// The tokens `tokens`, on codes that are unpacked once.
-    fn many(&self, tokens: Range<usize>, store: impl Fn(usize, &[[f32; TILE]])) {
+    /// Adds the products on codes that are unpacked once for all of these tokens.
+    fn many(&self, tokens: Range<usize>, unpacked: &mut Unpacked, y: &mut [ByRow]) {
         let (packed, count) = (&self.part.packed, self.tiles.len());
-        let all: [Token<'_>; NEAR_TOKENS] =
-            std::array::from_fn(|t| self.rounded.token(tokens.start + t.min(tokens.len() - 1)));
-        let mut unpacked = UNPACKED.take();
-        let Unpacked { cells, params, results } = &mut unpacked;
-        results.clear();
-        results.resize(tokens.len() * count, [0.0; TILE]);
+        let Unpacked { cells, params } = unpacked;
         let together = packed.groups_within(NEAR_COLUMNS);
         for first in (0..packed.groups).step_by(together) {
             let groups = first..(first + together).min(packed.groups);
             let blocks = packed.blocks_of(&groups);
             let each = blocks.len() * BLOCK / 4;
             cells.resize(cells.len().max(count * each), Codes::ZERO);
-            params.resize(params.len().max(count * groups.len()), [[0.0; TILE]; 2]);
+            params.resize(params.len().max(count * groups.len()), [ByRow::ZERO; 2]);
             let (cells, params) = (&mut cells[..count * each], &mut params[..count * groups.len()]);
             let of_tiles = cells.chunks_exact_mut(each).zip(params.chunks_exact_mut(groups.len()));
             for (tile, (cells, params)) in self.tiles.clone().zip(of_tiles) {
@@ -310,39 +363,52 @@ impl Product<'_> {
                     (self.kernels.write_params)(packed, tile * packed.groups + groups.start, params);
                 }
             }
-            let tokens = &all[..tokens.len()];
+            let tokens = self.rounded.tokens(tokens.clone());
             let call = Many { packed, count, tokens, groups: &groups, cells, params };
             // SAFETY: as above; the cells are those of the tiles in these groups.
-            unsafe { (self.kernels.many)(call, results) };
+            unsafe { (self.kernels.many)(call, y) };
         }
-        store(tokens.start, results);
-        UNPACKED.set(unpacked);
     }
 
-    /// Puts the results `[token][tile]` of the tokens from `from` on in their places in `out[·, stride]`.
-    fn store(&self, from: usize, y: &[[f32; TILE]], out: &Disjoint<'_, f32>, stride: usize) {
+    /// Puts right what codes of −128 lack, and adds the bias.
+    fn finish(&self, tokens: Range<usize>, y: &mut [ByRow]) {
         let part = self.part;
-        for (t, y) in y.chunks_exact(self.tiles.len()).enumerate() {
-            let token = self.rounded.token(from + t);
+        for (t, y) in tokens.zip(y.chunks_exact_mut(self.tiles.len())) {
+            let lows = self.rounded.lows(t);
+            if lows.is_empty() && part.bias.is_none() {
+                continue;
+            }
             for (tile, y) in self.tiles.clone().zip(y) {
-                let mut y = *y;
-                for c in token.lows {
-                    scalar::subtract(&part.packed, tile, *c as usize, token.scales[0], &mut y);
+                for c in lows {
+                    let step = self.rounded.tokens(t..t + 1).get(0).scales[0];
+                    scalar::subtract(&part.packed, tile, *c as usize, step, y);
                 }
-                let rows = TILE.min(part.packed.rows - tile * TILE);
-                let at = (from + t) * stride + part.first + tile * TILE;
-                // SAFETY: these rows are this task's alone.
-                let out = unsafe { out.slice(at..at + rows) };
-                match &part.bias {
-                    Some(bias) => {
-                        let bias = &bias[tile * TILE..];
-                        out.iter_mut().zip(y.iter().zip(bias)).for_each(|(o, (y, b))| *o = y + b);
-                    }
-                    None => out.copy_from_slice(&y[..rows]),
-                }
+                let bias = part.bias.iter().flat_map(|bias| &bias[tile * TILE..]);
+                y.0.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
             }
         }
     }
+
+    /// Puts the results of some tokens in their places in `out[·, stride]`.
+    fn store(&self, tokens: Range<usize>, y: &[ByRow], out: &Disjoint<'_, f32>, stride: usize) {
+        let first = self.tiles.start * TILE;
+        let rows = (self.part.packed.rows - first).min(self.tiles.len() * TILE);
+        for (t, y) in tokens.zip(y.chunks_exact(self.tiles.len())) {
+            let at = t * stride + self.part.first + first;
+            // SAFETY: these rows are this task's alone.
+            unsafe { out.slice(at..at + rows) }.copy_from_slice(&numbers(y)[..rows]);
+        }
+    }
+}
+
+fn numbers(y: &[ByRow]) -> &[f32] {
+    // SAFETY: sixteen numbers each, and nothing else.
+    unsafe { std::slice::from_raw_parts(y.as_ptr().cast(), y.len() * TILE) }
+}
+
+fn numbers_mut(y: &mut [ByRow]) -> &mut [f32] {
+    // SAFETY: as above.
+    unsafe { std::slice::from_raw_parts_mut(y.as_mut_ptr().cast(), y.len() * TILE) }
 }
 
 fn kernels(level: Level) -> &'static Kernels {

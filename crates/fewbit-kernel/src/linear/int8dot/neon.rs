@@ -9,8 +9,8 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::super::packed::{BLOCK, CELL, Cell, Numbers, Packed, TILE, Zeros};
-use super::activations::Token;
-use super::{Few, Kernels, Many, scalar};
+use super::activations::{Token, Tokens};
+use super::{ByRow, Few, Kernels, Many, scalar};
 
 /// With `sdot`, of the dotprod extension.
 pub(super) const KERNELS: Kernels = Kernels { round: scalar::round, few, unpack, write_params, many };
@@ -64,7 +64,7 @@ fn widen(halves: uint16x4_t) -> float32x4_t {
 ///
 /// # Safety
 /// As there; and the machine has dotprod.
-unsafe fn few(call: Few<'_>, y: &mut [[f32; TILE]]) {
+unsafe fn few(call: Few<'_>, y: &mut [ByRow]) {
     // SAFETY: promised by the caller.
     unsafe {
         match call.packed.bits {
@@ -81,7 +81,7 @@ unsafe fn few(call: Few<'_>, y: &mut [[f32; TILE]]) {
 }
 
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn few_of<const BITS: u8>(call: Few<'_>, y: &mut [[f32; TILE]]) {
+unsafe fn few_of<const BITS: u8>(call: Few<'_>, y: &mut [ByRow]) {
     let narrow = call.packed.span != BLOCK;
     let mut token = 0;
     while token < call.tokens.len() {
@@ -108,17 +108,17 @@ unsafe fn few_tokens<const BITS: u8, const SPAN: usize, const T: usize>(
     call: Few<'_>,
     i: usize,
     token: usize,
-    y: &mut [[f32; TILE]],
+    y: &mut [ByRow],
 ) {
     let (packed, tile) = (call.packed, call.tile + i);
     // SAFETY: the caller promises the tile and tokens of the packed width; spans and groups lie inside.
     unsafe {
-        let input = Input::<T>::of(&call.tokens[token..]);
+        let input = Input::<T>::of(call.tokens, token);
         let cells = packed.cells(tile);
         let mut results = [[vdupq_n_f32(0.0); QUARTERS]; T];
-        let mut s = 0;
+        let (mut s, middle) = (0, middle(packed));
         for g in 0..packed.groups {
-            let mut group = [[vdupq_n_f32(0.0); QUARTERS]; T];
+            let mut group: [_; T] = std::array::from_fn(|t| input.begin_group(t, g, middle));
             for _ in 0..packed.group_spans {
                 let mut dots = [[vdupq_n_s32(0); QUARTERS]; T];
                 let block = cells.add(s * SPAN / BLOCK * usize::from(BITS) * CELL);
@@ -181,8 +181,8 @@ fn dot_sixteen(sum: int32x4_t, w: [int8x16_t; 4], x: int8x16_t) -> int32x4_t {
 
 #[inline]
 #[target_feature(enable = "neon")]
-fn store(quarters: [float32x4_t; QUARTERS], y: &mut [f32; TILE]) {
-    for (y, quarter) in y.as_chunks_mut::<4>().0.iter_mut().zip(quarters) {
+fn store(quarters: [float32x4_t; QUARTERS], y: &mut ByRow) {
+    for (y, quarter) in y.0.as_chunks_mut::<4>().0.iter_mut().zip(quarters) {
         // SAFETY: four places.
         unsafe { vst1q_f32(y.as_mut_ptr(), quarter) };
     }
@@ -190,9 +190,9 @@ fn store(quarters: [float32x4_t; QUARTERS], y: &mut [f32; TILE]) {
 
 #[inline]
 #[target_feature(enable = "neon")]
-fn load(y: &[f32; TILE]) -> [float32x4_t; QUARTERS] {
+fn load(y: &ByRow) -> [float32x4_t; QUARTERS] {
     // SAFETY: four values each.
-    std::array::from_fn(|q| unsafe { vld1q_f32(y[4 * q..][..4].as_ptr()) })
+    std::array::from_fn(|q| unsafe { vld1q_f32(y.0[4 * q..][..4].as_ptr()) })
 }
 
 /// Where the rounded activations of some tokens lie.
@@ -205,11 +205,12 @@ struct Input<const T: usize> {
 impl<const T: usize> Input<T> {
     /// The first `T` tokens, of which the last stands for those that are missing.
     fn of(tokens: &[Token<'_>]) -> Self {
-        let token = |t: usize| &tokens[t.min(tokens.len() - 1)];
+        let last = tokens.len() - 1;
+        let tokens: [Token<'_>; T] = std::array::from_fn(|t| tokens.get((first + t).min(last)));
         Self {
-            codes: std::array::from_fn(|t| token(t).codes.as_ptr()),
-            scales: std::array::from_fn(|t| token(t).scales.as_ptr()),
-            sums: std::array::from_fn(|t| token(t).sums.as_ptr()),
+            codes: tokens.map(|t| t.codes.as_ptr()),
+            scales: tokens.map(|t| t.scales.as_ptr()),
+            sums: tokens.map(|t| t.sums.as_ptr()),
         }
     }
 
@@ -239,6 +240,15 @@ impl<const T: usize> Input<T> {
         }
     }
 
+    /// The sums of a group before its spans: what a zero that all codes share takes away.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn begin_group(&self, t: usize, g: usize, middle: Option<f32>) -> [float32x4_t; QUARTERS] {
+        // SAFETY: the caller promises the group.
+        let start = middle.map_or(0.0, |z| unsafe { -z * *self.sums[t].add(g) });
+        [vdupq_n_f32(start); QUARTERS]
+    }
+
     #[inline]
     #[target_feature(enable = "neon")]
     unsafe fn add_group(
@@ -246,34 +256,46 @@ impl<const T: usize> Input<T> {
         t: usize,
         g: usize,
         group: float32x4_t,
-        [scale, offset]: [float32x4_t; 2],
+        (scale, offset): Params,
         to: float32x4_t,
     ) -> float32x4_t {
+        let to = vfmaq_f32(to, group, scale);
         // SAFETY: the caller promises the group.
-        let sum = unsafe { *self.sums[t].add(g) };
-        vfmaq_n_f32(vfmaq_f32(to, group, scale), offset, sum)
+        let sum = || unsafe { *self.sums[t].add(g) };
+        offset.map_or(to, |offset| vfmaq_n_f32(to, offset, sum()))
     }
 }
 
-/// Scales and offsets of four rows of a tile in a group, for codes less 128 where they have 8 bits.
+/// Scales and offsets of four rows of a tile in a group; no offsets where the sums begin with a zero that all codes share.
+type Params = (float32x4_t, Option<float32x4_t>);
+
+/// For codes less 128 where they have 8 bits.
 #[inline]
 #[target_feature(enable = "neon")]
-unsafe fn params(packed: &Packed, index: usize) -> [float32x4_t; 2] {
+unsafe fn params(packed: &Packed, index: usize) -> Params {
     // SAFETY: the caller promises the index.
     unsafe {
         let scale = four(&packed.scales, index);
-        let taken_off = if packed.bits == 8 { 128.0 } else { 0.0 };
-        let minus = |zero: float32x4_t| vmulq_f32(scale, vsubq_f32(vdupq_n_f32(taken_off), zero));
         let offset = match &packed.zeros {
-            Zeros::Middle(z) => minus(vdupq_n_f32(f32::from(*z))),
+            Zeros::Middle(_) => None,
             Zeros::Codes(z) => {
                 let z: [f32; 4] = std::array::from_fn(|i| f32::from(*z.as_ptr().add(index * 4 + i)));
-                minus(vld1q_f32(z.as_ptr()))
+                Some(vmulq_f32(scale, vsubq_f32(vdupq_n_f32(taken_off(packed)), vld1q_f32(z.as_ptr()))))
             }
-            Zeros::Offsets(offsets) => vfmaq_n_f32(four(offsets, index), scale, taken_off),
+            Zeros::Offsets(offsets) => Some(vfmaq_n_f32(four(offsets, index), scale, taken_off(packed))),
         };
-        [scale, offset]
+        (scale, offset)
     }
+}
+
+/// What is taken off every code.
+fn taken_off(packed: &Packed) -> f32 {
+    if packed.bits == 8 { 128.0 } else { 0.0 }
+}
+
+/// The zero that all codes share, if they do, less what is taken off.
+fn middle(packed: &Packed) -> Option<f32> {
+    packed.middle().map(|z| z - taken_off(packed))
 }
 
 /// Four numbers from `4 · index` on.
@@ -416,11 +438,14 @@ unsafe fn unpack_of<const BITS: u8>(
 /// # Safety
 /// As there.
 #[target_feature(enable = "neon")]
-unsafe fn write_params(packed: &Packed, index: usize, to: &mut [[[f32; TILE]; 2]]) {
+unsafe fn write_params(packed: &Packed, index: usize, to: &mut [[ByRow; 2]]) {
     for (i, to) in to.iter_mut().enumerate() {
         // SAFETY: promised by the caller.
         let quarters: [_; QUARTERS] = std::array::from_fn(|q| unsafe { params(packed, (index + i) * QUARTERS + q) });
-        (0..2).for_each(|p| store(quarters.map(|q| q[p]), &mut to[p]));
+        store(quarters.map(|q| q.0), &mut to[0]);
+        if quarters[0].1.is_some() {
+            store(quarters.map(|q| q.1.unwrap_or(q.0)), &mut to[1]);
+        }
     }
 }
 
@@ -429,7 +454,7 @@ unsafe fn write_params(packed: &Packed, index: usize, to: &mut [[[f32; TILE]; 2]
 /// # Safety
 /// As there; and the machine has dotprod, and the cells are from [`unpack`].
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn many(call: Many<'_>, y: &mut [[f32; TILE]]) {
+unsafe fn many(call: Many<'_>, y: &mut [ByRow]) {
     const TOGETHER: usize = 4;
     let span = call.packed.span;
     for i in 0..call.count {
@@ -459,7 +484,7 @@ unsafe fn many(call: Many<'_>, y: &mut [[f32; TILE]]) {
 /// # Safety
 /// As there; and the machine has i8mm, and the cells are from [`unpack_pairs`].
 #[target_feature(enable = "neon,dotprod,i8mm")]
-unsafe fn many_pairs(call: Many<'_>, y: &mut [[f32; TILE]]) {
+unsafe fn many_pairs(call: Many<'_>, y: &mut [ByRow]) {
     const TOGETHER: usize = 4;
     let span = call.packed.span;
     // The sums of two tokens: those of two rows in each register, first all first two rows of quarters.
@@ -505,7 +530,7 @@ unsafe fn many_tokens<const T: usize>(
     call: Many<'_>,
     i: usize,
     token: usize,
-    y: &mut [[f32; TILE]],
+    y: &mut [ByRow],
     add: impl Fn(*const i8, &Input<T>, usize, &mut Sums<T>),
     apart: impl Fn(Sums<T>) -> Sums<T>,
 ) {
@@ -513,14 +538,12 @@ unsafe fn many_tokens<const T: usize>(
     let together = (call.tokens.len() - token).min(T);
     // SAFETY: the caller promises the tile, its cells, and tokens of the packed width.
     unsafe {
-        let input = Input::<T>::of(&call.tokens[token..]);
+        let input = Input::<T>::of(call.tokens, token);
         let cells: *const i8 = call.cells.as_ptr().add(i * call.cells.len() / call.count).cast();
-        let mut results: [[float32x4_t; QUARTERS]; T] =
-            std::array::from_fn(|t| load(&y[(token + t.min(together - 1)) * call.count + i]));
         let begin = call.groups.start * packed.group_spans;
-        let mut s = begin;
+        let (mut s, middle) = (begin, middle(packed));
         for g in call.groups.clone() {
-            let mut group = [[vdupq_n_f32(0.0); QUARTERS]; T];
+            let mut group: [_; T] = std::array::from_fn(|t| input.begin_group(t, g, middle));
             for _ in 0..packed.group_spans {
                 let mut sums = [[vdupq_n_s32(0); QUARTERS]; T];
                 add(cells.add((s - begin) * packed.span * TILE), &input, s * packed.span, &mut sums);
@@ -529,15 +552,15 @@ unsafe fn many_tokens<const T: usize>(
                 s += 1;
             }
             let [scales, offsets] = &call.params[i * call.groups.len() + g - call.groups.start];
-            let (scales, offsets) = (load(scales), load(offsets));
-            for t in 0..T {
+            let (scales, offsets) = (load(scales), middle.is_none().then(|| load(offsets)));
+            for t in 0..together {
+                let y = &mut y[(token + t) * call.count + i];
+                let mut results = load(y);
                 for q in 0..QUARTERS {
-                    results[t][q] = input.add_group(t, g, group[t][q], [scales[q], offsets[q]], results[t][q]);
+                    results[q] = input.add_group(t, g, group[t][q], (scales[q], offsets.map(|o| o[q])), results[q]);
                 }
+                store(results, y);
             }
-        }
-        for t in 0..together {
-            store(results[t], &mut y[(token + t) * call.count + i]);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::super::packed::{BLOCK, CELL, Cell, Packed, TILE, Zeros, planes};
 use super::activations::{Token, TokenMut, round_span, round_spans};
-use super::{Few, Kernels, Many};
+use super::{ByRow, Few, Kernels, Many};
 
 pub(super) const KERNELS: Kernels = Kernels { round, few, unpack, write_params, many };
 
@@ -21,19 +21,19 @@ pub(super) unsafe fn round(x: &[f32], span: usize, group_spans: usize, to: &mut 
 }
 
 /// `y[t][r] = Σ_g s_g (Σ_span a · Σ q x) + m_g Σ_span a Σ x` for the rows of some tiles and the tokens; `m = −s z` where
-/// a zero is a code.
+/// a zero is a code, and where all codes share one, `s_g (−z Σ_span a Σ x + Σ_span a · Σ q x)`.
 ///
 /// # Safety
 /// The tiles are some of `packed`, and the tokens were rounded in its spans and groups.
-pub(super) unsafe fn few(call: Few<'_>, y: &mut [[f32; TILE]]) {
-    for (t, token) in call.tokens.iter().enumerate() {
+pub(super) unsafe fn few(call: Few<'_>, y: &mut [ByRow]) {
+    for t in 0..call.tokens.len() {
         for i in 0..call.count {
             // SAFETY: promised by the caller.
             let code = |r, c| unsafe { code(call.packed, call.tile + i, r, c) };
             let y = &mut y[t * call.count + i];
-            *y = [0.0; TILE];
+            *y = ByRow::ZERO;
             let params = |g| params(call.packed, (call.tile + i) * call.packed.groups + g);
-            add_groups(call.packed, 0..call.packed.groups, params, token, code, y);
+            add_groups(call.packed, 0..call.packed.groups, params, &call.tokens.get(t), code, y);
         }
     }
 }
@@ -42,14 +42,14 @@ pub(super) unsafe fn few(call: Few<'_>, y: &mut [[f32; TILE]]) {
 ///
 /// # Safety
 /// As there; and the cells are those tiles' ([`unpack`]).
-pub(super) unsafe fn many(call: Many<'_>, y: &mut [[f32; TILE]]) {
-    for (t, token) in call.tokens.iter().enumerate() {
+pub(super) unsafe fn many(call: Many<'_>, y: &mut [ByRow]) {
+    for t in 0..call.tokens.len() {
         for (i, cells) in call.cells.chunks_exact(call.cells.len() / call.count).enumerate() {
             let begin = call.packed.blocks_of(call.groups).start * BLOCK;
             let code = |r: usize, c: usize| cells[(c - begin) / 4].0[4 * r + c % 4];
             let y = &mut y[t * call.count + i];
             let params = |g: usize| call.params[i * call.groups.len() + g - call.groups.start];
-            add_groups(call.packed, call.groups.clone(), params, token, code, y);
+            add_groups(call.packed, call.groups.clone(), params, &call.tokens.get(t), code, y);
         }
     }
 }
@@ -71,20 +71,21 @@ unsafe fn unpack(packed: &Packed, tile: usize, block: usize, to: &mut [Cell]) {
 ///
 /// # Safety
 /// They are there.
-unsafe fn write_params(packed: &Packed, index: usize, to: &mut [[[f32; TILE]; 2]]) {
+unsafe fn write_params(packed: &Packed, index: usize, to: &mut [[ByRow; 2]]) {
     to.iter_mut().enumerate().for_each(|(i, to)| *to = params(packed, index + i));
 }
 
 fn add_groups(
     packed: &Packed,
     groups: Range<usize>,
-    params: impl Fn(usize) -> [[f32; TILE]; 2],
+    params: impl Fn(usize) -> [ByRow; 2],
     token: &Token<'_>,
     code: impl Fn(usize, usize) -> u8,
-    y: &mut [f32; TILE],
+    y: &mut ByRow,
 ) {
     for g in groups {
-        let mut sums = [0.0f32; TILE];
+        // What a zero that all codes share takes away.
+        let mut sums = [packed.middle().map_or(0.0, |z| -z * token.sums[g]); TILE];
         for s in g * packed.group_spans..(g + 1) * packed.group_spans {
             for (r, sum) in sums.iter_mut().enumerate() {
                 let columns = s * packed.span..(s + 1) * packed.span;
@@ -94,29 +95,32 @@ fn add_groups(
         }
         let [scales, offsets] = params(g);
         for r in 0..TILE {
-            y[r] = y[r] + sums[r] * scales[r] + token.sums[g] * offsets[r];
+            y.0[r] += sums[r] * scales.0[r];
+            if packed.middle().is_none() {
+                y.0[r] += token.sums[g] * offsets.0[r];
+            }
         }
     }
 }
 
 /// Scales and offsets of the rows of a tile in a group.
-fn params(packed: &Packed, index: usize) -> [[f32; TILE]; 2] {
+fn params(packed: &Packed, index: usize) -> [ByRow; 2] {
     let scales = packed.scales.sixteen(index);
     let offsets = match &packed.zeros {
         Zeros::Middle(z) => scales.map(|s| s * -f32::from(*z)),
         Zeros::Codes(z) => std::array::from_fn(|r| scales[r] * -f32::from(z[index * TILE + r])),
         Zeros::Offsets(offsets) => offsets.sixteen(index),
     };
-    [scales, offsets]
+    [ByRow(scales), ByRow(offsets)]
 }
 
 /// Takes one more step of the activations away from column `c` for all rows of a tile: a code of −128 that was −127.
-pub(super) fn subtract(packed: &Packed, tile: usize, c: usize, step: f32, y: &mut [f32; TILE]) {
+pub(super) fn subtract(packed: &Packed, tile: usize, c: usize, step: f32, y: &mut ByRow) {
     let [scales, offsets] = params(packed, tile * packed.groups + c / packed.span / packed.group_spans);
-    for (r, y) in y.iter_mut().enumerate() {
+    for (r, y) in y.0.iter_mut().enumerate() {
         // SAFETY: the tile and the column are those of a token that was rounded for `packed`.
         let q = f32::from(unsafe { code(packed, tile, r, c) });
-        *y -= step * (scales[r] * q + offsets[r]);
+        *y -= step * (scales.0[r] * q + offsets.0[r]);
     }
 }
 

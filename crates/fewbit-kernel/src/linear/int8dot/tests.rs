@@ -284,3 +284,41 @@ fn bands_and_bias() {
         }
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn a_gated_unit_has_the_bits_of_its_steps(
+        bits in 1u8..=8, zeros in 0u8..3, count in 1usize..4, rows in 1usize..130, gate in 0usize..2, bias: bool,
+        tokens in tokens(), seed: u64,
+    ) {
+        let mut n = Numbers(seed);
+        let (cols, group) = (64 * count, Group::Columns(64));
+        let linears: Vec<_> = (0..2)
+            .map(|_| {
+                let bias = bias.then(|| (0..rows).map(|_| n.next()).collect());
+                Arc::new(QuantizedLinear::uniform(int(&mut n, rows, bits, cols, group, zeros, false), bias))
+            })
+            .collect();
+        let x = inputs(&mut n, tokens * cols);
+        for level in Level::of_machine() {
+            let mut outs = run(level, &Team::new(1), &linears, tokens, &x);
+            let (mut y, up) = (std::mem::take(&mut outs[gate]), &outs[1 - gate]);
+            elementwise::silu(&mut y);
+            elementwise::mul(&mut y, up);
+            let kernel = candidate(&linears, Arithmetic::Fast, level).expect("suits");
+            let mut gated = vec![f32::NAN; tokens * rows];
+            prop_assert!(kernel.run_gated(&Team::new(2), tokens, &x, gate, elementwise::silu, &mut gated));
+            prop_assert!(y == gated, "{level:?}");
+        }
+    }
+}
+
+#[test]
+fn linears_of_different_height_are_no_gated_unit() {
+    let mut n = Numbers(1);
+    let linear = |rows: usize| Arc::new(QuantizedLinear::uniform(int(&mut n, rows, 4, 64, Group::Row, 0, false), None));
+    let kernel = candidate(&[16, 32].map(linear), Arithmetic::Fast, Level::Scalar).expect("suits");
+    assert!(!kernel.run_gated(&Team::new(1), 1, &[1.0; 64], 0, elementwise::silu, &mut [0.0; 32]));
+}
