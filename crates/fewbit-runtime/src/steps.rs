@@ -160,3 +160,26 @@ fn dead_after(graph: &Graph, steps: &[Step]) -> Vec<Vec<ValueId>> {
     }
     dead
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use fewbit_store::ModelFile;
+
+    use super::*;
+
+    /// In blocks with a gate, but not within experts.
+    #[test]
+    fn gated_units_are_found() {
+        let families = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/families");
+        for (family, units) in [("llama", 1), ("gemma3", 1), ("qwen2", 1), ("gpt_neox", 0), ("mixtral", 0)] {
+            let file = ModelFile::open(&families.join(family)).unwrap_or_else(|e| panic!("{family}: {e}"));
+            let program = Program::of(&file.model().blocks[0]);
+            assert_eq!(program.gated.iter().flatten().count(), units, "{family}");
+            for gated in program.gated.iter().flatten() {
+                assert!(gated.between.iter().all(|v| program.dead_after.iter().flatten().any(|dead| dead == v)));
+            }
+        }
+    }
+}

@@ -5,6 +5,7 @@ mod dense;
 mod held;
 mod int8dot;
 mod packed;
+mod panels;
 mod rounded;
 mod rows;
 mod separate;

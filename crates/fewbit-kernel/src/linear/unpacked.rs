@@ -6,11 +6,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use fewbit_format::QuantizedLinear;
-use smallvec::SmallVec;
 
-use super::packed::{Packed, TILE};
-use super::{Arithmetic, Kernel, MANY};
-use crate::product::{Job, Left, Right, multiply};
+use super::packed::Packed;
+use super::panels::{self, Linear, Tiles};
+use super::{Arithmetic, Kernel};
 use crate::{Level, Team};
 
 /// Takes linears whose bands are all integers in groups of a multiple of 16 columns (or of a row) that lie in order.
@@ -25,37 +24,14 @@ pub(super) fn candidate(linears: &[Arc<QuantizedLinear>], _: Arithmetic, level: 
 
 struct Unpacked {
     cols: usize,
-    linears: Vec<Linear>,
+    linears: Vec<Linear<Packed>>,
     level: Level,
-}
-
-struct Linear {
-    rows: usize,
-    bands: Vec<Packed>,
-    bias: Option<Vec<f32>>,
 }
 
 impl Kernel for Unpacked {
     fn run(&self, team: &Team, tokens: usize, x: &[f32], outs: &mut [&mut [f32]]) {
         assert_eq!(outs.len(), self.linears.len(), "one output for each linear");
-        let bands = || self.linears.iter().flat_map(|l| &l.bands);
-        let panel_of = |band| move |rows, ks, width, out: &mut [f32]| panel(self.level, band, rows, ks, width, out);
-        let panels: SmallVec<[_; MANY]> = bands().map(panel_of).collect();
-        let mut panel = panels.iter();
-        let mut jobs: SmallVec<[Job<'_>; MANY]> = SmallVec::new();
-        for (linear, y) in self.linears.iter().zip(outs) {
-            let parts = linear.bands.iter().map(|band| {
-                let panel = panel.next().expect("one for each band");
-                (band.rows, Right::Panels(panel))
-            });
-            let mut first = 0;
-            for (job, band) in Job::side_by_side(y, linear.rows, parts).zip(&linear.bands) {
-                let bias = linear.bias.as_ref().map(|b| &b[first..first + band.rows]);
-                first += band.rows;
-                jobs.push(job.with_bias(bias));
-            }
-        }
-        multiply(team, self.level, tokens, self.cols, Left::rows(x, self.cols), &jobs);
+        panels::multiply(team, self.level, tokens, self.cols, &self.linears, x, outs);
     }
 
     fn bytes(&self) -> usize {
@@ -67,25 +43,17 @@ impl Kernel for Unpacked {
     }
 }
 
-/// `out[k][width]` of rows `rows` (which begin at a multiple of `width`) in columns `ks`; missing rows are zeros.
-fn panel(level: Level, band: &Packed, rows: Range<usize>, ks: Range<usize>, width: usize, out: &mut [f32]) {
-    if width < TILE {
-        // A panel narrower than a tile (the scalar level): by way of the whole tile.
-        let mut whole = vec![0.0; ks.len() * TILE];
-        decode(level, band, rows.start / TILE, ks.clone(), TILE, &mut whole);
-        let lane = rows.start % TILE;
-        for (out, whole) in out.chunks_exact_mut(width).zip(whole.as_chunks::<TILE>().0) {
-            out.copy_from_slice(&whole[lane..lane + width]);
-        }
-        return;
+impl Tiles for Packed {
+    type Room = ();
+
+    fn room() {}
+
+    fn rows(&self) -> usize {
+        self.rows
     }
-    for lane in (0..width).step_by(TILE) {
-        let tile = (rows.start + lane) / TILE;
-        if tile < band.tiles() {
-            decode(level, band, tile, ks.clone(), width, &mut out[lane..]);
-        } else {
-            out.chunks_exact_mut(width).take(ks.len()).for_each(|o| o[lane..].fill(0.0));
-        }
+
+    fn decode(&self, level: Level, tile: usize, ks: Range<usize>, stride: usize, (): &mut (), out: &mut [f32]) {
+        decode(level, self, tile, ks, stride, out);
     }
 }
 

@@ -83,18 +83,7 @@ fn round_span<const S: usize>(x: &[f32; S], codes: &mut [i8; S]) -> (f32, i32) {
 /// As there; and the machine has AVX2, FMA, F16C, and what `D` needs.
 unsafe fn few<D: Dots>(call: Few<'_>, y: &mut [ByRow]) {
     // SAFETY: promised by the caller.
-    unsafe {
-        match call.packed.bits {
-            1 => few_of::<D, 1>(call, y),
-            2 => few_of::<D, 2>(call, y),
-            3 => few_of::<D, 3>(call, y),
-            4 => few_of::<D, 4>(call, y),
-            5 => few_of::<D, 5>(call, y),
-            6 => few_of::<D, 6>(call, y),
-            7 => few_of::<D, 7>(call, y),
-            _ => few_of::<D, 8>(call, y),
-        }
-    }
+    unsafe { by_bits!(call.packed.bits, BITS => few_of::<D, BITS>(call, y)) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -507,18 +496,7 @@ unsafe fn codes<const BITS: u8, const Q: usize>(at: *const u8) -> __m256i {
 /// As there; and the machine has AVX2.
 unsafe fn unpack(packed: &Packed, tile: usize, block: usize, to: &mut [Cell]) {
     // SAFETY: promised by the caller.
-    unsafe {
-        match packed.bits {
-            1 => unpack_of::<1>(packed, tile, block, to),
-            2 => unpack_of::<2>(packed, tile, block, to),
-            3 => unpack_of::<3>(packed, tile, block, to),
-            4 => unpack_of::<4>(packed, tile, block, to),
-            5 => unpack_of::<5>(packed, tile, block, to),
-            6 => unpack_of::<6>(packed, tile, block, to),
-            7 => unpack_of::<7>(packed, tile, block, to),
-            _ => unpack_of::<8>(packed, tile, block, to),
-        }
-    }
+    unsafe { by_bits!(packed.bits, BITS => unpack_of::<BITS>(packed, tile, block, to)) }
 }
 
 #[target_feature(enable = "avx2")]

@@ -5,7 +5,24 @@
 //! `y = Σ_g s_g Σ_span a Σ q x + m_g Σ_span a Σ x`.
 //!
 //! Few tokens read the codes as they lie, and several tiles at once, which are several streams from memory. For many
-//! tokens the codes of two tiles are unpacked to bytes, as many columns as the L1 cache holds beside the tokens.
+//! tokens the codes of three tiles are unpacked to bytes, as many columns as the L1 cache holds beside the tokens.
+
+/// An expression for codes of `$bits` bits, which are a constant in it.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! by_bits {
+    ($bits:expr, $constant:ident => $call:expr) => {
+        by_bits!($bits, $constant => $call; 1 2 3 4 5 6 7 8)
+    };
+    ($bits:expr, $constant:ident => $call:expr; $($width:literal)*) => {
+        match $bits {
+            $($width => {
+                const $constant: u8 = $width;
+                $call
+            })*
+            bits => unreachable!("{bits} bits"),
+        }
+    };
+}
 
 mod activations;
 #[cfg(target_arch = "x86_64")]

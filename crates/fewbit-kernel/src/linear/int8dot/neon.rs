@@ -66,18 +66,7 @@ fn widen(halves: uint16x4_t) -> float32x4_t {
 /// As there; and the machine has dotprod.
 unsafe fn few(call: Few<'_>, y: &mut [ByRow]) {
     // SAFETY: promised by the caller.
-    unsafe {
-        match call.packed.bits {
-            1 => few_of::<1>(call, y),
-            2 => few_of::<2>(call, y),
-            3 => few_of::<3>(call, y),
-            4 => few_of::<4>(call, y),
-            5 => few_of::<5>(call, y),
-            6 => few_of::<6>(call, y),
-            7 => few_of::<7>(call, y),
-            _ => few_of::<8>(call, y),
-        }
-    }
+    unsafe { by_bits!(call.packed.bits, BITS => few_of::<BITS>(call, y)) }
 }
 
 #[target_feature(enable = "neon,dotprod")]
@@ -385,18 +374,7 @@ unsafe fn unpack_each(
     arrange: impl Fn([int8x16_t; 8]) -> [int8x16_t; 8],
 ) {
     // SAFETY: promised by the caller.
-    unsafe {
-        match packed.bits {
-            1 => unpack_of::<1>(packed, tile, block, to, arrange),
-            2 => unpack_of::<2>(packed, tile, block, to, arrange),
-            3 => unpack_of::<3>(packed, tile, block, to, arrange),
-            4 => unpack_of::<4>(packed, tile, block, to, arrange),
-            5 => unpack_of::<5>(packed, tile, block, to, arrange),
-            6 => unpack_of::<6>(packed, tile, block, to, arrange),
-            7 => unpack_of::<7>(packed, tile, block, to, arrange),
-            _ => unpack_of::<8>(packed, tile, block, to, arrange),
-        }
-    }
+    unsafe { by_bits!(packed.bits, BITS => unpack_of::<BITS>(packed, tile, block, to, arrange)) }
 }
 
 #[target_feature(enable = "neon")]

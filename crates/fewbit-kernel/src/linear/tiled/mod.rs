@@ -33,8 +33,9 @@ use self::trellis::Trellis;
 use self::two_of_four::Masked;
 use self::vector::Vector;
 use super::packed::{BLOCK, TILE};
+use super::panels::{self, Linear, Tiles};
 use super::{Arithmetic, Kernel};
-use crate::product::{self, Job, K_BLOCK, Left, Right};
+use crate::product::{self, K_BLOCK};
 use crate::team::Disjoint;
 use crate::{Level, Team};
 
@@ -51,14 +52,8 @@ pub(super) fn candidate(linears: &[Arc<QuantizedLinear>], _: Arithmetic, level: 
 
 struct Tiled {
     cols: usize,
-    linears: Vec<Linear>,
+    linears: Vec<Linear<Band>>,
     level: Level,
-}
-
-struct Linear {
-    rows: usize,
-    bands: Vec<Band>,
-    bias: Option<Vec<f32>>,
 }
 
 /// Some rows in one storage.
@@ -207,36 +202,22 @@ impl Band {
         let decoder = Decoder::new(storage)?;
         Some(Self { rows, decoder })
     }
+}
 
-    fn tiles(&self) -> usize {
-        self.rows.div_ceil(TILE)
+impl Tiles for Band {
+    type Room = Room;
+
+    fn room() -> Room {
+        Room::new()
     }
 
-    /// As [`product::Panel`].
-    fn panel(&self, level: Level, rows: Range<usize>, ks: Range<usize>, width: usize, out: &mut [f32]) {
-        let part = |tile, stride| Part { tile, from: ks.start, to: ks.end, stride, ahead: 0 };
-        if ks.is_empty() {
-            return;
-        }
-        let mut room = Room::new();
-        if width < TILE {
-            // A panel narrower than a tile (the scalar level): by way of the whole tile.
-            let mut whole = [0.0; K_BLOCK * TILE];
-            self.decoder.panel(level, part(rows.start / TILE, TILE), &mut room, &mut whole);
-            let lane = rows.start % TILE;
-            for (out, whole) in out.chunks_exact_mut(width).zip(whole.as_chunks::<TILE>().0) {
-                out.copy_from_slice(&whole[lane..lane + width]);
-            }
-            return;
-        }
-        for lane in (0..width).step_by(TILE) {
-            let tile = (rows.start + lane) / TILE;
-            if tile < self.tiles() {
-                self.decoder.panel(level, part(tile, width), &mut room, &mut out[lane..]);
-            } else {
-                out.chunks_exact_mut(width).take(ks.len()).for_each(|o| o[lane..].fill(0.0));
-            }
-        }
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn decode(&self, level: Level, tile: usize, ks: Range<usize>, stride: usize, room: &mut Room, out: &mut [f32]) {
+        let part = Part { tile, from: ks.start, to: ks.end, stride, ahead: 0 };
+        self.decoder.panel(level, part, room, out);
     }
 }
 
@@ -254,7 +235,11 @@ impl Kernel for Tiled {
         for (out, linear) in outs.iter().zip(&self.linears) {
             assert!(out.len() >= tokens * linear.rows, "an output [{tokens}, {}] in {}", linear.rows, out.len());
         }
-        if tokens > FEW_TOKENS { self.many(team, tokens, x, outs) } else { self.few(team, tokens, x, outs) }
+        if tokens > FEW_TOKENS {
+            panels::multiply(team, self.level, tokens, self.cols, &self.linears, x, outs);
+        } else {
+            self.few(team, tokens, x, outs);
+        }
     }
 
     fn bytes(&self) -> usize {
@@ -336,32 +321,6 @@ impl Tiled {
                 }
             }
         });
-    }
-
-    fn many(&self, team: &Team, tokens: usize, x: &[f32], outs: &mut [&mut [f32]]) {
-        let bands = || self.linears.iter().flat_map(|l| &l.bands);
-        let panels: Vec<_> = bands()
-            .map(|band| {
-                move |rows: Range<usize>, ks: Range<usize>, width: usize, out: &mut [f32]| {
-                    band.panel(self.level, rows, ks, width, out);
-                }
-            })
-            .collect();
-        let mut panel = panels.iter();
-        let mut jobs = Vec::with_capacity(panels.len());
-        for (linear, y) in self.linears.iter().zip(outs) {
-            let parts = linear.bands.iter().map(|band| {
-                let panel = panel.next().expect("one for each band");
-                (band.rows, Right::Panels(panel))
-            });
-            let mut first = 0;
-            for (job, band) in Job::side_by_side(y, linear.rows, parts).zip(&linear.bands) {
-                let bias = linear.bias.as_ref().map(|b| &b[first..first + band.rows]);
-                first += band.rows;
-                jobs.push(job.with_bias(bias));
-            }
-        }
-        product::multiply(team, self.level, tokens, self.cols, Left::rows(x, self.cols), &jobs);
     }
 }
 
