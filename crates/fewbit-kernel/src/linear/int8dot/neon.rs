@@ -192,8 +192,8 @@ struct Input<const T: usize> {
 }
 
 impl<const T: usize> Input<T> {
-    /// The first `T` tokens, of which the last stands for those that are missing.
-    fn of(tokens: &[Token<'_>]) -> Self {
+    /// `T` tokens from `first` on; the last stands for those that are not there.
+    fn of(tokens: Tokens<'_>, first: usize) -> Self {
         let last = tokens.len() - 1;
         let tokens: [Token<'_>; T] = std::array::from_fn(|t| tokens.get((first + t).min(last)));
         Self {
