@@ -2,7 +2,7 @@ use fewbit_graph::{Edge, ValueId};
 
 /// Looks at, or rounds, values as they are made.
 ///
-/// The interpreter asks [`wants`](Hooks::wants) for each value of the graph once per run, and calls
+/// The interpreter asks [`wants`](Hooks::wants) for each value of the graph at least once per run, and calls
 /// [`edge`](Hooks::edge) with all its rows right after they are computed, before anything reads them; for a value within
 /// experts, once for each expert that has rows.
 pub trait Hooks {
