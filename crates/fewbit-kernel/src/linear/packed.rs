@@ -239,10 +239,6 @@ impl Packed {
         if let Zeros::Middle(z) = self.zeros { Some(f32::from(z)) } else { None }
     }
 
-    pub(super) fn tiles(&self) -> usize {
-        self.rows.div_ceil(TILE)
-    }
-
     /// How many groups lie within so many columns: at least one, and whole blocks.
     pub(super) fn groups_within(&self, columns: usize) -> usize {
         let whole = if (self.span * self.group_spans).is_multiple_of(BLOCK) { 1 } else { 2 };

@@ -48,12 +48,7 @@ impl<'a> Tokens<'a> {
 
     #[inline(always)]
     pub(super) fn get(self, t: usize) -> Token<'a> {
-        let (all, t) = (self.all, self.first + t);
-        Token {
-            codes: &all.codes[t * all.width..][..all.width],
-            scales: &all.scales[t * all.spans..][..all.spans],
-            sums: &all.sums[t * all.groups..][..all.groups],
-        }
+        self.all.token(self.first + t)
     }
 }
 
@@ -83,6 +78,15 @@ impl Activations {
         }
         if self.sums.len() < groups {
             self.sums.resize(groups, 0.0);
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn token(&self, t: usize) -> Token<'_> {
+        Token {
+            codes: &self.codes[t * self.width..][..self.width],
+            scales: &self.scales[t * self.spans..][..self.spans],
+            sums: &self.sums[t * self.groups..][..self.groups],
         }
     }
 
@@ -209,7 +213,7 @@ mod tests {
             let mut a = Activations::default();
             a.resize(1, x.len(), span, 2);
             a.tokens_mut(1).for_each(|mut t| round(&x, span, &mut t));
-            let t = a.tokens(0..1).get(0);
+            let t = a.token(0);
             assert_eq!(t.codes.len(), 96);
             for (c, q) in t.codes.iter().enumerate() {
                 let (v, s) = (x.get(c).copied().unwrap_or(0.0), t.scales[c / span]);
@@ -233,7 +237,7 @@ mod tests {
         x[3] = f32::INFINITY;
         x[32..64].fill(1e-39);
         a.tokens_mut(1).for_each(|mut t| round_spans::<32>(&x, 1, &mut t, round_span));
-        let t = a.tokens(0..1).get(0);
+        let t = a.token(0);
         assert!(
             t.scales[0].is_nan() && t.scales[1] == 0.0 && t.codes[..64].iter().all(|q| *q == 0) && t.codes[64] == 127
         );

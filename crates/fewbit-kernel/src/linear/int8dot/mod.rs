@@ -42,6 +42,7 @@ use smallvec::SmallVec;
 
 use self::activations::{Activations, TokenMut, Tokens};
 use super::packed::{BLOCK, Cell as Codes, Packed, TILE};
+use super::panels::Tiles;
 use super::{Arithmetic, Kernel, MANY};
 use crate::team::Disjoint;
 use crate::{Level, Team, elementwise};
@@ -197,7 +198,7 @@ thread_local! {
 /// What a task needs.
 struct Scratch {
     unpacked: Unpacked,
-    /// Results `[token][tile]`, of the gate too where there is one.
+    /// Results `[token][tile]`; the second are those of a gated unit's other linear.
     results: [Vec<ByRow>; 2],
 }
 
@@ -397,8 +398,7 @@ impl Product<'_> {
             }
             for (tile, y) in self.tiles.clone().zip(y) {
                 for c in lows {
-                    let step = self.rounded.tokens(t..t + 1).get(0).scales[0];
-                    scalar::subtract(&part.packed, tile, *c as usize, step, y);
+                    scalar::subtract(&part.packed, tile, *c as usize, self.rounded.token(t).scales[0], y);
                 }
                 let bias = part.bias.iter().flat_map(|bias| &bias[tile * TILE..]);
                 y.0.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
