@@ -41,7 +41,12 @@ impl Runtime {
         let model = file.model().clone();
         let embed = file.part(Part::Embed)?;
         let embedding = embed.linears.into_iter().next().ok_or_else(|| Error::internal("a model without embedding"))?;
-        let layer = |part| Layer::new(Arc::new(model.part(part).clone()), file.part(part)?, arithmetic);
+        let layer = |part| {
+            let layer = Layer::new(Arc::new(model.part(part).clone()), file.part(part)?, arithmetic);
+            // What was repacked is not read again, and the rest was hardly touched.
+            file.drop_pages(part);
+            layer
+        };
         // The head, which may be the largest, first.
         let parts: Vec<Part> = std::iter::once(Part::Head).chain((0..model.blocks.len()).map(Part::Block)).collect();
         let mut loaded: Vec<Option<Result<Layer>>> = parts.iter().map(|_| None).collect();

@@ -79,8 +79,8 @@ const CANDIDATES: &[Candidate] = &[
     int8dot::candidate,
     rounded::candidate,
     unpacked::candidate,
-    tiled::candidate,
     separate::candidate,
+    tiled::candidate,
     dense::candidate,
 ];
 

@@ -137,7 +137,7 @@ fn read_ggml(blocks: &GgmlBlocks, r: usize, row: &mut Row) {
                     scales[j] = d * f32::from(block[j] & 15);
                     offsets[j] = -(dmin * f32::from(block[j] >> 4));
                 }
-                codes.iter_mut().enumerate().for_each(|(i, q)| *q = bit_pair(&block[16..80], i));
+                bit_pairs(&block[16..80], codes);
             }
             GgmlType::Q3K => {
                 let (d, packed) = (half_at(block, 108), &block[96..108]);
@@ -147,8 +147,9 @@ fn read_ggml(blocks: &GgmlBlocks, r: usize, row: &mut Row) {
                     let high = packed[8 + j % 4] >> (2 * (j / 4)) & 3;
                     *scale = d * f32::from((low | high << 4) as i8 - 32);
                 }
-                for (i, q) in codes.iter_mut().enumerate() {
-                    *q = bit_pair(&block[32..96], i) | (block[i % 32] >> (i / 32) & 1) << 2;
+                bit_pairs(&block[32..96], codes);
+                for (j, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                    codes.iter_mut().zip(&block[..32]).for_each(|(q, high)| *q |= (high >> j & 1) << 2);
                 }
             }
             GgmlType::Q4K | GgmlType::Q5K => {
@@ -160,11 +161,14 @@ fn read_ggml(blocks: &GgmlBlocks, r: usize, row: &mut Row) {
                     offsets[j] = -(dmin * f32::from(min));
                 }
                 let low = if kind == GgmlType::Q4K { 16 } else { 48 };
-                for (i, q) in codes.iter_mut().enumerate() {
-                    let (j, l) = (i / 32, i % 32);
-                    *q = block[low + j / 2 * 32 + l] >> (4 * (j % 2)) & 15;
-                    if kind == GgmlType::Q5K {
-                        *q |= (block[16 + l] >> j & 1) << 4;
+                for (codes, bytes) in codes.as_chunks_mut::<64>().0.iter_mut().zip(block[low..].as_chunks::<32>().0) {
+                    let (first, second) = codes.split_at_mut(32);
+                    first.iter_mut().zip(bytes).for_each(|(q, b)| *q = b & 15);
+                    second.iter_mut().zip(bytes).for_each(|(q, b)| *q = b >> 4);
+                }
+                if kind == GgmlType::Q5K {
+                    for (j, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                        codes.iter_mut().zip(&block[16..48]).for_each(|(q, high)| *q |= (high >> j & 1) << 4);
                     }
                 }
             }
@@ -172,11 +176,13 @@ fn read_ggml(blocks: &GgmlBlocks, r: usize, row: &mut Row) {
                 let d = half_at(block, 208);
                 row.shared[b] = [d, 0.0];
                 scales.iter_mut().zip(&block[192..208]).for_each(|(s, scale)| *s = d * f32::from(*scale as i8));
-                for (i, q) in codes.iter_mut().enumerate() {
-                    let (half, l, quarter) = (i / 128, i % 32, i % 128 / 32);
-                    let low = block[64 * half + 32 * (quarter % 2) + l] >> (4 * (quarter / 2)) & 15;
-                    let high = block[128 + 32 * half + l] >> (2 * quarter) & 3;
-                    *q = low | high << 4;
+                for (j, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                    let (half, quarter) = (j / 4, j % 4);
+                    let low = &block[64 * half + 32 * (quarter % 2)..][..32];
+                    let high = &block[128 + 32 * half..][..32];
+                    for ((q, low), high) in codes.iter_mut().zip(low).zip(high) {
+                        *q = low >> (4 * (quarter / 2)) & 15 | (high >> (2 * quarter) & 3) << 4;
+                    }
                 }
             }
         }
@@ -202,9 +208,13 @@ fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
-/// Two bits of weight `i` of Q2_K and Q3_K.
-fn bit_pair(bytes: &[u8], i: usize) -> u8 {
-    bytes[i / 128 * 32 + i % 32] >> (2 * (i % 128 / 32)) & 3
+/// Codes of two bits: each 32 bytes hold four times 32 of them.
+fn bit_pairs(bytes: &[u8], codes: &mut [u8]) {
+    for (codes, bytes) in codes.as_chunks_mut::<128>().0.iter_mut().zip(bytes.as_chunks::<32>().0) {
+        for (j, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            codes.iter_mut().zip(bytes).for_each(|(q, b)| *q = b >> (2 * j) & 3);
+        }
+    }
 }
 
 /// Scale and minimum of sub-block `j` of Q4_K and Q5_K.

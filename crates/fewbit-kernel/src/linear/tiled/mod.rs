@@ -1,4 +1,4 @@
-//! f32 on codes that no integer kernel takes: tables, small floats, codes with scales of scales.
+//! f32 on what no integer kernel takes: tables, small floats, codes with scales of scales, halves that stay unquantized.
 //!
 //! A *tile* is sixteen rows, one for each lane. A decoder writes some columns of a tile as f32 (`[column][16]`), and few
 //! tokens are multiplied with them while they are in the L1 cache; the panels of the products for many tokens are made
@@ -6,6 +6,7 @@
 
 mod codes;
 mod factors;
+mod halves;
 mod lanes;
 mod lattice;
 mod multiply;
@@ -23,6 +24,7 @@ use fewbit_format::{QuantizedLinear, Storage};
 use smallvec::SmallVec;
 
 use self::factors::Spread;
+use self::halves::Halves;
 use self::lanes::Sixteen;
 use self::lattice::Lattice;
 use self::multiply::multiply_add;
@@ -39,8 +41,16 @@ use crate::product::{self, K_BLOCK};
 use crate::team::Disjoint;
 use crate::{Level, Team};
 
-/// Takes linears whose bands all have a decoder.
-pub(super) fn candidate(linears: &[Arc<QuantizedLinear>], _: Arithmetic, level: Level) -> Option<Box<dyn Kernel>> {
+/// Takes linears whose bands all have a decoder; what is dense only where memory may be spent on speed.
+pub(super) fn candidate(
+    linears: &[Arc<QuantizedLinear>],
+    arithmetic: Arithmetic,
+    level: Level,
+) -> Option<Box<dyn Kernel>> {
+    let has_dense = linears.iter().flat_map(|l| &l.bands).any(|b| matches!(b.storage, Storage::Dense(_)));
+    if has_dense && arithmetic != Arithmetic::Fast {
+        return None;
+    }
     let of = |linear: &Arc<QuantizedLinear>| {
         let bands = linear.bands.iter().map(|b| Band::new(&b.storage)).collect::<Option<Vec<Band>>>()?;
         (!bands.is_empty()).then(|| Linear { rows: linear.shape[0], bands, bias: linear.bias.clone() })
@@ -64,6 +74,7 @@ struct Band {
 
 /// A kind of storage.
 enum Decoder {
+    Halves(Halves),
     Table(Table),
     SmallFloat(SmallFloat),
     Signs(SignTiles),
@@ -85,13 +96,15 @@ impl Decoder {
             Storage::Vector(_) => Vector::new(storage).map(Self::Vector),
             Storage::Trellis(_) => Trellis::new(storage).map(Self::Trellis),
             Storage::TwoOfFour(_) => Masked::new(storage).map(Self::Masked),
-            Storage::Dense(_) | Storage::Ggml(_) => None,
+            Storage::Dense(_) => Halves::new(storage).map(Self::Halves),
+            Storage::Ggml(_) => None,
         }
     }
 
     /// Decodes a part of a tile.
     fn panel(&self, level: Level, part: Part, room: &mut Room, out: &mut [f32]) {
         match self {
+            Self::Halves(d) => d.panel(level, part, room, out),
             Self::Table(d) => d.panel(level, part, room, out),
             Self::SmallFloat(d) => d.panel(level, part, room, out),
             Self::Signs(d) => d.panel(level, part, room, out),
@@ -104,6 +117,7 @@ impl Decoder {
 
     fn len_bytes(&self) -> usize {
         match self {
+            Self::Halves(d) => d.len_bytes(),
             Self::Table(d) => d.len_bytes(),
             Self::SmallFloat(d) => d.len_bytes(),
             Self::Signs(d) => d.len_bytes(),
@@ -298,6 +312,9 @@ impl Tiled {
     /// The products of some tiles with all tokens, `[token][tile]`: chains over [`K_BLOCK`] columns, added in order.
     fn sums(&self, band: &Band, tiles: Range<usize>, tokens: usize, x: &[f32], sums: &mut [[f32; TILE]]) {
         let count = tiles.len();
+        if let Decoder::Halves(halves) = &band.decoder {
+            return halves::products(self.level, halves, tiles.start, count, x, self.cols, tokens, sums);
+        }
         product::scratch::with(|scratch| {
             let panels = scratch.right.take(FEW_TILES * STEP * TILE);
             let (mut room, mut chains) = (Room::new(), [[0.0; TILE]; FEW_TOKENS * FEW_TILES]);

@@ -1,7 +1,7 @@
 use fewbit_format::{
-    Band as Rows, Blocks, FloatCodes, FloatGrid, Group, IntCodes, IntGrid, LatticeCodes, LatticeGrid, Levels,
+    Band as Rows, Blocks, Dtype, FloatCodes, FloatGrid, Group, IntCodes, IntGrid, LatticeCodes, LatticeGrid, Levels,
     Minifloat, Nested, NestedGrid, Numbers, ScaleType, SecondStage, SignCodes, SignGrid, Signs, TableCodes, TableGrid,
-    TrellisCode, TrellisCodes, TrellisGrid, TwoOfFour, VectorCodes, VectorGrid, Zeros, packed_len,
+    Tensor, TrellisCode, TrellisCodes, TrellisGrid, TwoOfFour, VectorCodes, VectorGrid, Zeros, packed_len,
 };
 use proptest::prelude::*;
 
@@ -63,7 +63,7 @@ fn check(linears: &[Arc<QuantizedLinear>], tokens: usize, n: &mut Draws) {
             let bits = |v: f32| if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() };
             outs.into_iter().map(|o| o.into_iter().map(bits).collect()).collect()
         };
-        let [own, rows] = [candidate, dense::candidate].map(|c| c(linears, Arithmetic::Exact, level).unwrap());
+        let [own, rows] = [candidate, dense::candidate].map(|c| c(linears, Arithmetic::Fast, level).unwrap());
         assert_eq!(own.name(), "tiled");
         let (one, three) = (Team::new(1), Team::new(3));
         let want = run(&*rows, &one, tokens, &x);
@@ -261,8 +261,29 @@ fn two_of_four(n: &mut Draws, rows: usize) -> Storage {
     Storage::TwoOfFour(TwoOfFour::new(cols, mask, kept).unwrap())
 }
 
+fn halves(n: &mut Draws, rows: usize) -> Storage {
+    let (dtype, kind) = [(Dtype::BF16, ScaleType::BF16), (Dtype::F16, ScaleType::F16)][n.below(2)];
+    let cols = 1 + n.below(600);
+    Storage::Dense(Tensor::from_f32(dtype, &[rows, cols], &n.scales(rows * cols, kind)).unwrap())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn halves_are_what_they_widen_to(rows in 1usize..200, tokens in 1usize..20, seed: u64) {
+        let n = &mut Draws(seed);
+        let storage = halves(n, rows);
+        check_storage(storage, tokens, n);
+    }
+
+    /// Memory is spent on them where speed is asked for.
+    #[test]
+    fn halves_stay_where_they_are_if_arithmetic_is_exact(seed: u64) {
+        let storage = halves(&mut Draws(seed), 3);
+        let linears = [Arc::new(QuantizedLinear::uniform(storage, None))];
+        prop_assert!(candidate(&linears, Arithmetic::Exact, Level::Scalar).is_none());
+    }
 
     #[test]
     fn tables_are_what_they_decode_to(rows in 1usize..200, tokens in 1usize..20, seed: u64) {
