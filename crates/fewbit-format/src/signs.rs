@@ -180,17 +180,23 @@ impl SignCodes {
         &self.numbers
     }
 
+    /// The codes of row `r`: below [`Signs::levels`].
+    pub fn row_codes(&self, r: usize, out: &mut [u8]) {
+        let row_bytes = self.grid.signs.row_bytes(self.cols);
+        self.grid.signs.unpack(&self.packed[r * row_bytes..(r + 1) * row_bytes], out);
+    }
+
     fn numbers_per_row(&self) -> usize {
         self.grid.group.per_row(self.cols) * self.grid.signs.numbers()
     }
 
     /// Decodes rows `rows` into `out[rows.len() · cols]`.
     pub fn decode_rows(&self, rows: Range<usize>, out: &mut [f32]) {
-        let (signs, row_bytes) = (self.grid.signs, self.grid.signs.row_bytes(self.cols));
+        let signs = self.grid.signs;
         let (width, per_row) = (self.grid.group.width(self.cols), self.numbers_per_row());
         let (mut codes, mut levels, mut numbers) = (vec![0; self.cols], vec![0.0; signs.levels()], vec![0.0; per_row]);
         for (r, row) in rows.zip(out.chunks_exact_mut(self.cols)) {
-            signs.unpack(&self.packed[r * row_bytes..(r + 1) * row_bytes], &mut codes);
+            self.row_codes(r, &mut codes);
             numbers.iter_mut().enumerate().for_each(|(i, n)| *n = self.numbers.get(r * per_row + i));
             let numbers = numbers.chunks_exact(signs.numbers());
             for ((values, codes), numbers) in row.chunks_mut(width).zip(codes.chunks(width)).zip(numbers) {

@@ -15,6 +15,7 @@ pub mod limits;
 pub mod linear;
 pub mod online;
 pub mod product;
+mod stream;
 pub mod strip;
 pub mod team;
 mod tile;

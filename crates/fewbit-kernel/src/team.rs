@@ -329,6 +329,12 @@ impl<'a, T> Disjoint<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.at.add(range.start), range.len()) }
     }
 
+    /// Elements of the slice.
+    #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
     /// The first element's address, for kernels that write rows with a stride.
     pub fn as_ptr(&self) -> *mut T {
         self.at

@@ -202,7 +202,8 @@ fn linears_take_no_more_memory_than_their_bits() {
     add("vectors", vector, 0);
     add("trellis", trellis, 0);
     add("sign planes", || signs(Signs::Planes { count: 2, has_offset: true }), 0);
-    add("ternary", || signs(Signs::Ternary), 0);
+    // Two bits instead of five codes in a byte.
+    add("ternary", || signs(Signs::Ternary), WEIGHTS / 20);
     add("two of four", two_of_four, 0);
     add("one table", || table(true), 0);
     // Tables of rows are decoded from f32.

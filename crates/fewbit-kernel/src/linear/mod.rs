@@ -21,8 +21,8 @@ use crate::{Level, Team, cpu};
 /// What may be rounded besides the stored weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Arithmetic {
-    /// As the checkpoint says; where it says nothing, activations are rounded to 8 bits, per token and 32 columns, if an
-    /// integer kernel exists, and keys and values to f16.
+    /// As the checkpoint says; where it says nothing, activations are rounded to 8 bits, per token and 64 columns or
+    /// fewer, if an integer kernel exists, and keys and values to f16.
     Fast,
     /// What the checkpoint says: the products are those of the decoded weights and the rounded inputs, up to the
     /// rounding of sums.

@@ -1,6 +1,6 @@
 //! Integer codes in tiles ([`fewbit_format::tiles`]), so that no sum crosses the lanes of a register.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use bytes::Bytes;
 pub(super) use fewbit_format::tiles::{BLOCK, CELL, Plane, ROWS as TILE, planes};
@@ -120,6 +120,12 @@ pub(super) fn bytes_of(cells: &mut [Cell]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(cells.as_mut_ptr().cast(), bytes) }
 }
 
+/// Columns of a wide span: half of the arithmetic around the products.
+pub(super) const WIDE: usize = 2 * BLOCK;
+/// Bits of weights whose own error hides what wide spans add to it. One token of 2 bits, which takes nearly all that the
+/// arithmetic can do, is 7 % slower with them.
+const COARSE: RangeInclusive<u8> = 3..=5;
+
 /// The rows of one storage.
 #[derive(Debug)]
 pub(super) struct Packed {
@@ -127,7 +133,8 @@ pub(super) struct Packed {
     /// Blocks of a row.
     blocks: usize,
     pub(super) bits: u8,
-    /// Columns that share a scale of the activations: 32, or 16 where groups do not begin at multiples of 32.
+    /// Columns that share a scale of the activations: [`WIDE`] where the weights are coarse, else 32, or 16 where groups
+    /// do not begin at multiples of 32.
     pub(super) span: usize,
     /// Spans of a group.
     pub(super) group_spans: usize,
@@ -158,8 +165,12 @@ impl Packed {
     }
 
     /// Spans, and how many of them are a group.
-    fn spans(&Layout { cols, group, .. }: &Layout) -> (usize, usize) {
-        let span = if group == cols || group.is_multiple_of(BLOCK) { BLOCK } else { 16 };
+    fn spans(&Layout { cols, bits, group, .. }: &Layout) -> (usize, usize) {
+        let span = match group {
+            _ if COARSE.contains(&bits) && group.is_multiple_of(WIDE) => WIDE,
+            _ if group == cols || group.is_multiple_of(BLOCK) => BLOCK,
+            _ => 16,
+        };
         let padded = if group == cols { cols.next_multiple_of(BLOCK) } else { group };
         (span, padded.div_ceil(span))
     }
@@ -234,6 +245,11 @@ impl Packed {
         Some(Self { rows, blocks, bits, span, group_spans, groups, cells, scales, zeros, order })
     }
 
+    /// Blocks of a span, where it is not half of one.
+    pub(super) fn span_blocks(&self) -> usize {
+        self.span / BLOCK
+    }
+
     /// The zero that all codes share, if they do.
     pub(super) fn middle(&self) -> Option<f32> {
         if let Zeros::Middle(z) = self.zeros { Some(f32::from(z)) } else { None }
@@ -273,7 +289,8 @@ impl Packed {
         debug_assert!(ks.start.is_multiple_of(BLOCK) && stride >= TILE);
         let per_block = usize::from(self.bits);
         let cells = &self.cells[tile * self.blocks * per_block..];
-        for from in ks.clone().step_by(self.span) {
+        let step = self.span.min(BLOCK);
+        for from in ks.clone().step_by(step) {
             let index = tile * self.groups + from / self.span / self.group_spans;
             let scales = self.scales.sixteen(index);
             let (mut zeros, mut offsets) = ([0; TILE], None);
@@ -285,7 +302,7 @@ impl Packed {
                 }
                 Zeros::Offsets(m) => offsets = Some(m.sixteen(index)),
             }
-            for (c, four) in (from..(from + self.span).min(ks.end)).step_by(4).enumerate() {
+            for (c, four) in (from..(from + step).min(ks.end)).step_by(4).enumerate() {
                 let (block, column) = (from / BLOCK, from % BLOCK + 4 * c);
                 // Lane r holds row r; byte j of a lane column j.
                 let mut words = [0; TILE];

@@ -1,6 +1,6 @@
 //! Any integer storage as rows of `scale · code + offset` per group: what is repacked at load.
 
-use fewbit_format::{GgmlBlocks, GgmlType, Group, IntCodes, Storage, Zero, Zeros};
+use fewbit_format::{GgmlBlocks, GgmlType, Group, IntCodes, Signs, Storage, Zero, Zeros};
 use half::f16;
 
 /// How the zero point of a group is given.
@@ -58,7 +58,6 @@ pub(super) fn layout(storage: &Storage) -> Option<Layout> {
     match storage {
         Storage::Dense(_)
         | Storage::Table(_)
-        | Storage::Signs(_)
         | Storage::TwoOfFour(_)
         | Storage::Float(_)
         | Storage::Lattice(_)
@@ -78,6 +77,18 @@ pub(super) fn layout(storage: &Storage) -> Option<Layout> {
                 Group::Row | Group::Tensor | Group::Block(_) => cols,
             };
             Some(Layout { rows, cols, bits: grid.bits, group, origin, shared: None })
+        }
+        // In two bits: five codes in a byte would take longer to take apart than a fifth less memory saves.
+        Storage::Signs(signs) => {
+            let ([rows, cols], grid) = (signs.shape(), signs.grid());
+            (grid.signs == Signs::Ternary).then(|| Layout {
+                rows,
+                cols,
+                bits: 2,
+                group: grid.group.width(cols),
+                origin: Origin::Middle(1),
+                shared: None,
+            })
         }
         Storage::Ggml(blocks) => {
             let (bits, group, origin) = match blocks.kind {
@@ -101,6 +112,11 @@ pub(super) fn read(storage: &Storage, r: usize, row: &mut Row) {
     match storage {
         Storage::Int(int) => read_int(int, r, row),
         Storage::Ggml(blocks) => read_ggml(blocks, r, row),
+        Storage::Signs(signs) => {
+            signs.row_codes(r, &mut row.codes);
+            let groups = row.scales.len();
+            row.scales.iter_mut().enumerate().for_each(|(k, s)| *s = signs.numbers().get(r * groups + k));
+        }
         _ => unreachable!("only integers have such a layout"),
     }
 }

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::packed::{BLOCK, CELL, Cell, Numbers, Packed, TILE, Zeros};
+use super::super::packed::{BLOCK, CELL, Cell, Numbers, Packed, TILE, WIDE, Zeros};
 use super::activations::{Token, TokenMut, Tokens, greatest, round_spans};
 use super::{ByRow, Few, Kernels, Many};
 use crate::vnni::{dot_bytes, has_vex};
@@ -34,10 +34,10 @@ const HALF: usize = CELL / 2;
 /// The machine has AVX2.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn round(x: &[f32], span: usize, group_spans: usize, to: &mut TokenMut<'_>) {
-    if span == BLOCK {
-        round_spans::<32>(x, group_spans, to, |x, codes| round_span(x, codes));
-    } else {
-        round_spans::<16>(x, group_spans, to, |x, codes| round_span(x, codes));
+    match span {
+        WIDE => round_spans::<WIDE>(x, group_spans, to, |x, codes| round_span(x, codes)),
+        BLOCK => round_spans::<BLOCK>(x, group_spans, to, |x, codes| round_span(x, codes)),
+        _ => round_spans::<16>(x, group_spans, to, |x, codes| round_span(x, codes)),
     }
 }
 
@@ -88,7 +88,7 @@ unsafe fn few<D: Dots>(call: Few<'_>, y: &mut [ByRow]) {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn few_of<D: Dots, const BITS: u8>(call: Few<'_>, y: &mut [ByRow]) {
-    let narrow = call.packed.span != BLOCK;
+    let narrow = call.packed.span < BLOCK;
     let mut token = 0;
     while token < call.tokens.len() {
         let together = if call.tokens.len() - token >= 2 { 2 } else { 1 };
@@ -98,12 +98,12 @@ unsafe fn few_of<D: Dots, const BITS: u8>(call: Few<'_>, y: &mut [ByRow]) {
             // SAFETY: promised by the caller. Two tiles at once are two streams from memory.
             unsafe {
                 match (together, two, narrow) {
-                    (2, _, false) => few_tiles::<D, BITS, 32, 2, 1>(call, tile, token, y),
-                    (2, _, true) => few_tiles::<D, BITS, 16, 2, 1>(call, tile, token, y),
-                    (_, true, false) => few_tiles::<D, BITS, 32, 1, 2>(call, tile, token, y),
-                    (_, true, true) => few_tiles::<D, BITS, 16, 1, 2>(call, tile, token, y),
-                    (_, false, false) => few_tiles::<D, BITS, 32, 1, 1>(call, tile, token, y),
-                    (_, false, true) => few_tiles::<D, BITS, 16, 1, 1>(call, tile, token, y),
+                    (2, _, false) => few_tiles::<D, BITS, false, 2, 1>(call, tile, token, y),
+                    (2, _, true) => few_tiles::<D, BITS, true, 2, 1>(call, tile, token, y),
+                    (_, true, false) => few_tiles::<D, BITS, false, 1, 2>(call, tile, token, y),
+                    (_, true, true) => few_tiles::<D, BITS, true, 1, 2>(call, tile, token, y),
+                    (_, false, false) => few_tiles::<D, BITS, false, 1, 1>(call, tile, token, y),
+                    (_, false, true) => few_tiles::<D, BITS, true, 1, 1>(call, tile, token, y),
                 }
             }
             tile += if two { 2 } else { 1 };
@@ -115,7 +115,7 @@ unsafe fn few_of<D: Dots, const BITS: u8>(call: Few<'_>, y: &mut [ByRow]) {
 /// Tiles `first..first + R` of the call, for its tokens `token..token + T`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn few_tiles<D: Dots, const BITS: u8, const SPAN: usize, const T: usize, const R: usize>(
+unsafe fn few_tiles<D: Dots, const BITS: u8, const NARROW: bool, const T: usize, const R: usize>(
     call: Few<'_>,
     first: usize,
     token: usize,
@@ -129,35 +129,37 @@ unsafe fn few_tiles<D: Dots, const BITS: u8, const SPAN: usize, const T: usize, 
         let cells: [*const u8; R] = std::array::from_fn(|r| packed.cells(tile + r));
         let mut at = 0;
         let mut results = [[[_mm256_setzero_ps(); 2]; R]; T];
-        let (mut s, middle) = (0, middle::<D, BITS>(packed));
+        let blocks = if NARROW { 1 } else { packed.span_blocks() };
+        let (mut s, mut c, middle) = (0, 0, middle::<D, BITS>(packed));
         for g in 0..packed.groups {
             let mut group: [[_; R]; T] = std::array::from_fn(|t| [input.begin_group(t, g, middle); R]);
             for _ in 0..packed.group_spans {
                 let mut dots = [[D::zero(); R]; T];
-                let second = SPAN == 16 && s % 2 == 1;
-                let here = cells.map(|cells| cells.add(at));
-                if SPAN == 32 {
-                    add_half::<D, BITS, T, R, 0>(&mut dots, here, &input, s * SPAN);
-                    add_half::<D, BITS, T, R, 4>(&mut dots, here, &input, s * SPAN + 16);
-                } else if second {
-                    add_half::<D, BITS, T, R, 4>(&mut dots, here, &input, s * SPAN);
-                } else {
-                    add_half::<D, BITS, T, R, 0>(&mut dots, here, &input, s * SPAN);
-                }
-                if SPAN == 32 || second {
-                    // Behind the end of these tiles are those that the others of them have begun with.
-                    let next = at + AHEAD;
-                    let ahead = if next < tile_bytes { next } else { next + (R - 1) * tile_bytes };
-                    for cells in cells {
-                        for line in 0..usize::from(BITS) {
-                            _mm_prefetch::<_MM_HINT_T0>(cells.wrapping_add(ahead + line * CELL).cast());
-                        }
+                for _ in 0..blocks {
+                    let here = cells.map(|cells| cells.add(at));
+                    let is_first = c % BLOCK == 0;
+                    if !NARROW || is_first {
+                        add_half::<D, BITS, T, R, 0>(&mut dots, here, &input, c);
+                        c += 16;
                     }
-                    at += block_bytes;
+                    if !NARROW || !is_first {
+                        add_half::<D, BITS, T, R, 4>(&mut dots, here, &input, c);
+                        c += 16;
+                        // Behind the end of these tiles are those that the others of them have begun with.
+                        let next = at + AHEAD;
+                        let ahead = if next < tile_bytes { next } else { next + (R - 1) * tile_bytes };
+                        for cells in cells {
+                            for line in 0..usize::from(BITS) {
+                                _mm_prefetch::<_MM_HINT_T0>(cells.wrapping_add(ahead + line * CELL).cast());
+                            }
+                        }
+                        at += block_bytes;
+                    }
+                    dots.as_flattened_mut().iter_mut().for_each(|dots| dots.end_block::<BITS>());
                 }
                 for t in 0..T {
                     for r in 0..R {
-                        group[t][r] = input.add_span(t, s, dots[t][r].sums::<BITS>(), group[t][r]);
+                        group[t][r] = input.add_span(t, s, dots[t][r].sums(), group[t][r]);
                     }
                 }
                 s += 1;
@@ -257,11 +259,14 @@ trait Dots: Copy {
     /// The machine has what the implementation says.
     unsafe fn add<const BITS: u8>(&mut self, codes: [__m256i; 2], x: __m256i, nth: usize);
 
-    /// In 32 bits.
+    /// Takes what has waited, after a block or the part of one that a span is, to the sums.
     ///
     /// # Safety
     /// The machine has AVX2.
-    unsafe fn sums<const BITS: u8>(self) -> [__m256i; 2];
+    unsafe fn end_block<const BITS: u8>(&mut self);
+
+    /// In 32 bits.
+    fn sums(self) -> [__m256i; 2];
 }
 
 /// By `vpmaddubs`, in 16 bits: needs AVX2.
@@ -270,9 +275,9 @@ trait Dots: Copy {
 /// Eight: 128 is taken off, and the activations take the sign, so that the unsigned factor is at most 128.
 #[derive(Clone, Copy)]
 struct Words {
-    /// In 32 bits; in 16 bits for codes of up to four bits.
+    /// In 32 bits.
     whole: [__m256i; 2],
-    /// Products in 16 bits that wait for a second one, for codes of five and six bits.
+    /// In 16 bits: those of a block, for codes of up to four bits; for five and six those that wait for a second one.
     waiting: [__m256i; 2],
 }
 
@@ -291,7 +296,7 @@ impl Dots for Words {
         let ones = _mm256_set1_epi16(1);
         for h in 0..2 {
             match BITS {
-                0..=4 => self.whole[h] = _mm256_add_epi16(self.whole[h], _mm256_maddubs_epi16(codes[h], x)),
+                0..=4 => self.waiting[h] = _mm256_add_epi16(self.waiting[h], _mm256_maddubs_epi16(codes[h], x)),
                 5 | 6 => {
                     let products = _mm256_maddubs_epi16(codes[h], x);
                     if nth.is_multiple_of(2) {
@@ -316,8 +321,18 @@ impl Dots for Words {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn sums<const BITS: u8>(self) -> [__m256i; 2] {
-        if BITS <= 4 { self.whole.map(|dot| _mm256_madd_epi16(dot, _mm256_set1_epi16(1))) } else { self.whole }
+    unsafe fn end_block<const BITS: u8>(&mut self) {
+        if BITS <= 4 {
+            for (whole, waiting) in self.whole.iter_mut().zip(&mut self.waiting) {
+                *whole = _mm256_add_epi32(*whole, _mm256_madd_epi16(*waiting, _mm256_set1_epi16(1)));
+                *waiting = _mm256_setzero_si256();
+            }
+        }
+    }
+
+    #[inline]
+    fn sums(self) -> [__m256i; 2] {
+        self.whole
     }
 }
 
@@ -345,7 +360,10 @@ impl<const VEX: bool> Dots for Fours<VEX> {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn sums<const BITS: u8>(self) -> [__m256i; 2] {
+    unsafe fn end_block<const BITS: u8>(&mut self) {}
+
+    #[inline]
+    fn sums(self) -> [__m256i; 2] {
         self.0
     }
 }
@@ -545,31 +563,33 @@ unsafe fn write_params<D: Dots>(packed: &Packed, index: usize, to: &mut [[ByRow;
 unsafe fn many<D: Dots>(call: Many<'_>, y: &mut [ByRow]) {
     // SAFETY: promised by the caller. What is done with products depends on the largest code.
     unsafe {
-        match (call.packed.bits, call.packed.span) {
-            (0..=4, BLOCK) => many_of::<D, 4, 32>(call, y),
-            (0..=4, _) => many_of::<D, 4, 16>(call, y),
-            (5 | 6, BLOCK) => many_of::<D, 6, 32>(call, y),
-            (5 | 6, _) => many_of::<D, 6, 16>(call, y),
-            (7, BLOCK) => many_of::<D, 7, 32>(call, y),
-            (7, _) => many_of::<D, 7, 16>(call, y),
-            (_, BLOCK) => many_of::<D, 8, 32>(call, y),
-            (_, _) => many_of::<D, 8, 16>(call, y),
+        match call.packed.bits {
+            0..=4 => many_of::<D, 4>(call, y),
+            5 | 6 => many_of::<D, 6>(call, y),
+            7 => many_of::<D, 7>(call, y),
+            _ => many_of::<D, 8>(call, y),
         }
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn many_of<D: Dots, const BITS: u8, const SPAN: usize>(call: Many<'_>, y: &mut [ByRow]) {
+unsafe fn many_of<D: Dots, const BITS: u8>(call: Many<'_>, y: &mut [ByRow]) {
     for i in 0..call.count {
         let mut token = 0;
         while token < call.tokens.len() {
             let together = (call.tokens.len() - token).min(3);
             // SAFETY: promised by the caller.
             unsafe {
-                match together {
-                    3 => many_tokens::<D, BITS, SPAN, 3>(call, i, token, y),
-                    2 => many_tokens::<D, BITS, SPAN, 2>(call, i, token, y),
-                    _ => many_tokens::<D, BITS, SPAN, 1>(call, i, token, y),
+                match (together, call.packed.span) {
+                    (3, WIDE) => many_tokens::<D, BITS, WIDE, 3>(call, i, token, y),
+                    (3, BLOCK) => many_tokens::<D, BITS, BLOCK, 3>(call, i, token, y),
+                    (3, _) => many_tokens::<D, BITS, 16, 3>(call, i, token, y),
+                    (2, WIDE) => many_tokens::<D, BITS, WIDE, 2>(call, i, token, y),
+                    (2, BLOCK) => many_tokens::<D, BITS, BLOCK, 2>(call, i, token, y),
+                    (2, _) => many_tokens::<D, BITS, 16, 2>(call, i, token, y),
+                    (_, WIDE) => many_tokens::<D, BITS, WIDE, 1>(call, i, token, y),
+                    (_, BLOCK) => many_tokens::<D, BITS, BLOCK, 1>(call, i, token, y),
+                    (_, _) => many_tokens::<D, BITS, 16, 1>(call, i, token, y),
                 }
             }
             token += together;
@@ -602,9 +622,12 @@ unsafe fn many_tokens<D: Dots, const BITS: u8, const SPAN: usize, const T: usize
                     let at = cells.add(((s - begin) * SPAN / 4 + c) * CELL);
                     let codes = [0, HALF].map(|h| _mm256_load_si256(at.add(h).cast()));
                     (0..T).for_each(|t| dots[t].add::<BITS>(codes, x[t], c));
+                    if 4 * (c + 1) % SPAN.min(BLOCK) == 0 {
+                        dots.iter_mut().for_each(|dots| dots.end_block::<BITS>());
+                    }
                 }
                 for t in 0..T {
-                    group[t] = input.add_span(t, s, dots[t].sums::<BITS>(), group[t]);
+                    group[t] = input.add_span(t, s, dots[t].sums(), group[t]);
                 }
                 s += 1;
             }

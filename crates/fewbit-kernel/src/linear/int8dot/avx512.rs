@@ -2,8 +2,9 @@
 #![cfg_attr(not(test), expect(clippy::wildcard_imports, reason = "intrinsics bear their own prefix"))]
 
 use std::arch::x86_64::*;
+use std::sync::atomic::{Ordering, compiler_fence};
 
-use super::super::packed::{BLOCK, CELL, Cell, Numbers, Packed, TILE, Zeros};
+use super::super::packed::{BLOCK, CELL, Cell, Numbers, Packed, TILE, WIDE, Zeros};
 use super::activations::{Token, TokenMut, Tokens, greatest, round_spans};
 use super::{ByRow, Few, Kernels, Many};
 
@@ -18,22 +19,25 @@ const AHEAD: usize = 4096;
 /// The machine has AVX-512.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 unsafe fn round(x: &[f32], span: usize, group_spans: usize, to: &mut TokenMut<'_>) {
-    if span == BLOCK {
-        round_spans::<32>(x, group_spans, to, |x, codes| round_span(x, codes));
-    } else {
-        round_spans::<16>(x, group_spans, to, |x, codes| round_span(x, codes));
+    match span {
+        WIDE => round_spans::<WIDE>(x, group_spans, to, |x, codes| round_span(x, codes)),
+        BLOCK => round_spans::<BLOCK>(x, group_spans, to, |x, codes| round_span(x, codes)),
+        _ => round_spans::<16>(x, group_spans, to, |x, codes| round_span(x, codes)),
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 fn round_span<const S: usize>(x: &[f32; S], codes: &mut [i8; S]) -> (f32, i32) {
-    let (low, high) = (x.first_chunk::<16>(), x.last_chunk::<16>());
-    let (low, high) = (low.expect("spans of 16 or 32"), high.expect("spans of 16 or 32"));
-    // SAFETY: both have sixteen values.
-    let x = unsafe { [_mm512_loadu_ps(low.as_ptr()), _mm512_loadu_ps(high.as_ptr())] };
-    let bits = x.map(|x| _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fff_ffff)));
-    let most = match greatest(_mm512_reduce_max_epu32(_mm512_max_epu32(bits[0], bits[1]))) {
+    let x = x.as_chunks::<16>().0;
+    // SAFETY: each has sixteen values.
+    let load = |x: &[f32; 16]| unsafe { _mm512_loadu_ps(x.as_ptr()) };
+    let mut most = _mm512_setzero_si512();
+    for x in x {
+        let bits = _mm512_and_si512(_mm512_castps_si512(load(x)), _mm512_set1_epi32(0x7fff_ffff));
+        most = _mm512_max_epu32(most, bits);
+    }
+    let most = match greatest(_mm512_reduce_max_epu32(most)) {
         Ok(most) => most,
         Err(scale) => {
             codes.fill(0);
@@ -41,13 +45,14 @@ fn round_span<const S: usize>(x: &[f32; S], codes: &mut [i8; S]) -> (f32, i32) {
         }
     };
     let inverse = _mm512_set1_ps(127.0 / most);
-    let q = x.map(|x| _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse)));
-    for (q, codes) in q.iter().zip(codes.as_chunks_mut::<16>().0) {
+    let mut sum = _mm512_setzero_si512();
+    for (x, codes) in x.iter().zip(codes.as_chunks_mut::<16>().0) {
+        let q = _mm512_cvtps_epi32(_mm512_mul_ps(load(x), inverse));
+        sum = _mm512_add_epi32(sum, q);
         // SAFETY: there are sixteen places.
-        unsafe { _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(*q)) };
+        unsafe { _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(q)) };
     }
-    let all = if S == 32 { _mm512_add_epi32(q[0], q[1]) } else { q[0] };
-    (most / 127.0, _mm512_reduce_add_epi32(all))
+    (most / 127.0, _mm512_reduce_add_epi32(sum))
 }
 
 /// As [`super::scalar::few`].
@@ -56,43 +61,39 @@ fn round_span<const S: usize>(x: &[f32; S], codes: &mut [i8; S]) -> (f32, i32) {
 /// As there; and the machine has AVX-512.
 unsafe fn few(call: Few<'_>, y: &mut [ByRow]) {
     // SAFETY: promised by the caller.
-    unsafe { by_bits!(call.packed.bits, BITS => few_of::<BITS>(call, y)) }
+    unsafe {
+        by_bits!(call.packed.bits, BITS => match call.packed.span {
+            WIDE => few_of::<BITS, WIDE>(call, y),
+            BLOCK => few_of::<BITS, BLOCK>(call, y),
+            _ => few_of::<BITS, 16>(call, y),
+        });
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn few_of<const BITS: u8>(call: Few<'_>, y: &mut [ByRow]) {
-    let narrow = call.packed.span != BLOCK;
+unsafe fn few_of<const BITS: u8, const SPAN: usize>(call: Few<'_>, y: &mut [ByRow]) {
     // SAFETY: promised by the caller. Several tiles at once are several streams from memory.
     unsafe {
-        match (call.tokens.len(), call.count, narrow) {
-            (1, 4, false) => few_tiles::<BITS, 32, 1, 4>(call, 0, 0, y),
-            (1, 4, true) => few_tiles::<BITS, 16, 1, 4>(call, 0, 0, y),
-            (tokens, count, _) => {
-                let mut token = 0;
-                while token < tokens {
-                    let together = if tokens - token >= 4 { 4 } else { (tokens - token).min(2) };
-                    let mut tile = 0;
-                    while tile < count {
-                        let two = count - tile >= 2;
-                        match (together, two, narrow) {
-                            (4, true, false) => few_tiles::<BITS, 32, 4, 2>(call, tile, token, y),
-                            (4, true, true) => few_tiles::<BITS, 16, 4, 2>(call, tile, token, y),
-                            (4, false, false) => few_tiles::<BITS, 32, 4, 1>(call, tile, token, y),
-                            (4, false, true) => few_tiles::<BITS, 16, 4, 1>(call, tile, token, y),
-                            (2, true, false) => few_tiles::<BITS, 32, 2, 2>(call, tile, token, y),
-                            (2, true, true) => few_tiles::<BITS, 16, 2, 2>(call, tile, token, y),
-                            (2, false, false) => few_tiles::<BITS, 32, 2, 1>(call, tile, token, y),
-                            (2, false, true) => few_tiles::<BITS, 16, 2, 1>(call, tile, token, y),
-                            (_, true, false) => few_tiles::<BITS, 32, 1, 2>(call, tile, token, y),
-                            (_, true, true) => few_tiles::<BITS, 16, 1, 2>(call, tile, token, y),
-                            (_, false, false) => few_tiles::<BITS, 32, 1, 1>(call, tile, token, y),
-                            (_, false, true) => few_tiles::<BITS, 16, 1, 1>(call, tile, token, y),
-                        }
-                        tile += if two { 2 } else { 1 };
-                    }
-                    token += together;
+        if (call.tokens.len(), call.count) == (1, 4) {
+            return few_tiles::<BITS, SPAN, 1, 4>(call, 0, 0, y);
+        }
+        let mut token = 0;
+        while token < call.tokens.len() {
+            let together = if call.tokens.len() - token >= 4 { 4 } else { (call.tokens.len() - token).min(2) };
+            let mut tile = 0;
+            while tile < call.count {
+                let two = call.count - tile >= 2;
+                match (together, two) {
+                    (4, true) => few_tiles::<BITS, SPAN, 4, 2>(call, tile, token, y),
+                    (4, false) => few_tiles::<BITS, SPAN, 4, 1>(call, tile, token, y),
+                    (2, true) => few_tiles::<BITS, SPAN, 2, 2>(call, tile, token, y),
+                    (2, false) => few_tiles::<BITS, SPAN, 2, 1>(call, tile, token, y),
+                    (_, true) => few_tiles::<BITS, SPAN, 1, 2>(call, tile, token, y),
+                    (_, false) => few_tiles::<BITS, SPAN, 1, 1>(call, tile, token, y),
                 }
+                tile += if two { 2 } else { 1 };
             }
+            token += together;
         }
     }
 }
@@ -111,34 +112,42 @@ unsafe fn few_tiles<const BITS: u8, const SPAN: usize, const T: usize, const R: 
     unsafe {
         let input = Input::<T>::of(call.tokens, token);
         let (block_bytes, tile_bytes) = (usize::from(BITS) * CELL, packed.tile_bytes());
-        let cells: [*const u8; R] = std::array::from_fn(|r| packed.cells(tile + r));
-        let mut at = 0;
+        let mut cells: [*const u8; R] = std::array::from_fn(|r| packed.cells(tile + r));
+        // Behind the end of these tiles are those that the others of them have begun with.
+        let (end, skip) = (cells[0].wrapping_add(tile_bytes), (R - 1) * tile_bytes);
+        let advance = |cells: &mut [*const u8; R]| {
+            let ahead = if cells[0].wrapping_add(AHEAD) < end { AHEAD } else { AHEAD + skip };
+            for cells in cells {
+                for line in 0..usize::from(BITS) {
+                    _mm_prefetch::<_MM_HINT_T0>(cells.wrapping_add(ahead + line * CELL).cast());
+                }
+                *cells = cells.add(block_bytes);
+            }
+            // Each block's where they are: all at once they would wait for each other.
+            compiler_fence(Ordering::SeqCst);
+        };
         let mut results = [[_mm512_setzero_ps(); R]; T];
         let (mut s, middle) = (0, packed.middle());
         for g in 0..packed.groups {
             let mut group = input.begin_group(g, middle);
             for _ in 0..packed.group_spans {
                 let mut dots = [[_mm512_setzero_si512(); R]; T];
-                let second = SPAN == 16 && s % 2 == 1;
-                let here = cells.map(|cells| cells.add(at));
-                if SPAN == 32 {
-                    add_half::<BITS, T, R, 0>(&mut dots, here, &input, s * SPAN);
-                    add_half::<BITS, T, R, 4>(&mut dots, here, &input, s * SPAN + 16);
-                } else if second {
-                    add_half::<BITS, T, R, 4>(&mut dots, here, &input, s * SPAN);
-                } else {
-                    add_half::<BITS, T, R, 0>(&mut dots, here, &input, s * SPAN);
+                let c = s * SPAN;
+                if SPAN >= BLOCK || s % 2 == 0 {
+                    add_half::<BITS, T, R, 0>(&mut dots, cells, &input, c);
                 }
-                if SPAN == 32 || second {
-                    // Behind the end of these tiles are those that the others of them have begun with.
-                    let next = at + AHEAD;
-                    let ahead = if next < tile_bytes { next } else { next + (R - 1) * tile_bytes };
-                    for cells in cells {
-                        for line in 0..usize::from(BITS) {
-                            _mm_prefetch::<_MM_HINT_T0>(cells.wrapping_add(ahead + line * CELL).cast());
-                        }
-                    }
-                    at += block_bytes;
+                if SPAN >= BLOCK {
+                    add_half::<BITS, T, R, 4>(&mut dots, cells, &input, c + 16);
+                    advance(&mut cells);
+                }
+                if SPAN == WIDE {
+                    add_half::<BITS, T, R, 0>(&mut dots, cells, &input, c + BLOCK);
+                    add_half::<BITS, T, R, 4>(&mut dots, cells, &input, c + BLOCK + 16);
+                    advance(&mut cells);
+                }
+                if SPAN < BLOCK && s % 2 == 1 {
+                    add_half::<BITS, T, R, 4>(&mut dots, cells, &input, c);
+                    advance(&mut cells);
                 }
                 input.add_span(s, &dots, &mut group);
                 s += 1;
@@ -378,7 +387,13 @@ unsafe fn write_params(packed: &Packed, index: usize, to: &mut [[ByRow; 2]]) {
 /// As there; and the machine has AVX-512.
 unsafe fn many(call: Many<'_>, y: &mut [ByRow]) {
     // SAFETY: promised by the caller.
-    unsafe { if call.packed.span == BLOCK { many_of::<32>(call, y) } else { many_of::<16>(call, y) } }
+    unsafe {
+        match call.packed.span {
+            WIDE => many_of::<WIDE>(call, y),
+            BLOCK => many_of::<BLOCK>(call, y),
+            _ => many_of::<16>(call, y),
+        }
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
@@ -420,11 +435,13 @@ unsafe fn many_tiles<const SPAN: usize, const T: usize, const R: usize>(call: Ma
             let mut group: [[__m512; R]; T] = input.begin_group(g, middle);
             for _ in 0..packed.group_spans {
                 let mut dots = [[_mm512_setzero_si512(); R]; T];
-                for c in 0..SPAN / 4 {
-                    let x = input.four(s * SPAN + 4 * c);
-                    let at = (s - begin) * SPAN / 4 + c;
-                    let codes = std::array::from_fn(|r| _mm512_load_si512(cells[r].add(at).cast()));
-                    add_dots(&mut dots, codes, x);
+                for from in (0..SPAN).step_by(BLOCK) {
+                    for c in (from..SPAN.min(from + BLOCK)).step_by(4) {
+                        let x = input.four(s * SPAN + c);
+                        let at = ((s - begin) * SPAN + c) / 4;
+                        let codes = std::array::from_fn(|r| _mm512_load_si512(cells[r].add(at).cast()));
+                        add_dots(&mut dots, codes, x);
+                    }
                 }
                 input.add_span(s, &dots, &mut group);
                 s += 1;

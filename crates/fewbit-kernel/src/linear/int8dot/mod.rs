@@ -1,7 +1,7 @@
 //! Integer weights of any kind times activations rounded to 8 bits: all products and their sums in integers.
 //!
 //! For row `r` and token `t`, with groups `g` of columns (scale `s`, offset `m`, which is `−s z` for a zero point `z`) and
-//! spans of 32 (or 16) columns in them (activation scale `a`, codes `x`):
+//! spans of 64, 32 or 16 columns in them (activation scale `a`, codes `x`):
 //! `y = Σ_g s_g Σ_span a Σ q x + m_g Σ_span a Σ x`.
 //!
 //! Few tokens read the codes as they lie, and several tiles at once, which are several streams from memory. For many
@@ -45,7 +45,7 @@ use super::packed::{BLOCK, Cell as Codes, Packed, TILE};
 use super::panels::Tiles;
 use super::{Arithmetic, Kernel, MANY};
 use crate::team::Disjoint;
-use crate::{Level, Team, elementwise};
+use crate::{Level, Team, elementwise, stream};
 
 /// Takes linears whose bands are all integers in groups of a multiple of 16 columns, or of a row.
 pub(super) fn candidate(
@@ -410,10 +410,15 @@ impl Product<'_> {
     fn store(&self, tokens: Range<usize>, y: &[ByRow], out: &Disjoint<'_, f32>, stride: usize) {
         let first = self.tiles.start * TILE;
         let rows = (self.part.packed.rows - first).min(self.tiles.len() * TILE);
+        let is_large = out.len() * size_of::<f32>() > stream::LARGE;
         for (t, y) in tokens.zip(y.chunks_exact(self.tiles.len())) {
             let at = t * stride + self.part.first + first;
             // SAFETY: these rows are this task's alone.
-            unsafe { out.slice(at..at + rows) }.copy_from_slice(&numbers(y)[..rows]);
+            let to = unsafe { out.slice(at..at + rows) };
+            if is_large { stream::copy(&numbers(y)[..rows], to) } else { to.copy_from_slice(&numbers(y)[..rows]) }
+        }
+        if is_large {
+            stream::fence();
         }
     }
 }

@@ -71,7 +71,7 @@ unsafe fn few(call: Few<'_>, y: &mut [ByRow]) {
 
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn few_of<const BITS: u8>(call: Few<'_>, y: &mut [ByRow]) {
-    let narrow = call.packed.span != BLOCK;
+    let narrow = call.packed.span < BLOCK;
     let mut token = 0;
     while token < call.tokens.len() {
         let together = if call.tokens.len() - token >= 2 { 2 } else { 1 };
@@ -79,10 +79,10 @@ unsafe fn few_of<const BITS: u8>(call: Few<'_>, y: &mut [ByRow]) {
             // SAFETY: promised by the caller.
             unsafe {
                 match (together, narrow) {
-                    (2, false) => few_tokens::<BITS, 32, 2>(call, tile, token, y),
-                    (2, true) => few_tokens::<BITS, 16, 2>(call, tile, token, y),
-                    (_, false) => few_tokens::<BITS, 32, 1>(call, tile, token, y),
-                    (_, true) => few_tokens::<BITS, 16, 1>(call, tile, token, y),
+                    (2, false) => few_tokens::<BITS, false, 2>(call, tile, token, y),
+                    (2, true) => few_tokens::<BITS, true, 2>(call, tile, token, y),
+                    (_, false) => few_tokens::<BITS, false, 1>(call, tile, token, y),
+                    (_, true) => few_tokens::<BITS, true, 1>(call, tile, token, y),
                 }
             }
         }
@@ -93,7 +93,7 @@ unsafe fn few_of<const BITS: u8>(call: Few<'_>, y: &mut [ByRow]) {
 /// Tile `i` of the call, for its tokens `token..token + T`.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn few_tokens<const BITS: u8, const SPAN: usize, const T: usize>(
+unsafe fn few_tokens<const BITS: u8, const NARROW: bool, const T: usize>(
     call: Few<'_>,
     i: usize,
     token: usize,
@@ -105,19 +105,23 @@ unsafe fn few_tokens<const BITS: u8, const SPAN: usize, const T: usize>(
         let input = Input::<T>::of(call.tokens, token);
         let cells = packed.cells(tile);
         let mut results = [[vdupq_n_f32(0.0); QUARTERS]; T];
-        let (mut s, middle) = (0, middle(packed));
+        let blocks = if NARROW { 1 } else { packed.span_blocks() };
+        let (mut s, mut c, middle) = (0, 0, middle(packed));
         for g in 0..packed.groups {
             let mut group: [_; T] = std::array::from_fn(|t| input.begin_group(t, g, middle));
             for _ in 0..packed.group_spans {
                 let mut dots = [[vdupq_n_s32(0); QUARTERS]; T];
-                let block = cells.add(s * SPAN / BLOCK * usize::from(BITS) * CELL);
-                if s * SPAN % BLOCK == 0 {
-                    add_half::<BITS, T, 0>(&mut dots, block, input.sixteen(s * SPAN));
-                }
-                if SPAN == BLOCK {
-                    add_half::<BITS, T, 4>(&mut dots, block, input.sixteen(s * SPAN + 16));
-                } else if s % 2 == 1 {
-                    add_half::<BITS, T, 4>(&mut dots, block, input.sixteen(s * SPAN));
+                for _ in 0..blocks {
+                    let block = cells.add(c / BLOCK * usize::from(BITS) * CELL);
+                    let is_first = c % BLOCK == 0;
+                    if !NARROW || is_first {
+                        add_half::<BITS, T, 0>(&mut dots, block, input.sixteen(c));
+                        c += 16;
+                    }
+                    if !NARROW || !is_first {
+                        add_half::<BITS, T, 4>(&mut dots, block, input.sixteen(c));
+                        c += 16;
+                    }
                 }
                 for t in 0..T {
                     input.add_span(t, s, dots[t], &mut group[t]);

@@ -2,21 +2,21 @@
 
 use std::ops::Range;
 
-use super::super::packed::{BLOCK, CELL, Cell, Packed, TILE, Zeros, planes};
+use super::super::packed::{BLOCK, CELL, Cell, Packed, TILE, WIDE, Zeros, planes};
 use super::activations::{Token, TokenMut, round_span, round_spans};
 use super::{ByRow, Few, Kernels, Many};
 
 pub(super) const KERNELS: Kernels = Kernels { round, few, unpack, write_params, many };
 
-/// Rounds one token in spans of 32, or of 16.
+/// Rounds one token in spans of [`WIDE`], of 32, or of 16.
 ///
 /// # Safety
 /// None is asked for.
 pub(super) unsafe fn round(x: &[f32], span: usize, group_spans: usize, to: &mut TokenMut<'_>) {
-    if span == BLOCK {
-        round_spans::<32>(x, group_spans, to, round_span);
-    } else {
-        round_spans::<16>(x, group_spans, to, round_span);
+    match span {
+        WIDE => round_spans::<WIDE>(x, group_spans, to, round_span),
+        BLOCK => round_spans::<BLOCK>(x, group_spans, to, round_span),
+        _ => round_spans::<16>(x, group_spans, to, round_span),
     }
 }
 

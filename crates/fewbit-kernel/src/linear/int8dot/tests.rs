@@ -1,5 +1,7 @@
 use bytes::Bytes;
-use fewbit_format::{ActivationGrid, GgmlBlocks, GgmlType, Group, IntCodes, IntGrid, Zeros};
+use fewbit_format::{
+    ActivationGrid, GgmlBlocks, GgmlType, Group, IntCodes, IntGrid, SignCodes, SignGrid, Signs, Zeros,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -163,6 +165,19 @@ proptest! {
         let linears = [QuantizedLinear::uniform(storage, None), QuantizedLinear::uniform(other, None)].map(Arc::new);
         let x = inputs(n, tokens * cols);
         check(&linears, tokens, &x, f64::from(1 << bits) / 16.0);
+    }
+
+    #[test]
+    fn three_values(kind in 0usize..3, count in 1usize..5, rows in 1usize..40, tokens in tokens(), seed: u64) {
+        let n = &mut Numbers(seed);
+        let group = [Group::Columns(16), Group::Columns(64), Group::Row][kind];
+        let cols = if group == Group::Row { 1 + n.bits() as usize % 100 } else { group.width(0) * count };
+        let grid = SignGrid { signs: Signs::Ternary, group, scale: ScaleType::F16 };
+        let codes: Vec<u8> = (0..rows * cols).map(|_| (n.bits() % 3) as u8).collect();
+        let scales: Vec<f32> = (0..group.count(rows, cols)).map(|_| ScaleType::F16.round(n.next() / 16.0)).collect();
+        let storage = Storage::Signs(SignCodes::new(rows, cols, grid, &codes, &scales).unwrap());
+        let x = inputs(n, tokens * cols);
+        check(&[Arc::new(QuantizedLinear::uniform(storage, None))], tokens, &x, 1.0);
     }
 
     #[test]
