@@ -1,6 +1,7 @@
 //! Copies that pass the caches by: results that no cache holds would be read into one only to be written over, and push
 //! out what is read next.
 
+#[cfg(target_arch = "x86_64")]
 use crate::aligned::LINE_BYTES;
 
 /// Bytes of a result from which on no cache keeps it until it is read.
@@ -11,9 +12,11 @@ pub(crate) const LARGE: usize = 1 << 20;
 /// # Panics
 /// If they differ in length.
 pub(crate) fn copy(from: &[f32], to: &mut [f32]) {
-    const LINE: usize = LINE_BYTES / size_of::<f32>();
     #[cfg(target_arch = "x86_64")]
-    if to.as_ptr().addr().is_multiple_of(LINE_BYTES) && from.len() == to.len() && to.len().is_multiple_of(LINE) {
+    if to.as_ptr().addr().is_multiple_of(LINE_BYTES)
+        && from.len() == to.len()
+        && size_of_val(to).is_multiple_of(LINE_BYTES)
+    {
         use std::arch::x86_64::{_mm_loadu_ps, _mm_stream_ps};
         for (from, to) in from.as_chunks::<4>().0.iter().zip(to.as_chunks_mut::<4>().0) {
             // SAFETY: four numbers each; `to` begins on a line, and so all of these at sixteen bytes.
