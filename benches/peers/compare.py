@@ -54,7 +54,7 @@ def arguments():
     p.add_argument("--generate", type=int, default=64, help="tokens to generate")
     p.add_argument("--depth", type=numbers, default=[], metavar="D,…", help="generate behind so many positions too")
     p.add_argument("--rounds", type=int, default=3)
-    p.add_argument("--cpu", help="instruction set of fewbit (the others are built for this machine)")
+    p.add_argument("--cpu", help="instruction set of fewbit, and of llama.cpp if it is avx2 (else the others are built for this machine)")
     p.add_argument("--out", type=Path, help="write everything there as JSON")
     p.add_argument("--prepare", action="store_true", help="make what is lacking, measure nothing")
     return p.parse_args()
@@ -72,17 +72,26 @@ def run(command, **options):
     return done.stdout
 
 
+# Settings of llama.cpp's build.
+LLAMA_LEVELS = {
+    "native": "-DGGML_NATIVE=ON",
+    "avx2": "-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON",
+}
+
+
 def llama_python(o):
     """A Python with llama-cpp-python, built here for this machine where none was named."""
     if o.llama_python:
         return o.llama_python
-    folder = o.work / "llama-cpp-python"
+    level = o.cpu if o.cpu in LLAMA_LEVELS else "native"
+    folder = o.work / f"llama-cpp-python-{level}"
     python = folder / "bin/python"
     if not (folder / "built").exists():
         note("building llama-cpp-python (minutes) …")
         venv.create(folder, with_pip=True, clear=True)
-        run([python, "-m", "pip", "install", "--quiet", "--no-binary", "llama-cpp-python", "llama-cpp-python", "numpy"],
-            env=os.environ | {"CMAKE_ARGS": "-DGGML_NATIVE=ON"})
+        # Without the cache: it does not ask with which settings a package was built.
+        run([python, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--no-binary", "llama-cpp-python",
+             "llama-cpp-python", "numpy"], env=os.environ | {"CMAKE_ARGS": LLAMA_LEVELS[level]})
         (folder / "built").touch()
     return str(python)
 

@@ -561,35 +561,40 @@ unsafe fn write_params<D: Dots>(packed: &Packed, index: usize, to: &mut [[ByRow;
 /// # Safety
 /// As there; and the machine has AVX2, FMA, F16C, and what `D` needs.
 unsafe fn many<D: Dots>(call: Many<'_>, y: &mut [ByRow]) {
+    // SAFETY: promised by the caller.
+    unsafe {
+        match call.packed.span {
+            WIDE => many_in::<D, WIDE>(call, y),
+            BLOCK => many_in::<D, BLOCK>(call, y),
+            _ => many_in::<D, 16>(call, y),
+        }
+    }
+}
+
+unsafe fn many_in<D: Dots, const SPAN: usize>(call: Many<'_>, y: &mut [ByRow]) {
     // SAFETY: promised by the caller. What is done with products depends on the largest code.
     unsafe {
         match call.packed.bits {
-            0..=4 => many_of::<D, 4>(call, y),
-            5 | 6 => many_of::<D, 6>(call, y),
-            7 => many_of::<D, 7>(call, y),
-            _ => many_of::<D, 8>(call, y),
+            0..=4 => many_of::<D, 4, SPAN>(call, y),
+            5 | 6 => many_of::<D, 6, SPAN>(call, y),
+            7 => many_of::<D, 7, SPAN>(call, y),
+            _ => many_of::<D, 8, SPAN>(call, y),
         }
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn many_of<D: Dots, const BITS: u8>(call: Many<'_>, y: &mut [ByRow]) {
+unsafe fn many_of<D: Dots, const BITS: u8, const SPAN: usize>(call: Many<'_>, y: &mut [ByRow]) {
     for i in 0..call.count {
         let mut token = 0;
         while token < call.tokens.len() {
             let together = (call.tokens.len() - token).min(3);
             // SAFETY: promised by the caller.
             unsafe {
-                match (together, call.packed.span) {
-                    (3, WIDE) => many_tokens::<D, BITS, WIDE, 3>(call, i, token, y),
-                    (3, BLOCK) => many_tokens::<D, BITS, BLOCK, 3>(call, i, token, y),
-                    (3, _) => many_tokens::<D, BITS, 16, 3>(call, i, token, y),
-                    (2, WIDE) => many_tokens::<D, BITS, WIDE, 2>(call, i, token, y),
-                    (2, BLOCK) => many_tokens::<D, BITS, BLOCK, 2>(call, i, token, y),
-                    (2, _) => many_tokens::<D, BITS, 16, 2>(call, i, token, y),
-                    (_, WIDE) => many_tokens::<D, BITS, WIDE, 1>(call, i, token, y),
-                    (_, BLOCK) => many_tokens::<D, BITS, BLOCK, 1>(call, i, token, y),
-                    (_, _) => many_tokens::<D, BITS, 16, 1>(call, i, token, y),
+                match together {
+                    3 => many_tokens::<D, BITS, SPAN, 3>(call, i, token, y),
+                    2 => many_tokens::<D, BITS, SPAN, 2>(call, i, token, y),
+                    _ => many_tokens::<D, BITS, SPAN, 1>(call, i, token, y),
                 }
             }
             token += together;
