@@ -1,6 +1,7 @@
 //! AVX2: half a cell is a register, which is multiplied with four activations of a token, by [`Words`] or [`Fours`].
 #![cfg_attr(not(test), expect(clippy::wildcard_imports, reason = "intrinsics bear their own prefix"))]
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::super::packed::{BLOCK, CELL, Cell, Numbers, Packed, TILE, WIDE, Zeros};
@@ -236,14 +237,6 @@ fn store(halves: [__m256; 2], y: &mut ByRow) {
     }
 }
 
-#[inline]
-#[target_feature(enable = "avx2")]
-fn load(y: &ByRow) -> [__m256; 2] {
-    let (low, high) = y.0.split_at(TILE / 2);
-    // SAFETY: each half has eight values.
-    unsafe { [_mm256_loadu_ps(low.as_ptr()), _mm256_loadu_ps(high.as_ptr())] }
-}
-
 /// Sums of products of the rows of a tile with a span of one token.
 trait Dots: Copy {
     /// What is taken off codes of 8 bits.
@@ -281,6 +274,15 @@ struct Words {
     waiting: [__m256i; 2],
 }
 
+/// Keeps the compiler from summing in another order, which needs more registers than there are.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn pinned(mut sums: __m256i) -> __m256i {
+    // SAFETY: nothing is done.
+    unsafe { asm!("/* {} */", inout(ymm_reg) sums, options(pure, nomem, nostack, preserves_flags)) };
+    sums
+}
+
 impl Dots for Words {
     const TAKEN_OFF: i32 = 128;
 
@@ -296,24 +298,24 @@ impl Dots for Words {
         let ones = _mm256_set1_epi16(1);
         for h in 0..2 {
             match BITS {
-                0..=4 => self.waiting[h] = _mm256_add_epi16(self.waiting[h], _mm256_maddubs_epi16(codes[h], x)),
+                0..=4 => self.waiting[h] = pinned(_mm256_add_epi16(self.waiting[h], _mm256_maddubs_epi16(codes[h], x))),
                 5 | 6 => {
                     let products = _mm256_maddubs_epi16(codes[h], x);
                     if nth.is_multiple_of(2) {
                         self.waiting[h] = products;
                     } else {
                         let two = _mm256_add_epi16(self.waiting[h], products);
-                        self.whole[h] = _mm256_add_epi32(self.whole[h], _mm256_madd_epi16(two, ones));
+                        self.whole[h] = pinned(_mm256_add_epi32(self.whole[h], _mm256_madd_epi16(two, ones)));
                     }
                 }
                 7 => {
                     let products = _mm256_maddubs_epi16(codes[h], x);
-                    self.whole[h] = _mm256_add_epi32(self.whole[h], _mm256_madd_epi16(products, ones));
+                    self.whole[h] = pinned(_mm256_add_epi32(self.whole[h], _mm256_madd_epi16(products, ones)));
                 }
                 _ => {
                     let signed = _mm256_xor_si256(codes[h], _mm256_set1_epi8(-128));
                     let products = _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(x, signed));
-                    self.whole[h] = _mm256_add_epi32(self.whole[h], _mm256_madd_epi16(products, ones));
+                    self.whole[h] = pinned(_mm256_add_epi32(self.whole[h], _mm256_madd_epi16(products, ones)));
                 }
             }
         }
@@ -612,6 +614,7 @@ unsafe fn many_tokens<D: Dots, const BITS: u8, const SPAN: usize, const T: usize
     y: &mut [ByRow],
 ) {
     let packed = call.packed;
+    let y = y[token * call.count + i..][..(T - 1) * call.count + 1].as_mut_ptr();
     // SAFETY: the caller promises the tile, its cells, and tokens of the packed width.
     unsafe {
         let input = Input::<T>::of(call.tokens, token);
@@ -637,12 +640,13 @@ unsafe fn many_tokens<D: Dots, const BITS: u8, const SPAN: usize, const T: usize
                 s += 1;
             }
             let [scales, offsets] = &call.params[i * call.groups.len() + g - call.groups.start];
-            let (scales, offsets) = (load(scales), middle.is_none().then(|| load(offsets)));
-            let params = [0, 1].map(|h| (scales[h], offsets.map(|o| o[h])));
-            for t in 0..T {
-                let y = &mut y[(token + t) * call.count + i];
-                let before = load(y);
-                store([0, 1].map(|h| input.add_group(t, g, group[t][h], params[h], before[h])), y);
+            for h in 0..2 {
+                let scale = _mm256_load_ps(scales.0.as_ptr().add(8 * h));
+                let offset = middle.is_none().then(|| _mm256_load_ps(offsets.0.as_ptr().add(8 * h)));
+                for t in 0..T {
+                    let y = y.add(t * call.count).cast::<f32>().add(8 * h);
+                    _mm256_store_ps(y, input.add_group(t, g, group[t][h], (scale, offset), _mm256_load_ps(y)));
+                }
             }
         }
     }
