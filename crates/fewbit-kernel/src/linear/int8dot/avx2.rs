@@ -614,7 +614,7 @@ unsafe fn many_tokens<D: Dots, const BITS: u8, const SPAN: usize, const T: usize
     y: &mut [ByRow],
 ) {
     let packed = call.packed;
-    let y = y[token * call.count + i..][..(T - 1) * call.count + 1].as_mut_ptr();
+    let y = y[token * call.count + i..][..=(T - 1) * call.count].as_mut_ptr();
     // SAFETY: the caller promises the tile, its cells, and tokens of the packed width.
     unsafe {
         let input = Input::<T>::of(call.tokens, token);
