@@ -26,11 +26,12 @@ pub(super) enum Numbers {
     F16(Held<u16>),
     Bf16(Held<u16>),
     F32(Held<f32>),
-    /// Small integers, each times the f16 that as many as `together` groups of a row share.
+    /// Small integers, each times the f16 that `2^shift` groups of a row share: a division would take longer than the
+    /// products of a group.
     Scaled {
         shared: Vec<u16>,
         small: Vec<i8>,
-        together: usize,
+        shift: u32,
     },
 }
 
@@ -44,9 +45,9 @@ impl Numbers {
         };
         let is_half = shared.iter().all(|s| f16::from_f32(*s).to_f32() == *s);
         match values.iter().enumerate().map(small).collect::<Option<_>>() {
-            Some(small) if is_half => {
+            Some(small) if is_half && together.is_power_of_two() => {
                 let shared = shared.iter().map(|s| f16::from_f32(*s).to_bits()).collect();
-                Self::Scaled { shared, small, together }
+                Self::Scaled { shared, small, shift: together.ilog2() }
             }
             _ => Self::compact(values),
         }
@@ -99,8 +100,8 @@ impl Numbers {
             Self::F16(v) => std::array::from_fn(|i| f16::from_bits(v[at + i]).to_f32()),
             Self::Bf16(v) => std::array::from_fn(|i| bf16::from_bits(v[at + i]).to_f32()),
             Self::F32(v) => std::array::from_fn(|i| v[at + i]),
-            Self::Scaled { shared, small, together } => std::array::from_fn(|i| {
-                f16::from_bits(shared[index / together * TILE + i]).to_f32() * f32::from(small[at + i])
+            Self::Scaled { shared, small, shift } => std::array::from_fn(|i| {
+                f16::from_bits(shared[(index >> shift) * TILE + i]).to_f32() * f32::from(small[at + i])
             }),
         }
     }

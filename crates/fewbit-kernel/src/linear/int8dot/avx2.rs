@@ -469,8 +469,8 @@ unsafe fn eight(numbers: &Numbers, index: usize) -> __m256 {
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
             }
             Numbers::F32(v) => _mm256_loadu_ps(v.as_ptr().add(index * 8)),
-            Numbers::Scaled { shared, small, together } => {
-                let shared = shared.as_ptr().add(index / 2 / together * TILE + index % 2 * 8).cast();
+            Numbers::Scaled { shared, small, shift } => {
+                let shared = shared.as_ptr().add(((index / 2) >> shift) * TILE + index % 2 * 8).cast();
                 let small = _mm_loadl_epi64(small.as_ptr().add(index * 8).cast());
                 let small = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(small));
                 _mm256_mul_ps(_mm256_cvtph_ps(_mm_loadu_si128(shared)), small)

@@ -296,8 +296,8 @@ unsafe fn sixteen(numbers: &Numbers, index: usize) -> __m512 {
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
             }
             Numbers::F32(v) => _mm512_loadu_ps(v.as_ptr().add(index * TILE)),
-            Numbers::Scaled { shared, small, together } => {
-                let shared = shared.as_ptr().add(index / together * TILE).cast();
+            Numbers::Scaled { shared, small, shift } => {
+                let shared = shared.as_ptr().add((index >> shift) * TILE).cast();
                 let small = _mm_loadu_si128(small.as_ptr().add(index * TILE).cast());
                 let small = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(small));
                 _mm512_mul_ps(_mm512_cvtph_ps(_mm256_loadu_si256(shared)), small)

@@ -305,8 +305,8 @@ unsafe fn four(numbers: &Numbers, index: usize) -> float32x4_t {
             Numbers::F16(v) => half(v.as_ptr().add(index * 4)),
             Numbers::Bf16(v) => vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(v.as_ptr().add(index * 4)))),
             Numbers::F32(v) => vld1q_f32(v.as_ptr().add(index * 4)),
-            Numbers::Scaled { shared, small, together } => {
-                let shared = half(shared.as_ptr().add(index / QUARTERS / together * TILE + index % QUARTERS * 4));
+            Numbers::Scaled { shared, small, shift } => {
+                let shared = half(shared.as_ptr().add(((index / QUARTERS) >> shift) * TILE + index % QUARTERS * 4));
                 let small: [f32; 4] = std::array::from_fn(|i| f32::from(*small.as_ptr().add(index * 4 + i)));
                 vmulq_f32(shared, vld1q_f32(small.as_ptr()))
             }
