@@ -1,12 +1,14 @@
 //! f16 and bf16, interleaved: what stays unquantized (often the head) at memory's speed, without transposing on the way.
 
+use std::ops::Range;
+
 use fewbit_format::{Dtype, Storage};
 
 use super::super::packed::{BLOCK, TILE};
 use super::lanes::{Sixteen, at_level};
+use super::multiply::{self, Columns};
 use super::{Part, Room};
 use crate::Level;
-use crate::product::K_BLOCK;
 
 /// The rows of a storage.
 #[derive(Debug)]
@@ -92,122 +94,66 @@ unsafe fn widen<S: Sixteen, const BF16: bool>(s: S, at: *const u8) -> S::F {
 /// Bytes from the values in use to those that are fetched.
 const AHEAD: usize = 2048;
 
+/// Columns of some tiles as they lie.
+#[derive(Clone, Copy)]
+struct Stored<const BF16: bool> {
+    at: *const u16,
+    /// Values of a tile.
+    tile: usize,
+}
+
+impl<const BF16: bool> Columns for Stored<BF16> {
+    #[inline(always)]
+    unsafe fn column<S: Sixteen>(self, s: S, i: usize, k: usize) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let at = self.at.add(i * self.tile + k * TILE).cast::<u8>();
+            if k.is_multiple_of(2) {
+                s.fetch(at.wrapping_add(AHEAD));
+            }
+            widen::<S, BF16>(s, at)
+        }
+    }
+}
+
 at_level! {
-    /// `sums[t · count + i]`: the products of `count` tiles from `first` on with `tokens` tokens, chains over [`K_BLOCK`]
-    /// columns, added in order.
-    pub(super) fn products(
+    /// `sums[t · count + i] += Σ_k W[i][k] x[t · ldx + k − ks.start]` over columns `ks` of tiles `tiles`, `count` of them,
+    /// and `tokens` tokens, one chain each.
+    ///
+    /// # Panics
+    /// If a slice is shorter than that, or there are no such tiles.
+    pub(super) fn multiply_add(
         halves: &Halves,
-        first: usize,
-        count: usize,
+        tiles: &Range<usize>,
+        ks: Range<usize>,
         x: &[f32],
-        cols: usize,
+        ldx: usize,
         tokens: usize,
         sums: &mut [[f32; TILE]],
-    ) = products_of
+    ) = stored
 }
 
 #[inline(always)]
-fn products_of<S: Sixteen>(
+fn stored<S: Sixteen>(
     s: S,
     halves: &Halves,
-    first: usize,
-    count: usize,
+    tiles: &Range<usize>,
+    ks: Range<usize>,
     x: &[f32],
-    cols: usize,
+    ldx: usize,
     tokens: usize,
     sums: &mut [[f32; TILE]],
 ) {
-    assert!(x.len() >= tokens * cols && sums.len() >= tokens * count && cols <= halves.cols, "operands that fit");
-    let values = &halves.values[first * halves.cols * TILE..];
-    assert!(values.len() >= count * halves.cols * TILE, "tiles that are there");
-    let call = Call { values: values.as_ptr(), tile: halves.cols * TILE, cols, count, tokens };
-    if halves.is_bf16 { call.all::<S, true>(s, x, sums) } else { call.all::<S, false>(s, x, sums) }
-}
-
-/// Some tiles, which exist, times some tokens.
-#[derive(Clone, Copy)]
-struct Call {
-    values: *const u16,
-    /// Values of a tile.
-    tile: usize,
-    cols: usize,
-    count: usize,
-    tokens: usize,
-}
-
-impl Call {
-    /// The operands hold all of it.
-    #[inline(always)]
-    fn all<S: Sixteen, const BF16: bool>(self, s: S, x: &[f32], sums: &mut [[f32; TILE]]) {
-        let (mut t, count) = (0, self.count);
-        while t < self.tokens {
-            let together = if self.tokens - t >= 4 { 4 } else { (self.tokens - t).min(2) };
-            let mut i = 0;
-            while i < count {
-                // As many streams from memory as the sums leave registers for.
-                let most = if together == 1 { 4 } else { 2 };
-                let tiles = if count - i >= most { most } else { 1 };
-                let (x, sums) = (&x[t * self.cols..], &mut sums[t * count + i..]);
-                // SAFETY: the tiles and tokens exist.
-                unsafe {
-                    match (together, tiles) {
-                        (1, 4) => self.chains::<S, BF16, 1, 4>(s, i, x, sums),
-                        (1, _) => self.chains::<S, BF16, 1, 1>(s, i, x, sums),
-                        (2, 2) => self.chains::<S, BF16, 2, 2>(s, i, x, sums),
-                        (2, _) => self.chains::<S, BF16, 2, 1>(s, i, x, sums),
-                        (_, 2) => self.chains::<S, BF16, 4, 2>(s, i, x, sums),
-                        (_, _) => self.chains::<S, BF16, 4, 1>(s, i, x, sums),
-                    }
-                }
-                i += tiles;
-            }
-            t += together;
-        }
-    }
-
-    /// `T` tokens times `R` tiles from tile `first` on.
-    ///
-    /// # Safety
-    /// All of them exist, and so do their sums.
-    #[inline(always)]
-    unsafe fn chains<S: Sixteen, const BF16: bool, const T: usize, const R: usize>(
-        self,
-        s: S,
-        first: usize,
-        x: &[f32],
-        sums: &mut [[f32; TILE]],
-    ) {
-        let (x, sums) = (x.as_ptr(), sums.as_mut_ptr());
-        // SAFETY: the caller's promise.
-        unsafe {
-            let tile = self.values.add(first * self.tile);
-            for from in (0..self.cols).step_by(K_BLOCK) {
-                let to = (from + K_BLOCK).min(self.cols);
-                let mut chains = [[s.splat(0.0); R]; T];
-                for k in from..to {
-                    let mut of_token = [s.splat(0.0); T];
-                    for t in 0..T {
-                        of_token[t] = s.splat(*x.add(t * self.cols + k));
-                    }
-                    for r in 0..R {
-                        let at = tile.add(r * self.tile + k * TILE).cast::<u8>();
-                        if k % 2 == 0 {
-                            s.fetch(at.wrapping_add(AHEAD));
-                        }
-                        let column = widen::<S, BF16>(s, at);
-                        for t in 0..T {
-                            chains[t][r] = s.fma(of_token[t], column, chains[t][r]);
-                        }
-                    }
-                }
-                for t in 0..T {
-                    for r in 0..R {
-                        let sum = sums.add(t * self.count + r).cast();
-                        let chain = if from > 0 { s.add(s.load(sum), chains[t][r]) } else { chains[t][r] };
-                        s.store(sum, chain);
-                    }
-                }
-            }
+    let tile = halves.cols * TILE;
+    assert!(ks.end <= halves.cols, "columns that are there");
+    let values = &halves.values[tiles.start * tile..tiles.end * tile];
+    let (at, steps, count) = (values.as_ptr().wrapping_add(ks.start * TILE), ks.len(), tiles.len());
+    // SAFETY: the tiles and columns are there, as was checked.
+    unsafe {
+        if halves.is_bf16 {
+            multiply::all(s, Stored::<true> { at, tile }, steps, count, x, ldx, tokens, sums);
+        } else {
+            multiply::all(s, Stored::<false> { at, tile }, steps, count, x, ldx, tokens, sums);
         }
     }
 }

@@ -312,20 +312,23 @@ impl Tiled {
     /// The products of some tiles with all tokens, `[token][tile]`: chains over [`K_BLOCK`] columns, added in order.
     fn sums(&self, band: &Band, tiles: Range<usize>, tokens: usize, x: &[f32], sums: &mut [[f32; TILE]]) {
         let count = tiles.len();
-        if let Decoder::Halves(halves) = &band.decoder {
-            return halves::products(self.level, halves, tiles.start, count, x, self.cols, tokens, sums);
-        }
         product::scratch::with(|scratch| {
             let panels = scratch.right.take(FEW_TILES * STEP * TILE);
             let (mut room, mut chains) = (Room::new(), [[0.0; TILE]; FEW_TOKENS * FEW_TILES]);
-            for from in (0..self.cols).step_by(STEP) {
-                let to = (from + STEP).min(self.cols);
-                let each = (to - from) * TILE;
-                let ahead = STEP / BLOCK;
-                for (tile, panel) in tiles.clone().zip(panels.chunks_exact_mut(each)) {
-                    band.decoder.panel(self.level, Part { tile, from, to, stride: TILE, ahead }, &mut room, panel);
+            let step = if matches!(band.decoder, Decoder::Halves(_)) { K_BLOCK } else { STEP };
+            for from in (0..self.cols).step_by(step) {
+                let to = (from + step).min(self.cols);
+                let x = &x[from..];
+                if let Decoder::Halves(halves) = &band.decoder {
+                    halves::multiply_add(self.level, halves, &tiles, from..to, x, self.cols, tokens, &mut chains);
+                } else {
+                    let each = (to - from) * TILE;
+                    let ahead = STEP / BLOCK;
+                    for (tile, panel) in tiles.clone().zip(panels.chunks_exact_mut(each)) {
+                        band.decoder.panel(self.level, Part { tile, from, to, stride: TILE, ahead }, &mut room, panel);
+                    }
+                    multiply_add(self.level, &panels[..count * each], count, x, self.cols, tokens, &mut chains);
                 }
-                multiply_add(self.level, &panels[..count * each], count, &x[from..], self.cols, tokens, &mut chains);
                 if to.is_multiple_of(K_BLOCK) || to == self.cols {
                     for (sum, chain) in sums.iter_mut().zip(&mut chains).take(count * tokens) {
                         if to <= K_BLOCK {

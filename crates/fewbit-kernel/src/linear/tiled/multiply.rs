@@ -1,4 +1,4 @@
-//! Few tokens times decoded columns.
+//! Few tokens times the columns of some tiles, decoded or as they lie.
 
 use super::super::packed::TILE;
 use super::lanes::{Sixteen, at_level};
@@ -15,14 +15,64 @@ at_level! {
         ldx: usize,
         tokens: usize,
         sums: &mut [[f32; TILE]],
-    ) = all
+    ) = decoded
 }
 
 #[inline(always)]
-fn all<S: Sixteen>(s: S, panels: &[f32], count: usize, x: &[f32], ldx: usize, tokens: usize, sums: &mut [[f32; TILE]]) {
+fn decoded<S: Sixteen>(
+    s: S,
+    panels: &[f32],
+    count: usize,
+    x: &[f32],
+    ldx: usize,
+    tokens: usize,
+    sums: &mut [[f32; TILE]],
+) {
     let steps = panels.len() / (count * TILE);
+    // SAFETY: the panels have so many columns.
+    unsafe { all(s, Panels { at: panels.as_ptr(), steps }, steps, count, x, ldx, tokens, sums) }
+}
+
+/// Where the columns of tiles are.
+pub(super) trait Columns: Copy {
+    /// Column `k` of tile `i`.
+    ///
+    /// # Safety
+    /// It is there.
+    unsafe fn column<S: Sixteen>(self, s: S, i: usize, k: usize) -> S::F;
+}
+
+#[derive(Clone, Copy)]
+struct Panels {
+    at: *const f32,
+    steps: usize,
+}
+
+impl Columns for Panels {
+    #[inline(always)]
+    unsafe fn column<S: Sixteen>(self, s: S, i: usize, k: usize) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { s.load(self.at.add((i * self.steps + k) * TILE)) }
+    }
+}
+
+/// As [`multiply_add`], for `steps` columns of `count` tiles.
+///
+/// # Safety
+/// They are there.
+#[inline(always)]
+pub(super) unsafe fn all<S: Sixteen>(
+    s: S,
+    columns: impl Columns,
+    steps: usize,
+    count: usize,
+    x: &[f32],
+    ldx: usize,
+    tokens: usize,
+    sums: &mut [[f32; TILE]],
+) {
     assert!(tokens > 0 && x.len() >= (tokens - 1) * ldx + steps && sums.len() >= tokens * count, "operands that fit");
-    let call = Call { panels: panels.as_ptr(), steps, ldx, count };
+    let call = Call { columns, steps, ldx, count };
     let mut t = 0;
     while t < tokens {
         let together = if tokens - t >= 4 { 4 } else { (tokens - t).min(2) };
@@ -37,7 +87,7 @@ fn all<S: Sixteen>(s: S, panels: &[f32], count: usize, x: &[f32], ldx: usize, to
                 1
             };
             let (x, sums) = (&x[t * ldx..], &mut sums[t * count + i..]);
-            // SAFETY: the tiles and tokens exist, as was checked.
+            // SAFETY: the tiles exist by the caller's promise, and the tokens, as was checked.
             unsafe {
                 match (together, tiles) {
                     (1, 8) => call.chains::<S, 1, 8>(s, i, x, sums),
@@ -58,16 +108,15 @@ fn all<S: Sixteen>(s: S, panels: &[f32], count: usize, x: &[f32], ldx: usize, to
 }
 
 #[derive(Clone, Copy)]
-struct Call {
-    panels: *const f32,
-    /// Columns of each panel.
+struct Call<C> {
+    columns: C,
     steps: usize,
     ldx: usize,
     /// Tiles, for the places of sums.
     count: usize,
 }
 
-impl Call {
+impl<C: Columns> Call<C> {
     /// `T` tokens times `R` tiles from tile `first` on.
     ///
     /// # Safety
@@ -83,7 +132,6 @@ impl Call {
         let (x, sums) = (x.as_ptr(), sums.as_mut_ptr());
         // SAFETY: the caller's promise.
         unsafe {
-            let panel = self.panels.add(first * self.steps * TILE);
             let mut chains = [[s.splat(0.0); R]; T];
             for t in 0..T {
                 for r in 0..R {
@@ -96,7 +144,7 @@ impl Call {
                     of_token[t] = s.splat(*x.add(t * self.ldx + k));
                 }
                 for r in 0..R {
-                    let column = s.load(panel.add((r * self.steps + k) * TILE));
+                    let column = self.columns.column(s, first + r, k);
                     for t in 0..T {
                         chains[t][r] = s.fma(of_token[t], column, chains[t][r]);
                     }
