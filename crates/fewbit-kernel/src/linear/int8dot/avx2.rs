@@ -168,11 +168,9 @@ unsafe fn few_tiles<D: Dots, const BITS: u8, const NARROW: bool, const T: usize,
             for r in 0..R {
                 let index = (tile + r) * packed.groups + g;
                 packed.params_at(index + R * packed.groups, |at| _mm_prefetch::<_MM_HINT_T1>(at.cast()));
-                for h in 0..2 {
-                    let params = params::<D, BITS>(packed, 2 * index + h);
-                    for t in 0..T {
-                        results[t][r][h] = input.add_group(t, g, group[t][r][h], params, results[t][r][h]);
-                    }
+                let params = params::<D, BITS>(packed, index);
+                for t in 0..T {
+                    results[t][r] = input.add_group(t, g, group[t][r], params, results[t][r]);
                 }
             }
         }
@@ -228,6 +226,13 @@ unsafe fn add_quad<D: Dots, const BITS: u8, const T: usize, const R: usize, cons
 
 #[inline]
 #[target_feature(enable = "avx2")]
+fn load(y: &ByRow) -> [__m256; 2] {
+    // SAFETY: each half has eight numbers.
+    halves(y.0.as_ptr(), |at| unsafe { _mm256_loadu_ps(at) })
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
 fn store(halves: [__m256; 2], y: &mut ByRow) {
     let (low, high) = y.0.split_at_mut(TILE / 2);
     // SAFETY: each half has eight places.
@@ -274,12 +279,12 @@ struct Words {
     waiting: [__m256i; 2],
 }
 
-/// Keeps the compiler from summing in another order, which needs more registers than there are.
+/// Keeps the compiler from summing in another order, or token after token, which needs more registers than there are.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn pinned(mut sums: __m256i) -> __m256i {
     // SAFETY: nothing is done.
-    unsafe { asm!("/* {} */", inout(ymm_reg) sums, options(pure, nomem, nostack, preserves_flags)) };
+    unsafe { asm!("/* {} */", inout(ymm_reg) sums, options(nomem, nostack, preserves_flags)) };
     sums
 }
 
@@ -414,17 +419,24 @@ impl<const T: usize> Input<T> {
 
     #[inline]
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn add_group(&self, t: usize, g: usize, group: __m256, (scale, offset): Params, to: __m256) -> __m256 {
-        let to = _mm256_fmadd_ps(group, scale, to);
+    unsafe fn add_group(
+        &self,
+        t: usize,
+        g: usize,
+        group: [__m256; 2],
+        (scales, offsets): Params,
+        to: [__m256; 2],
+    ) -> [__m256; 2] {
+        let to = [0, 1].map(|h| _mm256_fmadd_ps(group[h], scales[h], to[h]));
+        let Some(offsets) = offsets else { return to };
         // SAFETY: the caller promises the group.
-        let sum = || unsafe { _mm256_set1_ps(*self.sums[t].add(g)) };
-        offset.map_or(to, |offset| _mm256_fmadd_ps(sum(), offset, to))
+        let sum = unsafe { _mm256_set1_ps(*self.sums[t].add(g)) };
+        [0, 1].map(|h| _mm256_fmadd_ps(sum, offsets[h], to[h]))
     }
 }
 
-/// Scales and offsets of half of the rows of a tile in a group; no offsets where the sums begin with a zero that all
-/// codes share.
-type Params = (__m256, Option<__m256>);
+/// Scales and offsets of the rows of a tile in a group; no offsets where the sums begin with a zero that all codes share.
+type Params = ([__m256; 2], Option<[__m256; 2]>);
 
 /// The zero that all codes share, if they do, less what `D` takes off.
 fn middle<D: Dots, const BITS: u8>(packed: &Packed) -> Option<f32> {
@@ -437,46 +449,53 @@ fn middle<D: Dots, const BITS: u8>(packed: &Packed) -> Option<f32> {
 unsafe fn params<D: Dots, const BITS: u8>(packed: &Packed, index: usize) -> Params {
     // SAFETY: the caller promises the index.
     unsafe {
-        let scale = eight(&packed.scales, index);
+        let scales = sixteen(&packed.scales, index);
         let taken_off = if BITS == 8 { D::TAKEN_OFF } else { 0 };
-        let offset = match &packed.zeros {
+        let offsets = match &packed.zeros {
             Zeros::Middle(_) => None,
             Zeros::Codes(z) => {
-                let zeros = _mm256_cvtepu8_epi32(_mm_loadl_epi64(z.as_ptr().add(index * 8).cast()));
-                let minus = _mm256_sub_epi32(_mm256_set1_epi32(taken_off), zeros);
-                Some(_mm256_mul_ps(scale, _mm256_cvtepi32_ps(minus)))
+                let zeros = halves(z.as_ptr().add(index * TILE), |at| _mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast())));
+                let minus = zeros.map(|z| _mm256_sub_epi32(_mm256_set1_epi32(taken_off), z));
+                Some([0, 1].map(|h| _mm256_mul_ps(scales[h], _mm256_cvtepi32_ps(minus[h]))))
             }
             Zeros::Offsets(offsets) if taken_off != 0 => {
-                let taken_off = _mm256_mul_ps(scale, _mm256_set1_ps(taken_off as f32));
-                Some(_mm256_add_ps(eight(offsets, index), taken_off))
+                let (offsets, taken_off) = (sixteen(offsets, index), _mm256_set1_ps(taken_off as f32));
+                Some([0, 1].map(|h| _mm256_add_ps(offsets[h], _mm256_mul_ps(scales[h], taken_off))))
             }
-            Zeros::Offsets(offsets) => Some(eight(offsets, index)),
+            Zeros::Offsets(offsets) => Some(sixteen(offsets, index)),
         };
-        (scale, offset)
+        (scales, offsets)
     }
 }
 
-/// Eight numbers from `8 · index` on.
+/// Sixteen numbers from `16 · index` on.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn eight(numbers: &Numbers, index: usize) -> __m256 {
+unsafe fn sixteen(numbers: &Numbers, index: usize) -> [__m256; 2] {
     // SAFETY: the caller promises the index.
     unsafe {
+        let f16 = |at: *const u16| _mm256_cvtph_ps(_mm_loadu_si128(at.cast()));
         match numbers {
-            Numbers::F16(v) => _mm256_cvtph_ps(_mm_loadu_si128(v.as_ptr().add(index * 8).cast())),
-            Numbers::Bf16(v) => {
-                let halves = _mm_loadu_si128(v.as_ptr().add(index * 8).cast());
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
-            }
-            Numbers::F32(v) => _mm256_loadu_ps(v.as_ptr().add(index * 8)),
+            Numbers::F16(v) => halves(v.as_ptr().add(index * TILE), f16),
+            Numbers::Bf16(v) => halves(v.as_ptr().add(index * TILE), |at| {
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()))))
+            }),
+            Numbers::F32(v) => halves(v.as_ptr().add(index * TILE), |at| _mm256_loadu_ps(at)),
             Numbers::Scaled { shared, small, shift } => {
-                let shared = shared.as_ptr().add(((index / 2) >> shift) * TILE + index % 2 * 8).cast();
-                let small = _mm_loadl_epi64(small.as_ptr().add(index * 8).cast());
-                let small = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(small));
-                _mm256_mul_ps(_mm256_cvtph_ps(_mm_loadu_si128(shared)), small)
+                let shared = halves(shared.as_ptr().add((index >> shift) * TILE), f16);
+                let small = halves(small.as_ptr().add(index * TILE), |at| {
+                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast())))
+                });
+                [0, 1].map(|h| _mm256_mul_ps(shared[h], small[h]))
             }
         }
     }
+}
+
+/// What is made of eight numbers, and of the eight behind them.
+#[inline(always)]
+fn halves<A, V>(at: *const A, eight: impl Fn(*const A) -> V) -> [V; 2] {
+    [eight(at), eight(at.wrapping_add(TILE / 2))]
 }
 
 /// The codes of columns `4Q..4Q + 4` of a block of 8 rows, a byte each.
@@ -548,13 +567,16 @@ unsafe fn unpack_of<const BITS: u8>(packed: &Packed, tile: usize, block: usize, 
 unsafe fn write_params<D: Dots>(packed: &Packed, index: usize, to: &mut [[ByRow; 2]]) {
     for (i, to) in to.iter_mut().enumerate() {
         // SAFETY: promised by the caller.
-        let halves = [0, 1].map(|h| unsafe {
-            let index = 2 * (index + i) + h;
-            if packed.bits == 8 { params::<D, 8>(packed, index) } else { params::<D, 4>(packed, index) }
-        });
-        let [low, high] = halves;
-        store([low.0, high.0], &mut to[0]);
-        low.1.zip(high.1).into_iter().for_each(|(low, high)| store([low, high], &mut to[1]));
+        let (scales, offsets) = unsafe {
+            match packed.bits {
+                8 => params::<D, 8>(packed, index + i),
+                _ => params::<D, 4>(packed, index + i),
+            }
+        };
+        store(scales, &mut to[0]);
+        if let Some(offsets) = offsets {
+            store(offsets, &mut to[1]);
+        }
     }
 }
 
@@ -566,27 +588,29 @@ unsafe fn many<D: Dots>(call: Many<'_>, y: &mut [ByRow]) {
     // SAFETY: promised by the caller.
     unsafe {
         match call.packed.span {
-            WIDE => many_in::<D, WIDE>(call, y),
-            BLOCK => many_in::<D, BLOCK>(call, y),
-            _ => many_in::<D, 16>(call, y),
+            WIDE => many_in::<D, WIDE, false>(call, y),
+            BLOCK if call.packed.group_spans == 1 => many_in::<D, BLOCK, true>(call, y),
+            BLOCK => many_in::<D, BLOCK, false>(call, y),
+            _ => many_in::<D, 16, false>(call, y),
         }
     }
 }
 
-unsafe fn many_in<D: Dots, const SPAN: usize>(call: Many<'_>, y: &mut [ByRow]) {
+/// `ONE`: a group is one span, whose sums need no place beside those of the results.
+unsafe fn many_in<D: Dots, const SPAN: usize, const ONE: bool>(call: Many<'_>, y: &mut [ByRow]) {
     // SAFETY: promised by the caller. What is done with products depends on the largest code.
     unsafe {
         match call.packed.bits {
-            0..=4 => many_of::<D, 4, SPAN>(call, y),
-            5 | 6 => many_of::<D, 6, SPAN>(call, y),
-            7 => many_of::<D, 7, SPAN>(call, y),
-            _ => many_of::<D, 8, SPAN>(call, y),
+            0..=4 => many_of::<D, 4, SPAN, ONE>(call, y),
+            5 | 6 => many_of::<D, 6, SPAN, ONE>(call, y),
+            7 => many_of::<D, 7, SPAN, ONE>(call, y),
+            _ => many_of::<D, 8, SPAN, ONE>(call, y),
         }
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn many_of<D: Dots, const BITS: u8, const SPAN: usize>(call: Many<'_>, y: &mut [ByRow]) {
+unsafe fn many_of<D: Dots, const BITS: u8, const SPAN: usize, const ONE: bool>(call: Many<'_>, y: &mut [ByRow]) {
     for i in 0..call.count {
         let mut token = 0;
         while token < call.tokens.len() {
@@ -594,9 +618,9 @@ unsafe fn many_of<D: Dots, const BITS: u8, const SPAN: usize>(call: Many<'_>, y:
             // SAFETY: promised by the caller.
             unsafe {
                 match together {
-                    3 => many_tokens::<D, BITS, SPAN, 3>(call, i, token, y),
-                    2 => many_tokens::<D, BITS, SPAN, 2>(call, i, token, y),
-                    _ => many_tokens::<D, BITS, SPAN, 1>(call, i, token, y),
+                    3 => many_tokens::<D, BITS, SPAN, ONE, 3>(call, i, token, y),
+                    2 => many_tokens::<D, BITS, SPAN, ONE, 2>(call, i, token, y),
+                    _ => many_tokens::<D, BITS, SPAN, ONE, 1>(call, i, token, y),
                 }
             }
             token += together;
@@ -607,7 +631,7 @@ unsafe fn many_of<D: Dots, const BITS: u8, const SPAN: usize>(call: Many<'_>, y:
 /// Tile `i` of the call, for its tokens `token..token + T`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn many_tokens<D: Dots, const BITS: u8, const SPAN: usize, const T: usize>(
+unsafe fn many_tokens<D: Dots, const BITS: u8, const SPAN: usize, const ONE: bool, const T: usize>(
     call: Many<'_>,
     i: usize,
     token: usize,
@@ -618,21 +642,22 @@ unsafe fn many_tokens<D: Dots, const BITS: u8, const SPAN: usize, const T: usize
     // SAFETY: the caller promises the tile, its cells, and tokens of the packed width.
     unsafe {
         let input = Input::<T>::of(call.tokens, token);
-        let cells: *const u8 = call.cells.as_ptr().add(i * call.cells.len() / call.count).cast();
-        let begin = call.groups.start * packed.group_spans;
-        let (mut s, middle) = (begin, middle::<D, BITS>(packed));
+        let mut cells: *const u8 = call.cells.as_ptr().add(i * call.cells.len() / call.count).cast();
+        let (mut s, middle) = (call.groups.start * packed.group_spans, middle::<D, BITS>(packed));
         for g in call.groups.clone() {
             let mut group: [_; T] = std::array::from_fn(|t| input.begin_group(t, g, middle));
-            for _ in 0..packed.group_spans {
+            for _ in 0..if ONE { 1 } else { packed.group_spans } {
                 let mut dots = [D::zero(); T];
-                for c in 0..SPAN / 4 {
-                    let x = input.four(s * SPAN + 4 * c);
-                    let at = cells.add(((s - begin) * SPAN / 4 + c) * CELL);
-                    let codes = [0, HALF].map(|h| _mm256_load_si256(at.add(h).cast()));
-                    (0..T).for_each(|t| dots[t].add::<BITS>(codes, x[t], c));
-                    if 4 * (c + 1) % SPAN.min(BLOCK) == 0 {
-                        dots.iter_mut().for_each(|dots| dots.end_block::<BITS>());
+                for block in 0..SPAN.div_ceil(BLOCK) {
+                    for c in 0..SPAN.min(BLOCK) / 4 {
+                        let x = input.four(s * SPAN + block * BLOCK + 4 * c);
+                        let codes = [0, HALF].map(|h| _mm256_load_si256(cells.add(c * CELL + h).cast()));
+                        for t in 0..T {
+                            dots[t].add::<BITS>(codes, x[t], c);
+                        }
                     }
+                    cells = cells.add(SPAN.min(BLOCK) / 4 * CELL);
+                    dots.iter_mut().for_each(|dots| dots.end_block::<BITS>());
                 }
                 for t in 0..T {
                     group[t] = input.add_span(t, s, dots[t].sums(), group[t]);
@@ -640,13 +665,10 @@ unsafe fn many_tokens<D: Dots, const BITS: u8, const SPAN: usize, const T: usize
                 s += 1;
             }
             let [scales, offsets] = &call.params[i * call.groups.len() + g - call.groups.start];
-            for h in 0..2 {
-                let scale = _mm256_load_ps(scales.0.as_ptr().add(8 * h));
-                let offset = middle.is_none().then(|| _mm256_load_ps(offsets.0.as_ptr().add(8 * h)));
-                for t in 0..T {
-                    let y = y.add(t * call.count).cast::<f32>().add(8 * h);
-                    _mm256_store_ps(y, input.add_group(t, g, group[t][h], (scale, offset), _mm256_load_ps(y)));
-                }
+            let params = (load(scales), middle.is_none().then(|| load(offsets)));
+            for t in 0..T {
+                let y = &mut *y.add(t * call.count);
+                store(input.add_group(t, g, group[t], params, load(y)), y);
             }
         }
     }
