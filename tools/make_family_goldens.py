@@ -37,6 +37,8 @@ IDS = (12, 40)  # the second is longer than every window
 LEAST_SHIFT = 0.05  # a mistake must move some logit by this much; f32 and f64 differ by 2e-5 at most
 LEAST_SHIFT_OF_GELU = 0.001  # the exact and the tanh form differ by less than 5e-4 before any weight
 
+GEMMAS = ("gemma2", "gemma3_text")  # gains are stored less one
+
 LLAMA = dict(bos_token_id=1, eos_token_id=2, hidden_act="silu", initializer_range=0.02, attention_dropout=0.0,
              max_position_embeddings=128, rms_norm_eps=1e-5, use_cache=True)
 
@@ -193,6 +195,152 @@ CASES = {
                   dict(rope_scaling=dict(beta_fast=4.0, beta_slow=1.0, factor=4.0, rope_type="yarn", truncate=True,
                                          original_max_position_embeddings=32))],
     ),
+    # Both caps, a window on every second layer, a divisor of the queries that is no head's size.
+    "gemma2": dict(
+        store="bfloat16",
+        config=dict(
+            architectures=["Gemma2ForCausalLM"], model_type="gemma2", vocab_size=64, hidden_size=32,
+            intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+            bos_token_id=2, eos_token_id=1, pad_token_id=0, hidden_activation="gelu_pytorch_tanh",
+            initializer_range=0.02, attention_bias=False, attention_dropout=0.0, attn_logit_softcapping=5.0,
+            final_logit_softcapping=20.0, max_position_embeddings=128, query_pre_attn_scalar=24, rms_norm_eps=1e-6,
+            sliding_window=8, use_cache=True, rope_theta=10000.0),
+        mistakes=[dict(query_pre_attn_scalar=16), dict(sliding_window=128), dict(sliding_window=7),
+                  dict(attn_logit_softcapping=None), dict(final_logit_softcapping=None), dict(rope_theta=1000000.0)],
+    ),
+    # Fused matrices with fewer key-value heads, a window.
+    "phi3": dict(
+        store="bfloat16",
+        config=dict(
+            LLAMA, architectures=["Phi3ForCausalLM"], model_type="phi3", vocab_size=64, hidden_size=32,
+            intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            original_max_position_embeddings=128, rope_theta=10000.0, rope_scaling=None, sliding_window=8,
+            attention_bias=False, pad_token_id=0, tie_word_embeddings=False),
+        mistakes=[dict(sliding_window=None), dict(rope_theta=100.0)],
+    ),
+    # Phi-4-mini: longrope on three quarters of each head, a tied matrix.
+    "phi3-longrope": dict(
+        store="float16",
+        config=dict(
+            LLAMA, architectures=["Phi3ForCausalLM"], model_type="phi3", vocab_size=64, hidden_size=32,
+            intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+            max_position_embeddings=1024, original_max_position_embeddings=64, partial_rotary_factor=0.75,
+            rope_theta=10000.0, sliding_window=None, attention_bias=False, pad_token_id=0, tie_word_embeddings=True,
+            rope_scaling=dict(type="longrope", long_factor=[4.0, 5.0, 6.0, 7.0, 8.0, 9.0],
+                              short_factor=[1.0, 1.2, 1.4, 2.0, 3.0, 4.0])),
+        mistakes=[dict(rope_theta=100.0), dict(original_max_position_embeddings=256),
+                  dict(rope_scaling=dict(type="longrope", long_factor=[4.0] * 6, short_factor=[1.0] * 6))],
+    ),
+    "olmo2": dict(
+        store="bfloat16",
+        config=dict(
+            LLAMA, architectures=["Olmo2ForCausalLM"], model_type="olmo2", vocab_size=64, hidden_size=32,
+            intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            rope_theta=500000.0, attention_bias=False, pad_token_id=0, tie_word_embeddings=False),
+        mistakes=[dict(rope_theta=100.0), dict(rms_norm_eps=1e-1)],
+    ),
+    "granite": dict(
+        store="bfloat16",
+        config=dict(
+            LLAMA, architectures=["GraniteForCausalLM"], model_type="granite", vocab_size=64, hidden_size=32,
+            intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            rope_theta=10000.0, rope_scaling=None, attention_bias=False, mlp_bias=False, embedding_multiplier=3.0,
+            attention_multiplier=0.3, residual_multiplier=0.4, logits_scaling=0.5, tie_word_embeddings=True),
+        mistakes=[dict(embedding_multiplier=1.0), dict(attention_multiplier=0.35), dict(residual_multiplier=1.0),
+                  dict(logits_scaling=1.0), dict(rope_theta=100.0)],
+    ),
+    # Biases of q, k and v alone, a quarter of each head turned, attention before the MLP.
+    "stablelm": dict(
+        store="bfloat16",
+        config=dict(
+            architectures=["StableLmForCausalLM"], model_type="stablelm", vocab_size=64, hidden_size=32,
+            intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, bos_token_id=0,
+            eos_token_id=0, hidden_act="silu", initializer_range=0.02, layer_norm_eps=1e-5, attention_dropout=0.0,
+            max_position_embeddings=128, partial_rotary_factor=0.25, rope_theta=10000, use_qkv_bias=True,
+            use_parallel_residual=False, qk_layernorm=False, use_cache=True, tie_word_embeddings=False),
+        mistakes=[dict(partial_rotary_factor=0.5), dict(rope_theta=10)],
+    ),
+    "stablelm-parallel": dict(
+        store="float16",
+        config=dict(
+            architectures=["StableLmForCausalLM"], model_type="stablelm", vocab_size=64, hidden_size=32,
+            intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, bos_token_id=0,
+            eos_token_id=0, hidden_act="silu", initializer_range=0.02, layer_norm_eps=1e-5, attention_dropout=0.0,
+            max_position_embeddings=128, partial_rotary_factor=0.5, rope_theta=10000, use_qkv_bias=False,
+            use_parallel_residual=True, qk_layernorm=False, use_cache=True, tie_word_embeddings=False),
+        mistakes=[dict(partial_rotary_factor=0.25)],
+    ),
+    "cohere": dict(
+        store="bfloat16",
+        config=dict(
+            LLAMA, architectures=["CohereForCausalLM"], model_type="cohere", vocab_size=64, hidden_size=32,
+            intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            layer_norm_eps=1e-5, rope_theta=10000.0, attention_bias=False, logit_scale=0.25, use_qk_norm=False,
+            pad_token_id=0, tie_word_embeddings=True),
+        mistakes=[dict(logit_scale=0.0625), dict(rope_theta=100.0), dict(layer_norm_eps=1e-1)],
+    ),
+    # No positions in every fourth layer, which sees everything.
+    "cohere2": dict(
+        store="bfloat16",
+        config=dict(
+            LLAMA, architectures=["Cohere2ForCausalLM"], model_type="cohere2", vocab_size=64, hidden_size=32,
+            intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+            layer_norm_eps=1e-5, rope_theta=10000.0, attention_bias=False, logit_scale=0.25, sliding_window=8,
+            sliding_window_pattern=4, pad_token_id=0, tie_word_embeddings=True),
+        mistakes=[dict(sliding_window=128), dict(sliding_window_pattern=2), dict(rope_theta=100.0)],
+    ),
+    # GLM-4 as first released: no norms behind attention and MLP.
+    "glm": dict(
+        store="bfloat16",
+        config=dict(
+            LLAMA, architectures=["GlmForCausalLM"], model_type="glm", vocab_size=64, hidden_size=32,
+            intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+            rope_theta=10000.0, partial_rotary_factor=0.5, attention_bias=True, pad_token_id=0,
+            tie_word_embeddings=False),
+        mistakes=[dict(partial_rotary_factor=1.0), dict(rope_theta=100.0)],
+    ),
+    "glm4": dict(
+        store="bfloat16",
+        config=dict(
+            LLAMA, architectures=["Glm4ForCausalLM"], model_type="glm4", vocab_size=64, hidden_size=32,
+            intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+            rope_theta=10000.0, partial_rotary_factor=0.5, attention_bias=True, pad_token_id=0,
+            tie_word_embeddings=False),
+        mistakes=[dict(partial_rotary_factor=1.0), dict(rope_theta=100.0)],
+    ),
+    # As Falcon 7B: one key-value head, one norm for attention and MLP.
+    "falcon": dict(
+        store="bfloat16",
+        config=dict(
+            architectures=["FalconForCausalLM"], model_type="falcon", vocab_size=64, hidden_size=32,
+            num_hidden_layers=2, num_attention_heads=4, activation="gelu", alibi=False, bias=False, multi_query=True,
+            new_decoder_architecture=False, parallel_attn=True, layer_norm_epsilon=1e-5, initializer_range=0.02,
+            bos_token_id=0, eos_token_id=0, attention_dropout=0.0, hidden_dropout=0.0, use_cache=True,
+            max_position_embeddings=128, rope_theta=10000.0, tie_word_embeddings=True),
+        mistakes=[dict(rope_theta=100.0)],
+    ),
+    # As Falcon 40B: rows by key-value head, two norms.
+    "falcon-new": dict(
+        store="bfloat16",
+        config=dict(
+            architectures=["FalconForCausalLM"], model_type="falcon", vocab_size=64, hidden_size=32,
+            num_hidden_layers=2, num_attention_heads=4, num_kv_heads=2, activation="gelu", alibi=False, bias=False,
+            multi_query=True, new_decoder_architecture=True, parallel_attn=True, layer_norm_epsilon=1e-5,
+            initializer_range=0.02, bos_token_id=0, eos_token_id=0, attention_dropout=0.0, hidden_dropout=0.0,
+            use_cache=True, max_position_embeddings=128, rope_theta=10000.0, tie_word_embeddings=False),
+        mistakes=[dict(rope_theta=100.0)],
+    ),
+    # As Falcon RW without ALiBi: rows by head, biases, attention before the MLP.
+    "falcon-sequential": dict(
+        store="float16",
+        config=dict(
+            architectures=["FalconForCausalLM"], model_type="falcon", vocab_size=64, hidden_size=32,
+            num_hidden_layers=2, num_attention_heads=4, activation="gelu", alibi=False, bias=True, multi_query=False,
+            new_decoder_architecture=False, parallel_attn=False, layer_norm_epsilon=1e-5, initializer_range=0.02,
+            bos_token_id=0, eos_token_id=0, attention_dropout=0.0, hidden_dropout=0.0, use_cache=True,
+            max_position_embeddings=128, rope_theta=10000.0, tie_word_embeddings=True),
+        mistakes=[dict(rope_theta=100.0)],
+    ),
 }
 
 
@@ -208,7 +356,7 @@ def away_from_zero(rng, shape, least, most):
 def weight(case, name, shape, config):
     """Values of one tensor: every mistake with it should show in the logits."""
     rng = generator(case, name)
-    is_gemma = config["model_type"] == "gemma3_text"
+    is_gemma = config["model_type"] in GEMMAS
     if name.endswith("bias"):
         return away_from_zero(rng, shape, 0.2, 0.8)
     if name.endswith("sinks"):
@@ -229,9 +377,14 @@ def weight(case, name, shape, config):
     values = rng.standard_normal(shape) / np.sqrt(shape[1])
     if "q_proj" in name or "k_proj" in name:
         values *= 1.7  # scores of standard deviation near 3: attention is sharp
-    if "query_key_value" in name:  # per head: query rows, key rows, value rows
+    if "query_key_value" in name and config["model_type"] == "gpt_neox":  # per head: query rows, key rows, value rows
         per_head = values.reshape(config["num_attention_heads"], 3, -1, shape[1])
         per_head[:, :2] *= 1.7
+    if "qkv_proj" in name:
+        head_dim = config["hidden_size"] // config["num_attention_heads"]
+        values[:-config["num_key_value_heads"] * head_dim] *= 1.7
+    if "self_attention.query_key_value" in name:
+        values *= 1.7
     if "dense_4h_to_h" in name:
         values *= 3.0  # lets the two forms of GELU be told apart
     if "lm_head" in name or "embed_out" in name or ".experts." in name or "shared_expert" in name:
@@ -373,7 +526,7 @@ def sensitivity(case, spec, root, golden):
     for name in names:
         if name.endswith(("masked_bias", "inv_freq")) or name.endswith("attention.bias"):
             continue
-        neutral = 0.0 if name.endswith("bias") or spec["config"]["model_type"] == "gemma3_text" else 1.0
+        neutral = 0.0 if name.endswith("bias") or spec["config"]["model_type"] in GEMMAS else 1.0
 
         def edit(tensors, name=name, neutral=neutral):
             if name in tensors and tensors[name].dim() == 1:

@@ -1,4 +1,4 @@
-use fewbit_graph::{Activation, Graph, Node, Op, ValueId, WeightId};
+use fewbit_graph::{Activation, Graph, Node, Op, ValueId, VectorId, WeightId};
 use fewbit_kernel::attention::{Forward, attention_backward, sinks_backward};
 use fewbit_kernel::product::{product_nn, product_tn};
 use fewbit_kernel::{Team, elementwise};
@@ -71,7 +71,10 @@ fn is_needed(graph: &Graph, edges: &dyn Edges, gradients: &Gradients) -> Vec<boo
             Op::Attention { sinks: Some(vector), .. } | Op::RmsNorm { gain: vector, .. } => {
                 gradients.vectors[vector].is_some()
             }
-            Op::LayerNorm { gain, bias, .. } => gradients.vectors[gain].is_some() || gradients.vectors[bias].is_some(),
+            Op::LayerNorm { gain, bias, .. } => {
+                let is_asked = |v: VectorId| gradients.vectors[v].is_some();
+                is_asked(gain) || bias.is_some_and(is_asked)
+            }
             _ => false,
         };
         is_needed[node.output] = is_asked || is_seen(node.output) || node.inputs.iter().any(|v| is_needed[*v]);
@@ -270,8 +273,8 @@ impl Step<'_> {
             }
             Op::LayerNorm { gain, bias, eps } => {
                 let g = parameters.vectors[*gain];
-                let is_asked = [gain, bias].map(|v| gradients.vectors[*v].is_some());
-                if is_asked == [false; 2] {
+                let vectors = [Some(*gain), *bias];
+                if !vectors.iter().flatten().any(|v| gradients.vectors[*v].is_some()) {
                     return each(d, &|x, d| elementwise::layer_norm_backward(x, dim, g, *eps, d, None));
                 }
                 let mut sums = vec![0.0; 2 * dim];
@@ -279,8 +282,8 @@ impl Step<'_> {
                     let (gains, biases) = sums.split_at_mut(dim);
                     elementwise::layer_norm_backward(x, dim, g, *eps, d, Some([gains, biases]));
                 });
-                for (vector, part) in [gain, bias].into_iter().zip(sums.chunks_exact(dim)) {
-                    if let Some(sum) = &mut gradients.vectors[*vector] {
+                for (vector, part) in vectors.into_iter().zip(sums.chunks_exact(dim)) {
+                    if let Some(sum) = vector.and_then(|v| gradients.vectors[v].as_mut()) {
                         elementwise::add(sum, part);
                     }
                 }

@@ -121,11 +121,11 @@ impl Builder {
         name: &'static str,
         x: ValueId,
         gain: &'static str,
-        bias: &'static str,
+        bias: Option<&'static str>,
         eps: f32,
     ) -> ValueId {
         let dim = self.dim(x);
-        let (gain, bias) = (self.vector(gain, dim), self.vector(bias, dim));
+        let (gain, bias) = (self.vector(gain, dim), bias.map(|b| self.vector(b, dim)));
         self.node(name, dim, Op::LayerNorm { gain, bias, eps }, &[x])
     }
 

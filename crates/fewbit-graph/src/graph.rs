@@ -115,8 +115,8 @@ pub enum Op {
     LayerNorm {
         /// `[dim]`.
         gain: VectorId,
-        /// `[dim]`.
-        bias: VectorId,
+        /// `[dim]`, where the norm has one.
+        bias: Option<VectorId>,
         /// Added to the variance.
         eps: f32,
     },

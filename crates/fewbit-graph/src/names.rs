@@ -21,10 +21,13 @@ pub enum Rows {
         /// Rows taken of each block.
         rows: usize,
     },
-    /// Stored as adjacent rotary pairs `(2i, 2i+1)` within each head, read as half-split pairs `(i, i + dim/2)` (GGUF's llama).
+    /// Stored as adjacent rotary pairs `(2i, 2i+1)` in the part of each head that turns, read as half-split pairs
+    /// `(i, i + rotary_dims/2)` (GGUF's llama, Cohere, GLM).
     RopePairs {
         /// Rows of a head.
         head_dim: usize,
+        /// Those of them that turn, which come first.
+        rotary_dims: usize,
     },
 }
 
@@ -34,10 +37,15 @@ impl Rows {
         match self {
             Self::All => r,
             Self::Blocks { block, offset, rows } => r / rows * block + offset + r % rows,
-            Self::RopePairs { head_dim } => {
+            Self::RopePairs { head_dim, rotary_dims } => {
                 let (head, i) = (r / head_dim, r % head_dim);
-                let half = head_dim / 2;
-                head * head_dim + if i < half { 2 * i } else { 2 * (i - half) + 1 }
+                let half = rotary_dims / 2;
+                let within = match i {
+                    _ if i < half => 2 * i,
+                    _ if i < rotary_dims => 2 * (i - half) + 1,
+                    _ => i,
+                };
+                head * head_dim + within
             }
         }
     }
@@ -125,9 +133,12 @@ mod tests {
 
     #[test]
     fn rope_pairs_are_a_permutation_of_each_head() {
-        let rows = Rows::RopePairs { head_dim: 6 };
-        let map: Vec<usize> = (0..12).map(|r| rows.stored(r)).collect();
-        assert_eq!(map, [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);
+        let map = |rotary_dims| -> Vec<usize> {
+            let rows = Rows::RopePairs { head_dim: 6, rotary_dims };
+            (0..12).map(|r| rows.stored(r)).collect()
+        };
+        assert_eq!(map(6), [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);
+        assert_eq!(map(4), [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]);
     }
 
     #[test]

@@ -69,7 +69,7 @@ impl Residual {
                 Op::RmsNorm { gain, width, .. } if width == whole_row => (gain, None),
                 Op::LayerNorm { gain, bias, .. } => {
                     found.keeps_mean = true;
-                    (gain, Some(bias))
+                    (gain, bias)
                 }
                 _ => return Err(impassable(graph, node.inputs[0], "read")),
             };

@@ -10,6 +10,8 @@ pub struct Rope {
     pub inverse_frequency: Vec<f64>,
     /// Factor of cos and sin (YaRN's attention factor).
     pub scale: f64,
+    /// Positions up to which the table is the model's; none if all.
+    pub reach: Option<usize>,
 }
 
 impl Rope {
@@ -44,7 +46,7 @@ impl Rope {
         }
         let d = rotary_dims as f64;
         let mut inv: Vec<f64> = (0..rotary_dims / 2).map(|i| theta.powf(-2.0 * i as f64 / d)).collect();
-        let mut scale = 1.0;
+        let (mut scale, mut reach) = (1.0, None);
         if let Some(s) = scaling {
             let kind = (s.get("rope_type").or_else(|| s.get("type"))).and_then(Value::as_str).unwrap_or("default");
             match kind {
@@ -57,9 +59,10 @@ impl Rope {
                 }
                 "llama3" => llama3(s, &mut inv)?,
                 "yarn" => scale = yarn(c, s, theta, rotary_dims, &mut inv)?,
+                "longrope" | "su" => (scale, reach) = longrope(c, s, &mut inv)?,
                 other => {
                     return Err(Error::input(format!("config.json: rope type `{other}` is unknown"))
-                        .hint("known are default, linear, llama3, yarn"));
+                        .hint("known are default, linear, llama3, longrope, yarn"));
                 }
             }
         }
@@ -71,7 +74,7 @@ impl Rope {
                 *f /= by.as_f64().filter(|b| *b > 0.0).ok_or_else(|| c.wrong("rope_freq_factors", by))?;
             }
         }
-        Ok(Self { inverse_frequency: inv, scale })
+        Ok(Self { inverse_frequency: inv, scale, reach })
     }
 
     /// cos and sin of one position, `[pairs]` each. Angles are formed in f32, as the models were trained.
@@ -100,6 +103,32 @@ fn llama3(s: &Map<String, Value>, inv: &mut [f64]) -> Result<()> {
         *f = (1.0 - mix) * *f / factor + mix * *f;
     }
     Ok(())
+}
+
+/// LongRoPE (Ding et al. 2024) as Phi-3 has it: a divisor for each pair, others beyond the length of training.
+///
+/// A model that remembers keys cannot change their rotation half-way, so the table is the one of sequences up to that
+/// length; returns the factor of cos and sin, and the length.
+fn longrope(c: &Config<'_>, s: &Map<String, Value>, inv: &mut [f64]) -> Result<(f64, Option<usize>)> {
+    let trained = match s.get("original_max_position_embeddings") {
+        Some(_) => number(s, "original_max_position_embeddings")?,
+        None => c.usize("original_max_position_embeddings")? as f64,
+    };
+    let all = c.usize("max_position_embeddings")? as f64;
+    let divisors = s.get("short_factor").and_then(Value::as_array);
+    let divisors = divisors.filter(|d| d.len() == inv.len()).ok_or_else(|| {
+        Error::input(format!("config.json: the rope scaling's `short_factor` must be a list of {} numbers", inv.len()))
+    })?;
+    for (f, by) in inv.iter_mut().zip(divisors) {
+        *f /= by.as_f64().filter(|b| *b > 0.0).ok_or_else(|| c.wrong("rope_scaling.short_factor", by))?;
+    }
+    let factor = if s.contains_key("factor") { number(s, "factor")? } else { all / trained };
+    let scale = match s.get("attention_factor") {
+        Some(_) => number(s, "attention_factor")?,
+        None if factor <= 1.0 => 1.0,
+        None => (1.0 + factor.ln() / trained.ln()).sqrt(),
+    };
+    Ok((scale, (all > trained).then_some(trained as usize)))
 }
 
 /// YaRN (Peng et al. 2023): interpolate slow pairs, keep fast ones; returns the attention factor.

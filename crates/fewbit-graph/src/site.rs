@@ -140,8 +140,11 @@ fn absorb(graph: &Graph, Edge { value, expert }: Edge, symmetry: Symmetry) -> Ab
             only(Producer::Gain(gain))
         }
         Op::LayerNorm { gain, bias, .. } => match symmetry {
-            Diagonal => Some((Tied::No, BTreeSet::from([Producer::Gain(gain), Producer::NormBias(bias)]))),
-            Shift => only(Producer::NormBias(bias)),
+            Diagonal => {
+                let bias = bias.map(Producer::NormBias);
+                Some((Tied::No, [Producer::Gain(gain)].into_iter().chain(bias).collect()))
+            }
+            Shift => only(Producer::NormBias(bias?)),
             _ => None,
         },
         Op::Cache { .. } => through(0),

@@ -29,8 +29,8 @@ pub fn run_rowwise<'a>(
             elementwise::rms_norm(&inputs[0][at..at + out.len()], *width, Some(vector(*gain)), *eps, out);
         }),
         Op::LayerNorm { gain, bias, eps } => team.for_rows(dim, out, &|at, out| {
-            let (gain, bias) = (vector(*gain), vector(*bias));
-            elementwise::layer_norm(&inputs[0][at..at + out.len()], dim, Some(gain), Some(bias), *eps, out);
+            let (gain, bias) = (vector(*gain), bias.map(vector));
+            elementwise::layer_norm(&inputs[0][at..at + out.len()], dim, Some(gain), bias, *eps, out);
         }),
         Op::Scale { factor } => team.for_rows(dim, out, &|at, out| {
             first(at, out);

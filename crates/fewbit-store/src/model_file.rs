@@ -513,7 +513,14 @@ impl ModelFile {
             used.extend(self.tensor_names(part, graph));
         }
         // Buffers that older exporters stored and that follow from the configuration.
-        let derived = [".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias", "rope_freqs.weight"];
+        let derived = [
+            ".rotary_emb.inv_freq",
+            ".attention.bias",
+            ".attention.masked_bias",
+            "rope_freqs.weight",
+            "rope_factors_short.weight",
+            "rope_factors_long.weight",
+        ];
         let unused: Vec<&str> = (self.checkpoint.names())
             .filter(|n| !used.contains(*n) && !derived.iter().any(|d| n.ends_with(d)))
             .collect();

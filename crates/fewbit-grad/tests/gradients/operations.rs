@@ -12,8 +12,8 @@ fn run(what: &str, width: usize, build: impl Fn(&mut Builder) -> usize) {
     let parameters = random_parameters(&graph, &mut noise);
     let x: Vec<f32> = noise.vec(11 * width).into_iter().map(|v| 2.0 * v).collect();
     let ropes = [
-        Rope { inverse_frequency: vec![1.0, 0.3, 0.1], scale: 1.0 },
-        Rope { inverse_frequency: vec![0.5, 0.2], scale: 1.3 },
+        Rope { inverse_frequency: vec![1.0, 0.3, 0.1], scale: 1.0, reach: None },
+        Rope { inverse_frequency: vec![0.5, 0.2], scale: 1.3, reach: None },
     ];
     check(what, &graph, &ropes, &LENGTHS, &parameters, &x);
 }
@@ -34,7 +34,8 @@ fn linear() {
 fn norms() {
     run("rms", 13, |g| g.rms_norm("n", X, "g", 1e-2));
     run("heads", 12, |g| g.head_norm("n", X, "g", 1e-2, 4));
-    run("layer", 13, |g| g.layer_norm("n", X, "g", "b", 1e-2));
+    run("layer", 13, |g| g.layer_norm("n", X, "g", Some("b"), 1e-2));
+    run("layer without bias", 13, |g| g.layer_norm("n", X, "g", None, 1e-2));
 }
 
 #[test]

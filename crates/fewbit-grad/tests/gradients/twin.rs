@@ -122,7 +122,7 @@ impl Twin<'_> {
             }
             Op::RmsNorm { gain, eps, width } => normed(*width, *eps, false, &point.vectors[*gain], None),
             Op::LayerNorm { gain, bias, eps } => {
-                normed(dim, *eps, true, &point.vectors[*gain], Some(&point.vectors[*bias]))
+                normed(dim, *eps, true, &point.vectors[*gain], bias.map(|b| &*point.vectors[b]))
             }
             Op::Scale { factor } => x.iter().map(|v| v * f64::from(*factor)).collect(),
             Op::Add => paired(|a, b| a + b),

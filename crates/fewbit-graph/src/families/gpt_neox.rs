@@ -45,7 +45,7 @@ impl Architecture for GptNeox {
         let block = |_| {
             let mut g = Builder::new("residual", hidden);
             let x = Graph::INPUT;
-            let n = g.layer_norm("attn_in", x, "input_layernorm.weight", "input_layernorm.bias", eps);
+            let n = g.layer_norm("attn_in", x, "input_layernorm.weight", Some("input_layernorm.bias"), eps);
             let q = g.linear(n, "attention.query", hidden, bias);
             let k = g.linear(n, "attention.key", hidden, bias);
             let v = g.linear(n, "attention.value", hidden, bias);
@@ -63,7 +63,7 @@ impl Architecture for GptNeox {
                 "mlp_in",
                 mlp_from,
                 "post_attention_layernorm.weight",
-                "post_attention_layernorm.bias",
+                Some("post_attention_layernorm.bias"),
                 eps,
             );
             let h = g.linear(n, "mlp.dense_h_to_4h", mlp, true);
@@ -73,7 +73,7 @@ impl Architecture for GptNeox {
             g.finish(y)
         };
         let mut head = Builder::new("residual", hidden);
-        let n = head.layer_norm("head_in", Graph::INPUT, "final_layer_norm.weight", "final_layer_norm.bias", eps);
+        let n = head.layer_norm("head_in", Graph::INPUT, "final_layer_norm.weight", Some("final_layer_norm.bias"), eps);
         let logits = head.linear(n, "lm_head", vocabulary, false);
         Ok(Model {
             embed: embedding(hidden, vocabulary, None),

@@ -1,5 +1,6 @@
 use fewbit_format::{Error, Result};
 
+use super::attention::{Norm, Reach, SelfAttention};
 use super::{Architecture, llama_like_gguf, llama_like_module};
 use crate::{Activation, Builder, Config, Container, Graph, Model, Op, Part, Rope, Rows, Source, ValueId};
 
@@ -22,17 +23,21 @@ impl Architecture for Llama {
     }
 
     fn source(&self, container: Container, c: &Config<'_>, part: Part, name: &str) -> Option<Source> {
-        Some(match container {
-            Container::HuggingFace => Source::plain(llama_like_module(part, name)),
-            Container::Gguf => {
-                let mut source = Source::plain(llama_like_gguf(part, name)?);
-                if matches!(name, "self_attn.q_proj" | "self_attn.k_proj") {
-                    source.rows = Rows::RopePairs { head_dim: c.heads().ok()?.2 };
-                }
-                source
-            }
-        })
+        llama_source(container, c, part, name)
     }
+}
+
+/// Where a weight or vector lies whose rotary pairs are adjacent in GGUF files.
+pub(super) fn llama_source(container: Container, c: &Config<'_>, part: Part, name: &str) -> Option<Source> {
+    if container == Container::HuggingFace {
+        return Some(Source::plain(llama_like_module(part, name)));
+    }
+    let mut source = Source::plain(llama_like_gguf(part, name)?);
+    if matches!(name, "self_attn.q_proj" | "self_attn.k_proj") {
+        let head_dim = c.heads().ok()?.2;
+        source.rows = Rows::RopePairs { head_dim, rotary_dims: head_dim };
+    }
+    Some(source)
 }
 
 /// In what the families of the pre-norm decoder differ.
@@ -64,31 +69,21 @@ pub(super) fn pre_norm_model(c: &Config<'_>, family: &PreNorm) -> Result<Model> 
 /// The same with the family's own windows and MLP.
 pub(super) fn pre_norm_model_with(c: &Config<'_>, family: &PreNorm, window: &Window, mlp: Mlp<'_>) -> Result<Model> {
     let (hidden, vocabulary) = (c.usize("hidden_size")?, c.usize("vocab_size")?);
-    let (heads, kv_heads, head_dim) = c.heads()?;
     let eps = c.eps("rms_norm_eps", 1e-6)?;
-    if let Some(act) = c.str("hidden_act").filter(|a| !matches!(*a, "silu" | "swish")) {
-        return Err(Error::input(format!("config.json: `hidden_act` is `{act}`, where this family has silu")));
-    }
-    let rope = Rope::from_config(c, head_dim)?;
+    silu_only(c)?;
+    let attention = SelfAttention {
+        norm: if family.has_qk_norm { Norm::Heads(eps) } else { Norm::None },
+        qkv_bias: family.qkv_bias,
+        output_bias: family.output_bias,
+        has_sinks: family.has_sinks,
+        ..SelfAttention::of(c)?
+    };
+    let rope = Rope::from_config(c, attention.head_dim)?;
     let block = |layer: usize| {
         let mut g = Builder::new("residual", hidden);
         let x = Graph::INPUT;
         let n = g.rms_norm("attn_in", x, "input_layernorm.weight", eps);
-        let mut q = g.linear(n, "self_attn.q_proj", heads * head_dim, family.qkv_bias);
-        let mut k = g.linear(n, "self_attn.k_proj", kv_heads * head_dim, family.qkv_bias);
-        let v = g.linear(n, "self_attn.v_proj", kv_heads * head_dim, family.qkv_bias);
-        if family.has_qk_norm {
-            q = g.head_norm("q_norm", q, "self_attn.q_norm.weight", eps, head_dim);
-            k = g.head_norm("k_norm", k, "self_attn.k_norm.weight", eps, head_dim);
-        }
-        let q = g.apply("q_rope", Op::Rope { rope: 0, heads, head_dim, rotary_dims: head_dim }, &[q]);
-        let k = g.apply("k_rope", Op::Rope { rope: 0, heads: kv_heads, head_dim, rotary_dims: head_dim }, &[k]);
-        let (k, v) = (g.cache("keys", k), g.cache("values", v));
-        let scale = (head_dim as f32).powf(-0.5);
-        let sinks = family.has_sinks.then(|| g.vector("self_attn.sinks", heads));
-        let op = Op::Attention { heads, kv_heads, head_dim, scale, softcap: None, window: window.at(layer), sinks };
-        let a = g.apply("o_in", op, &[q, k, v]);
-        let o = g.linear(a, "self_attn.o_proj", hidden, family.output_bias);
+        let o = attention.build(&mut g, n, Reach { rope: Some(0), window: window.at(layer) });
         let x = g.add("residual_mid", x, o);
         let n = g.rms_norm("mlp_in", x, "post_attention_layernorm.weight", eps);
         let m = mlp(&mut g, layer, n);
@@ -108,6 +103,14 @@ pub(super) fn pre_norm_model_with(c: &Config<'_>, family: &PreNorm, window: &Win
         context: c.usize_opt("max_position_embeddings")?.unwrap_or(2048),
         is_tied: c.bool_or("tie_word_embeddings", false)?,
     })
+}
+
+/// Refuses another activation than this family's.
+pub(super) fn silu_only(c: &Config<'_>) -> Result<()> {
+    match c.str("hidden_act").filter(|a| !matches!(*a, "silu" | "swish")) {
+        None => Ok(()),
+        Some(act) => Err(Error::input(format!("config.json: `hidden_act` is `{act}`, where this family has silu"))),
+    }
 }
 
 /// The matrices of an MLP: gate, up, down.

@@ -3,16 +3,24 @@ use serde_json::{Map, Value};
 
 use crate::{Config, Container, Model, Part, Source};
 
+mod attention;
+mod cohere;
 mod experts;
-mod gemma3;
+mod falcon;
+mod gemma;
+mod glm4;
 mod gpt_neox;
 mod gpt_oss;
+mod granite;
 mod llama;
 mod mixtral;
+mod olmo2;
+mod phi3;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
+mod stablelm;
 
 /// A family of models: its graph and its names.
 pub trait Architecture: Sync + std::fmt::Debug {
@@ -34,12 +42,20 @@ pub const FAMILIES: &[&dyn Architecture] = &[
     &llama::Llama,
     &qwen2::Qwen2,
     &qwen3::Qwen3,
-    &gemma3::Gemma3,
+    &gemma::Gemma2,
+    &gemma::Gemma3,
     &gpt_neox::GptNeox,
     &mixtral::Mixtral,
     &qwen2_moe::Qwen2Moe,
     &qwen3_moe::Qwen3Moe,
     &gpt_oss::GptOss,
+    &phi3::Phi3,
+    &olmo2::Olmo2,
+    &granite::Granite,
+    &stablelm::StableLm,
+    &cohere::Cohere,
+    &glm4::Glm4,
+    &falcon::Falcon,
 ];
 
 /// The family of a configuration, by `model_type` or by the first of `architectures`: one of them is enough.
@@ -82,26 +98,28 @@ fn llama_like_module(part: Part, name: &str) -> String {
 
 /// GGUF's name of a Llama-like weight or vector.
 fn llama_like_gguf(part: Part, name: &str) -> Option<String> {
-    Some(match (part, name) {
-        (Part::Embed, _) => "token_embd".to_owned(),
-        (Part::Head, "lm_head") => "output".to_owned(),
-        (Part::Head, _) => "output_norm.weight".to_owned(),
-        (Part::Block(i), _) => {
-            let local = match name {
-                "self_attn.q_proj" => "attn_q",
-                "self_attn.k_proj" => "attn_k",
-                "self_attn.v_proj" => "attn_v",
-                "self_attn.o_proj" => "attn_output",
-                "mlp.gate_proj" => "ffn_gate",
-                "mlp.up_proj" => "ffn_up",
-                "mlp.down_proj" => "ffn_down",
-                "self_attn.q_norm.weight" => "attn_q_norm.weight",
-                "self_attn.k_norm.weight" => "attn_k_norm.weight",
-                "input_layernorm.weight" => "attn_norm.weight",
-                "post_attention_layernorm.weight" => "ffn_norm.weight",
-                _ => return None,
-            };
-            format!("blk.{i}.{local}")
-        }
-    })
+    let (module, tensor) = match name.rsplit_once('.') {
+        Some((module, "weight")) => (module, ".weight"),
+        Some((module, "bias")) => (module, ".bias"),
+        _ => (name, ""),
+    };
+    let local = match (part, module) {
+        (Part::Embed, _) => return Some("token_embd".to_owned()),
+        (Part::Head, "lm_head") => return Some("output".to_owned()),
+        (Part::Head, _) => return Some(format!("output_norm{tensor}")),
+        (_, "self_attn.q_proj") => "attn_q",
+        (_, "self_attn.k_proj") => "attn_k",
+        (_, "self_attn.v_proj") => "attn_v",
+        (_, "self_attn.o_proj") => "attn_output",
+        (_, "mlp.gate_proj") => "ffn_gate",
+        (_, "mlp.up_proj") => "ffn_up",
+        (_, "mlp.down_proj") => "ffn_down",
+        (_, "self_attn.q_norm") => "attn_q_norm",
+        (_, "self_attn.k_norm") => "attn_k_norm",
+        (_, "input_layernorm") => "attn_norm",
+        (_, "post_attention_layernorm") => "ffn_norm",
+        _ => return None,
+    };
+    let Part::Block(i) = part else { return None };
+    Some(format!("blk.{i}.{local}{tensor}"))
 }

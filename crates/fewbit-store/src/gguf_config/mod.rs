@@ -9,12 +9,34 @@ use serde_json::{Map, Value, json};
 
 use crate::{Checkpoint, Gguf};
 
-/// GGUF's name of a family, its `model_type`, and its class in transformers.
-const FAMILIES: [(&str, &str, &str); 4] = [
-    ("llama", "llama", "LlamaForCausalLM"),
-    ("qwen2", "qwen2", "Qwen2ForCausalLM"),
-    ("qwen3", "qwen3", "Qwen3ForCausalLM"),
-    ("gemma3", "gemma3_text", "Gemma3ForCausalLM"),
+/// What a GGUF file calls a family, and what transformers calls it.
+struct Family {
+    name: &'static str,
+    model_type: &'static str,
+    class: &'static str,
+    /// Whether norms subtract the mean.
+    has_layer_norm: bool,
+    /// Whether part of a head turns.
+    turns_partly: bool,
+}
+
+const fn family(name: &'static str, model_type: &'static str, class: &'static str) -> Family {
+    Family { name, model_type, class, has_layer_norm: false, turns_partly: false }
+}
+
+const FAMILIES: [Family; 12] = [
+    family("llama", "llama", "LlamaForCausalLM"),
+    family("qwen2", "qwen2", "Qwen2ForCausalLM"),
+    family("qwen3", "qwen3", "Qwen3ForCausalLM"),
+    family("gemma2", "gemma2", "Gemma2ForCausalLM"),
+    family("gemma3", "gemma3_text", "Gemma3ForCausalLM"),
+    family("olmo2", "olmo2", "Olmo2ForCausalLM"),
+    family("granite", "granite", "GraniteForCausalLM"),
+    Family { turns_partly: true, ..family("phi3", "phi3", "Phi3ForCausalLM") },
+    Family { turns_partly: true, ..family("glm4", "glm4", "Glm4ForCausalLM") },
+    Family { turns_partly: true, has_layer_norm: true, ..family("stablelm", "stablelm", "StableLmForCausalLM") },
+    Family { has_layer_norm: true, ..family("command-r", "cohere", "CohereForCausalLM") },
+    Family { has_layer_norm: true, ..family("cohere2", "cohere2", "Cohere2ForCausalLM") },
 ];
 
 /// The configuration that transformers would have beside the same weights.
@@ -22,22 +44,20 @@ pub(crate) fn config(checkpoint: &Checkpoint) -> Result<Map<String, Value>> {
     let Some(gguf) = checkpoint.gguf() else { return Err(Error::internal("no GGUF file")) };
     let name = gguf.string("general.architecture")?;
     let name = name.ok_or_else(|| absent("general.architecture").file(gguf.path()))?;
-    let Some((_, model_type, class)) = FAMILIES.iter().find(|(gguf_name, ..)| *gguf_name == name) else {
-        let known: Vec<&str> = FAMILIES.iter().map(|(gguf_name, ..)| *gguf_name).collect();
+    let Some(family) = FAMILIES.iter().find(|f| f.name == name) else {
+        let known: Vec<&str> = FAMILIES.iter().map(|f| f.name).collect();
         return Err(Error::input(format!("has the unknown architecture `{name}`"))
             .hint(format!("known in GGUF files: {}", known.join(", ")))
             .file(gguf.path()));
     };
     let keys = Keys { gguf, family: name };
     let mut config = Map::new();
-    config.insert("architectures".into(), json!([class]));
-    config.insert("model_type".into(), json!(model_type));
-    sizes(&keys, checkpoint, &mut config)?;
+    config.insert("architectures".into(), json!([family.class]));
+    config.insert("model_type".into(), json!(family.model_type));
+    sizes(&keys, family, checkpoint, &mut config)?;
     rotation::rotation(&keys, checkpoint, &mut config)?;
     tokens(gguf, &mut config)?;
-    if name == "gemma3" {
-        gemma3(&keys, &mut config)?;
-    }
+    particulars(&keys, checkpoint, &mut config)?;
     Ok(config)
 }
 
@@ -107,7 +127,7 @@ fn decimal(v: f32) -> f64 {
     v.to_string().parse().unwrap_or_else(|_| f64::from(v))
 }
 
-fn sizes(keys: &Keys<'_>, checkpoint: &Checkpoint, config: &mut Map<String, Value>) -> Result<()> {
+fn sizes(keys: &Keys<'_>, family: &Family, checkpoint: &Checkpoint, config: &mut Map<String, Value>) -> Result<()> {
     let hidden = keys.needed("embedding_length")?;
     let heads = match keys.per_layer("attention.head_count")? {
         Some(heads) => heads,
@@ -118,7 +138,12 @@ fn sizes(keys: &Keys<'_>, checkpoint: &Checkpoint, config: &mut Map<String, Valu
         None => keys.needed("feed_forward_length")?,
     };
     let default_head_dim = hidden.checked_div(heads);
-    let head_dim = keys.u64("attention.key_length")?.or(keys.u64("rope.dimension_count")?).or(default_head_dim);
+    let turning = keys.u64("rope.dimension_count")?;
+    let head_dim = keys.u64("attention.key_length")?;
+    let head_dim = head_dim.or(turning.filter(|_| !family.turns_partly)).or(default_head_dim);
+    if let (true, Some(turning), Some(head_dim @ 1..)) = (family.turns_partly, turning, head_dim) {
+        config.insert("partial_rotary_factor".into(), json!(turning as f64 / head_dim as f64));
+    }
     config.insert("hidden_size".into(), json!(hidden));
     config.insert("intermediate_size".into(), json!(intermediate));
     config.insert("num_hidden_layers".into(), json!(keys.needed("block_count")?));
@@ -130,12 +155,18 @@ fn sizes(keys: &Keys<'_>, checkpoint: &Checkpoint, config: &mut Map<String, Valu
     if let Some(length) = keys.u64("context_length")? {
         config.insert("max_position_embeddings".into(), json!(length));
     }
-    let activation = if keys.family == "gemma3" { "hidden_activation" } else { "hidden_act" };
-    config.insert(activation.into(), json!(if keys.family == "gemma3" { "gelu_pytorch_tanh" } else { "silu" }));
-    let eps = keys.number("attention.layer_norm_rms_epsilon")?;
-    let eps =
-        eps.ok_or_else(|| absent(&format!("{}.attention.layer_norm_rms_epsilon", keys.family)).file(keys.gguf.path()))?;
-    config.insert("rms_norm_eps".into(), json!(eps));
+    match keys.family {
+        "gemma2" | "gemma3" => config.insert("hidden_activation".into(), json!("gelu_pytorch_tanh")),
+        _ => config.insert("hidden_act".into(), json!("silu")),
+    };
+    let (key, to) = if family.has_layer_norm {
+        ("attention.layer_norm_epsilon", "layer_norm_eps")
+    } else {
+        ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
+    };
+    let eps = keys.number(key)?;
+    let eps = eps.ok_or_else(|| absent(&format!("{}.{key}", keys.family)).file(keys.gguf.path()))?;
+    config.insert(to.into(), json!(eps));
     config.insert("tie_word_embeddings".into(), json!(!checkpoint.contains("output.weight")));
     let has_bias = checkpoint.contains("blk.0.attn_q.bias");
     config.insert("attention_bias".into(), json!(has_bias));
@@ -158,10 +189,62 @@ fn tokens(gguf: &Gguf, config: &mut Map<String, Value>) -> Result<()> {
     Ok(())
 }
 
+/// What only some families have.
+fn particulars(keys: &Keys<'_>, checkpoint: &Checkpoint, config: &mut Map<String, Value>) -> Result<()> {
+    let mut numbers = |renamed: &[(&str, &str)]| -> Result<()> {
+        for (from, to) in renamed {
+            if let Some(number) = keys.number(from)? {
+                config.insert((*to).into(), json!(number));
+            }
+        }
+        Ok(())
+    };
+    match keys.family {
+        "gemma2" => {
+            numbers(&[
+                ("attn_logit_softcapping", "attn_logit_softcapping"),
+                ("final_logit_softcapping", "final_logit_softcapping"),
+            ])?;
+            query_scale(keys, 46, config)?;
+        }
+        "gemma3" => {
+            numbers(&[("final_logit_softcapping", "final_logit_softcapping")])?;
+            gemma3(keys, config)?;
+        }
+        "granite" => numbers(&[
+            ("embedding_scale", "embedding_multiplier"),
+            ("residual_scale", "residual_multiplier"),
+            ("attention.scale", "attention_multiplier"),
+            ("logit_scale", "logits_scaling"),
+        ])?,
+        "command-r" | "cohere2" => {
+            numbers(&[("logit_scale", "logit_scale")])?;
+            let has_norms = checkpoint.contains("blk.0.attn_q_norm.weight");
+            config.insert("use_qk_norm".into(), json!(has_norms));
+        }
+        "stablelm" => {
+            config.insert("use_qkv_bias".into(), json!(checkpoint.contains("blk.0.attn_q.bias")));
+            config.insert("qk_layernorm".into(), json!(checkpoint.contains("blk.0.attn_q_norm.weight")));
+            config.insert("use_parallel_residual".into(), json!(!checkpoint.contains("blk.0.ffn_norm.weight")));
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// The largest model of a Gemma generation alone, known by its layers, divides queries by the width of a head in the
+/// residual stream; the others by that of a head.
+fn query_scale(keys: &Keys<'_>, layers_of_largest: u64, config: &mut Map<String, Value>) -> Result<()> {
+    let (hidden, heads) = (keys.needed("embedding_length")?, keys.per_layer("attention.head_count")?.unwrap_or(1));
+    let is_largest = keys.needed("block_count")? == layers_of_largest;
+    let scalar = if is_largest { hidden.checked_div(heads) } else { None };
+    config.insert("query_pre_attn_scalar".into(), scalar.map_or_else(|| config["head_dim"].clone(), |s| json!(s)));
+    Ok(())
+}
+
 /// What Gemma 3 files do not say because llama.cpp has it in its code.
 fn gemma3(keys: &Keys<'_>, config: &mut Map<String, Value>) -> Result<()> {
     const PATTERN: u64 = 6;
-    const LAYERS_OF_27B: u64 = 62;
     let layers = keys.needed("block_count")?;
     if layers > 10_000 {
         return Err(
@@ -171,12 +254,5 @@ fn gemma3(keys: &Keys<'_>, config: &mut Map<String, Value>) -> Result<()> {
     let kind = |layer| if layer % PATTERN == PATTERN - 1 { "full_attention" } else { "sliding_attention" };
     config.insert("layer_types".into(), json!((0..layers).map(kind).collect::<Vec<_>>()));
     config.insert("rope_local_base_freq".into(), json!(keys.number("rope.freq_base_swa")?.unwrap_or(1e4)));
-    let (hidden, heads) = (keys.needed("embedding_length")?, keys.per_layer("attention.head_count")?.unwrap_or(1));
-    // The largest model alone divides by the width of a head in the residual stream.
-    let scalar = if layers == LAYERS_OF_27B { hidden.checked_div(heads) } else { None };
-    config.insert("query_pre_attn_scalar".into(), scalar.map_or_else(|| config["head_dim"].clone(), |s| json!(s)));
-    if let Some(cap) = keys.number("final_logit_softcapping")? {
-        config.insert("final_logit_softcapping".into(), json!(cap));
-    }
-    Ok(())
+    query_scale(keys, 62, config)
 }

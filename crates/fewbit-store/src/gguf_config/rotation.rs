@@ -19,6 +19,9 @@ pub(super) fn rotation(keys: &Keys<'_>, checkpoint: &Checkpoint, config: &mut Ma
         }
         return Ok(());
     }
+    if checkpoint.contains("rope_factors_short.weight") {
+        return longrope(keys, checkpoint, config);
+    }
     let name = format!("{}.rope.scaling.type", keys.family);
     let old_factor = keys.number("rope.scale_linear")?.filter(|f| *f != 1.0);
     let kind = keys.gguf.string(&name)?.unwrap_or(if old_factor.is_some() { "linear" } else { "none" });
@@ -49,6 +52,24 @@ pub(super) fn rotation(keys: &Keys<'_>, checkpoint: &Checkpoint, config: &mut Ma
             return Err(Error::input(format!("key `{name}` is `{other}`, where none, linear and yarn are known"))
                 .file(keys.gguf.path()));
         }
+    }
+    config.insert("rope_scaling".into(), Value::Object(scaling));
+    Ok(())
+}
+
+/// Phi-3's divisors of the frequencies, for short and for long sequences.
+fn longrope(keys: &Keys<'_>, checkpoint: &Checkpoint, config: &mut Map<String, Value>) -> Result<()> {
+    let mut scaling = Map::new();
+    scaling.insert("rope_type".into(), json!("longrope"));
+    for (from, to) in [("rope_factors_short.weight", "short_factor"), ("rope_factors_long.weight", "long_factor")] {
+        let factors = checkpoint.tensor(from)?.to_f32()?;
+        scaling.insert(to.into(), json!(factors.into_iter().map(decimal).collect::<Vec<f64>>()));
+    }
+    if let Some(trained) = keys.u64("rope.scaling.original_context_length")? {
+        config.insert("original_max_position_embeddings".into(), json!(trained));
+    }
+    if let Some(factor) = keys.number("rope.scaling.attn_factor")? {
+        scaling.insert("attention_factor".into(), json!(factor));
     }
     config.insert("rope_scaling".into(), Value::Object(scaling));
     Ok(())

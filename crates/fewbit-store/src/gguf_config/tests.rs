@@ -46,10 +46,7 @@ fn families_and_defaults() {
         assert_eq!((&c["rms_norm_eps"], &c["tie_word_embeddings"]), (&json!(1e-6), &json!(true)));
     }
     let e = open("mamba", &[], &[]).unwrap_err().to_string();
-    assert!(
-        e.ends_with("has the unknown architecture `mamba`; known in GGUF files: llama, qwen2, qwen3, gemma3"),
-        "{e}"
-    );
+    assert!(e.contains("has the unknown architecture `mamba`; known in GGUF files: llama, qwen2, qwen3, "), "{e}");
 }
 
 #[test]

@@ -3,6 +3,8 @@
 //! Reading goes by what lies in the file: a module is quantized where its packed tensors are there, and the
 //! settings ([`Quantization`]) say what they mean. Where the two contradict, the sentence names both.
 
+mod awq;
+mod bitsandbytes;
 mod compressed_tensors;
 mod dense;
 mod fewbit;
@@ -22,6 +24,8 @@ use std::collections::BTreeMap;
 use fewbit_format::{ActivationFormat, ActivationGrid, Band, Error, Online, Result, Sides, Storage, Tensor};
 use serde_json::Value;
 
+pub use awq::AwqConfig;
+pub use bitsandbytes::BitsAndBytesConfig;
 pub use compressed_tensors::{CompressedTensors, CtConfig};
 pub use fewbit::{Fewbit, FewbitConfig, is_tiles};
 pub use float8::Float8Config;
@@ -165,10 +169,12 @@ pub fn read_bands(q: &Quantization, tensors: &dyn Tensors, module: &str, shape: 
             compressed_tensors::read(config, m)
         }
         Quantization::Gptq(config) if is_quantized(q, tensors, module) => gptq::read(config, m),
+        Quantization::Awq(config) if is_quantized(q, tensors, module) => awq::read(config, m),
+        Quantization::BitsAndBytes(_) if is_quantized(q, tensors, module) => bitsandbytes::read(m),
         Quantization::Float8(config) if is_quantized(q, tensors, module) => float8::read(config, m),
         Quantization::Other(method) if is_quantized(q, tensors, module) => {
             Err(Error::input(format!("`{module}` is quantized with `{method}`, which is not read yet"))
-                .hint("use the original checkpoint, or a GPTQ, compressed-tensors or GGUF version of it"))
+                .hint("use the original checkpoint, or a GPTQ, AWQ, compressed-tensors or GGUF version of it"))
         }
         _ => dense::read(m),
     }?;
@@ -218,7 +224,11 @@ pub fn read_activation(
         Quantization::CompressedTensors(config) => config.activation_of(module),
         Quantization::Fewbit(config) => config.scheme_of(module).and_then(Scheme::input),
         Quantization::Float8(config) => config.activation(),
-        Quantization::None | Quantization::Gptq(_) | Quantization::Other(_) => None,
+        Quantization::None
+        | Quantization::Gptq(_)
+        | Quantization::Awq(_)
+        | Quantization::BitsAndBytes(_)
+        | Quantization::Other(_) => None,
     };
     grid.map(|grid| input::read(grid, Module { tensors, name: module, shape })).transpose()
 }
@@ -248,7 +258,8 @@ pub fn is_quantized(q: &Quantization, tensors: &dyn Tensors, module: &str) -> bo
     match q {
         Quantization::None => false,
         Quantization::CompressedTensors(_) => has("weight_packed") || has("weight_scale"),
-        Quantization::Gptq(_) => has("qweight"),
+        Quantization::Gptq(_) | Quantization::Awq(_) => has("qweight"),
+        Quantization::BitsAndBytes(_) => bitsandbytes::is_quantized(&has),
         Quantization::Fewbit(_) => {
             ["codes", "codes.0", "tiles", "tiles.0", "mask"].iter().any(|part| has(&format!("weight.{part}")))
         }
@@ -266,6 +277,8 @@ pub fn tensor_names(q: &Quantization, module: &str) -> Vec<String> {
         Quantization::None | Quantization::Other(_) => &[],
         Quantization::CompressedTensors(_) => compressed_tensors::PARTS,
         Quantization::Gptq(_) => gptq::PARTS,
+        Quantization::Awq(_) => awq::PARTS,
+        Quantization::BitsAndBytes(_) => bitsandbytes::PARTS,
         Quantization::Float8(_) => float8::PARTS,
         Quantization::Fewbit(config) => return fewbit::names(config, module),
     };

@@ -1,6 +1,8 @@
 use fewbit_format::{ActivationGrid, Error, Result};
 use serde_json::Value;
 
+use super::awq::AwqConfig;
+use super::bitsandbytes::BitsAndBytesConfig;
 use super::compressed_tensors::CtConfig;
 use super::fewbit::FewbitConfig;
 use super::float8::Float8Config;
@@ -16,6 +18,10 @@ pub enum Quantization {
     CompressedTensors(CtConfig),
     /// GPTQ, versions 1 and 2.
     Gptq(GptqConfig),
+    /// AWQ in the layout `gemm`.
+    Awq(AwqConfig),
+    /// bitsandbytes, 4 and 8 bits.
+    BitsAndBytes(BitsAndBytesConfig),
     /// Our own layout.
     Fewbit(FewbitConfig),
     /// FP8 with scales per block or matrix.
@@ -52,6 +58,8 @@ impl Quantization {
         Ok(match method {
             "compressed-tensors" => Self::CompressedTensors(CtConfig::parse(v)?),
             "gptq" => Self::Gptq(GptqConfig::parse(v)?),
+            "awq" => Self::Awq(AwqConfig::parse(v)?),
+            "bitsandbytes" => Self::BitsAndBytes(BitsAndBytesConfig::parse(v)),
             "fewbit" => Self::Fewbit(FewbitConfig::parse(v)?),
             "fp8" => Self::Float8(Float8Config::parse(v)?),
             other => Self::Other(other.to_owned()),
@@ -64,8 +72,9 @@ impl Quantization {
         match self {
             Self::CompressedTensors(config) => config.scheme_of(module),
             Self::Gptq(config) => Some(config.scheme()),
+            Self::Awq(config) => Some(config.scheme()),
             Self::Fewbit(config) => config.scheme_of(module),
-            Self::None | Self::Float8(_) | Self::Other(_) => None,
+            Self::None | Self::BitsAndBytes(_) | Self::Float8(_) | Self::Other(_) => None,
         }
     }
 
@@ -75,6 +84,8 @@ impl Quantization {
             Self::None => None,
             Self::CompressedTensors(config) => Some(format!("compressed-tensors {}", config.summary())),
             Self::Gptq(config) => Some(format!("GPTQ {}", config.scheme())),
+            Self::Awq(config) => Some(format!("AWQ {}", config.scheme())),
+            Self::BitsAndBytes(config) => Some(config.describe().to_owned()),
             Self::Fewbit(config) => Some(format!("fewbit {}", config.summary())),
             Self::Float8(_) => Some("FP8".to_owned()),
             Self::Other(method) => Some(method.clone()),
@@ -134,7 +145,7 @@ mod tests {
         let q = Quantization::parse(&json!({}), Some(&gptq)).unwrap();
         assert_eq!(q.describe().unwrap(), "GPTQ 4 bit group 32 symmetric");
         let awq = json!({ "quantization_config": { "quant_method": "awq", "bits": 4, "group_size": 128 } });
-        assert!(matches!(Quantization::parse(&awq, Some(&gptq)).unwrap(), Quantization::Other(m) if m == "awq"));
+        assert!(matches!(Quantization::parse(&awq, Some(&gptq)).unwrap(), Quantization::Awq(_)));
         assert!(matches!(
             Quantization::parse(&json!({ "quantization_config": null }), None).unwrap(),
             Quantization::None

@@ -1,0 +1,82 @@
+use fewbit_format::{Error, Result};
+
+use super::attention::{Reach, SelfAttention};
+use super::llama::{MLP, embedding, silu_only, swiglu, window};
+use super::{Architecture, llama_like_gguf, llama_like_module};
+use crate::{Activation, Builder, Config, Container, Graph, Model, Op, Part, Rope, Rows, Source};
+
+/// Cohere's Command R and R7B: attention and MLP side by side behind one norm without bias, adjacent rotary pairs, a
+/// factor on the logits; R7B sees everything, without positions, in every fourth layer and a window in the others.
+#[derive(Debug)]
+pub(super) struct Cohere;
+
+impl Architecture for Cohere {
+    fn answers_to(&self) -> &'static [&'static str] {
+        &["cohere", "cohere2", "CohereForCausalLM", "Cohere2ForCausalLM"]
+    }
+
+    fn model(&self, c: &Config<'_>) -> Result<Model> {
+        let (hidden, vocabulary) = (c.usize("hidden_size")?, c.usize("vocab_size")?);
+        let (mlp, eps) = (c.usize("intermediate_size")?, c.eps("layer_norm_eps", 1e-5)?);
+        silu_only(c)?;
+        if c.bool_or("use_qk_norm", false)? {
+            return Err(Error::input("config.json: `use_qk_norm` is true, which is not supported in this family"));
+        }
+        let bias = c.bool_or("attention_bias", false)?;
+        let attention = SelfAttention { qkv_bias: bias, output_bias: bias, ..SelfAttention::of(c)? };
+        let rope = Rope::from_config(c, attention.head_dim)?;
+        let reach = reaches(c)?;
+        let block = |layer: usize| {
+            let mut g = Builder::new("residual", hidden);
+            let x = Graph::INPUT;
+            let n = g.layer_norm("block_in", x, "input_layernorm.weight", None, eps);
+            let o = attention.build(&mut g, n, reach(layer));
+            let x = g.add("residual_mid", x, o);
+            let m = swiglu(&mut g, n, &MLP, mlp, false, Activation::Silu);
+            let y = g.add("residual_out", x, m);
+            g.finish(y)
+        };
+        let mut head = Builder::new("residual", hidden);
+        let n = head.layer_norm("head_in", Graph::INPUT, "norm.weight", None, eps);
+        let logits = head.linear(n, "lm_head", vocabulary, false);
+        let logits = head.apply("scaled", Op::Scale { factor: c.f64_or("logit_scale", 0.0625)? as f32 }, &[logits]);
+        Ok(Model {
+            embed: embedding(hidden, vocabulary, None),
+            blocks: (0..c.layers()?).map(block).collect(),
+            head: head.finish(logits),
+            ropes: vec![rope],
+            vocabulary,
+            hidden,
+            context: c.usize_opt("max_position_embeddings")?.unwrap_or(8192),
+            is_tied: c.bool_or("tie_word_embeddings", true)?,
+        })
+    }
+
+    fn source(&self, container: Container, c: &Config<'_>, part: Part, name: &str) -> Option<Source> {
+        let mut source = Source::plain(match container {
+            Container::HuggingFace => llama_like_module(part, name),
+            Container::Gguf => llama_like_gguf(part, name)?,
+        });
+        if matches!(name, "self_attn.q_proj" | "self_attn.k_proj") {
+            let head_dim = c.heads().ok()?.2;
+            source.rows = Rows::RopePairs { head_dim, rotary_dims: head_dim };
+        }
+        Some(source)
+    }
+}
+
+/// What each layer sees: all without a window in the configuration; else all in the layers that `layer_types` or a
+/// pattern says, which know no positions.
+fn reaches(c: &Config<'_>) -> Result<impl Fn(usize) -> Reach> {
+    let size = if c.str("model_type") == Some("cohere2") { c.usize_opt("sliding_window")? } else { None };
+    let pattern = c.usize_opt("sliding_window_pattern")?.unwrap_or(4);
+    let types = if c.array("layer_types")?.is_some() { Some(window(c, true)?) } else { None };
+    Ok(move |layer: usize| {
+        let Some(size) = size else { return Reach { rope: Some(0), window: None } };
+        let is_full = match &types {
+            Some(types) => types.at(layer).is_none(),
+            None => (layer + 1).is_multiple_of(pattern),
+        };
+        if is_full { Reach::default() } else { Reach { rope: Some(0), window: Some(size) } }
+    })
+}

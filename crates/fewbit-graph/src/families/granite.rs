@@ -1,0 +1,62 @@
+use fewbit_format::Result;
+
+use super::Architecture;
+use super::attention::{Reach, SelfAttention};
+use super::llama::{MLP, embedding, llama_source, silu_only, swiglu};
+use crate::{Activation, Builder, Config, Container, Graph, Model, Op, Part, Rope, Source};
+
+/// Granite: Llama with factors on the embedding, on what is added to the stream, on scores and logits.
+#[derive(Debug)]
+pub(super) struct Granite;
+
+impl Architecture for Granite {
+    fn answers_to(&self) -> &'static [&'static str] {
+        &["granite", "GraniteForCausalLM"]
+    }
+
+    fn model(&self, c: &Config<'_>) -> Result<Model> {
+        let (hidden, vocabulary) = (c.usize("hidden_size")?, c.usize("vocab_size")?);
+        let (mlp, eps) = (c.usize("intermediate_size")?, c.eps("rms_norm_eps", 1e-6)?);
+        silu_only(c)?;
+        let (bias, mlp_bias) = (c.bool_or("attention_bias", false)?, c.bool_or("mlp_bias", false)?);
+        let scale = c.f64_or("attention_multiplier", 1.0)? as f32;
+        let attention = SelfAttention { scale, qkv_bias: bias, output_bias: bias, ..SelfAttention::of(c)? };
+        let rope = Rope::from_config(c, attention.head_dim)?;
+        let residual = Op::Scale { factor: c.f64_or("residual_multiplier", 1.0)? as f32 };
+        let scaling = c.f64_or("logits_scaling", 1.0)?;
+        if scaling == 0.0 {
+            return Err(c.wrong("logits_scaling", &scaling.into()));
+        }
+        let block = |_| {
+            let mut g = Builder::new("residual", hidden);
+            let x = Graph::INPUT;
+            let n = g.rms_norm("attn_in", x, "input_layernorm.weight", eps);
+            let o = attention.build(&mut g, n, Reach { rope: Some(0), window: None });
+            let o = g.apply("attn_out", residual.clone(), &[o]);
+            let x = g.add("residual_mid", x, o);
+            let n = g.rms_norm("mlp_in", x, "post_attention_layernorm.weight", eps);
+            let m = swiglu(&mut g, n, &MLP, mlp, mlp_bias, Activation::Silu);
+            let m = g.apply("mlp_out", residual.clone(), &[m]);
+            let y = g.add("residual_out", x, m);
+            g.finish(y)
+        };
+        let mut head = Builder::new("residual", hidden);
+        let n = head.rms_norm("head_in", Graph::INPUT, "norm.weight", eps);
+        let logits = head.linear(n, "lm_head", vocabulary, false);
+        let logits = head.apply("scaled", Op::Scale { factor: (1.0 / scaling) as f32 }, &[logits]);
+        Ok(Model {
+            embed: embedding(hidden, vocabulary, Some(c.f64_or("embedding_multiplier", 1.0)? as f32)),
+            blocks: (0..c.layers()?).map(block).collect(),
+            head: head.finish(logits),
+            ropes: vec![rope],
+            vocabulary,
+            hidden,
+            context: c.usize_opt("max_position_embeddings")?.unwrap_or(2048),
+            is_tied: c.bool_or("tie_word_embeddings", true)?,
+        })
+    }
+
+    fn source(&self, container: Container, c: &Config<'_>, part: Part, name: &str) -> Option<Source> {
+        llama_source(container, c, part, name)
+    }
+}

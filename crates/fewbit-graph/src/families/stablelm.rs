@@ -1,0 +1,65 @@
+use fewbit_format::{Error, Result};
+
+use super::attention::{Reach, SelfAttention};
+use super::llama::{MLP, embedding, silu_only, swiglu};
+use super::{Architecture, llama_like_gguf, llama_like_module};
+use crate::{Activation, Builder, Config, Container, Graph, Model, Part, Rope, Source};
+
+/// StableLM: LayerNorms, partial rotation, attention and MLP one after the other or side by side.
+#[derive(Debug)]
+pub(super) struct StableLm;
+
+impl Architecture for StableLm {
+    fn answers_to(&self) -> &'static [&'static str] {
+        &["stablelm", "stablelm_epoch", "StableLmForCausalLM", "StableLMEpochForCausalLM"]
+    }
+
+    fn model(&self, c: &Config<'_>) -> Result<Model> {
+        let (hidden, vocabulary) = (c.usize("hidden_size")?, c.usize("vocab_size")?);
+        let (mlp, eps) = (c.usize("intermediate_size")?, c.eps("layer_norm_eps", 1e-5)?);
+        silu_only(c)?;
+        if c.bool_or("qk_layernorm", false)? {
+            return Err(Error::input("config.json: `qk_layernorm` is true, which is not supported in this family"));
+        }
+        let parallel = c.bool_or("use_parallel_residual", false)?;
+        let attention = SelfAttention { qkv_bias: c.bool_or("use_qkv_bias", false)?, ..SelfAttention::of(c)? };
+        let attention = attention.partly_rotated(c, 0.25)?;
+        let rope = Rope::from_config(c, attention.rotary_dims)?;
+        let block = |_| {
+            let mut g = Builder::new("residual", hidden);
+            let x = Graph::INPUT;
+            let n = g.layer_norm("attn_in", x, "input_layernorm.weight", Some("input_layernorm.bias"), eps);
+            let o = attention.build(&mut g, n, Reach { rope: Some(0), window: None });
+            let x = g.add("residual_mid", x, o);
+            let n = if parallel {
+                n
+            } else {
+                let bias = Some("post_attention_layernorm.bias");
+                g.layer_norm("mlp_in", x, "post_attention_layernorm.weight", bias, eps)
+            };
+            let m = swiglu(&mut g, n, &MLP, mlp, false, Activation::Silu);
+            let y = g.add("residual_out", x, m);
+            g.finish(y)
+        };
+        let mut head = Builder::new("residual", hidden);
+        let n = head.layer_norm("head_in", Graph::INPUT, "norm.weight", Some("norm.bias"), eps);
+        let logits = head.linear(n, "lm_head", vocabulary, false);
+        Ok(Model {
+            embed: embedding(hidden, vocabulary, None),
+            blocks: (0..c.layers()?).map(block).collect(),
+            head: head.finish(logits),
+            ropes: vec![rope],
+            vocabulary,
+            hidden,
+            context: c.usize_opt("max_position_embeddings")?.unwrap_or(4096),
+            is_tied: c.bool_or("tie_word_embeddings", false)?,
+        })
+    }
+
+    fn source(&self, container: Container, _: &Config<'_>, part: Part, name: &str) -> Option<Source> {
+        Some(Source::plain(match container {
+            Container::HuggingFace => llama_like_module(part, name),
+            Container::Gguf => llama_like_gguf(part, name)?,
+        }))
+    }
+}
