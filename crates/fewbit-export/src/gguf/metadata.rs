@@ -1,52 +1,98 @@
 //! The keys of a GGUF file.
 
 use fewbit_format::{Dtype, Error, GgmlType, Result};
-use fewbit_graph::{Config, Op, architecture_of};
-use fewbit_store::{Elements, Gguf, ModelFile, Value};
+use fewbit_graph::{Config, Graph, Op, architecture_of};
+use fewbit_store::{Elements, Gguf, GgufFamily, ModelFile, Value};
+use serde_json::Value as Json;
 
 use super::plan::Plan;
 use super::rotation;
 use super::vocabulary::Exported;
 use crate::facts;
 
-/// GGUF's name of the model's family.
+/// The model's family in GGUF.
 ///
 /// # Errors
 /// If it is none of those that are written, or is set up in a way that llama.cpp does not run.
-pub(crate) fn family(file: &ModelFile) -> Result<&'static str> {
-    let other = || "write it with `--format compressed-tensors` or `--format fewbit`";
-    let family = match architecture_of(file.checkpoint().config())?.answers_to()[0] {
-        family @ ("llama" | "qwen2" | "qwen3") => family,
-        family => {
-            return Err(Error::input(format!(
-                "GGUF is written for Llama, Mistral, Qwen2 and Qwen3, and this is `{family}`"
-            ))
-            .hint(other()));
-        }
-    };
+pub(crate) fn family(file: &ModelFile) -> Result<&'static GgufFamily> {
+    let config = file.checkpoint().config();
+    let names = architecture_of(config)?.answers_to();
+    let family = GgufFamily::ALL.iter().find(|f| names.contains(&f.model_type));
+    let family = family.ok_or_else(|| {
+        let known: Vec<&str> = GgufFamily::ALL.iter().map(|f| f.model_type).collect();
+        refused(&format!("GGUF is written for {}, and this is `{}`", known.join(", "), names[0]))
+    })?;
     let model = file.model();
-    let windows = model.blocks.iter().flat_map(|g| &g.nodes).filter_map(|n| match n.op {
-        Op::Attention { window, .. } => window,
-        _ => None,
-    });
-    if let Some(window) = windows.min().filter(|w| *w < model.context) {
-        return Err(Error::input(format!(
-            "attention sees a window of {window} positions, which llama.cpp ignores for `{family}`"
-        ))
-        .hint(other()));
-    }
+    check_window(file, family)?;
+    check_queries(file, family)?;
     let has_bias = model.blocks.iter().flat_map(|g| &g.weights).any(|w| w.has_bias);
-    if family == "qwen3" && has_bias {
-        return Err(Error::input("attention has biases, which llama.cpp does not read for `qwen3`").hint(other()));
+    if has_bias && matches!(family.name, "qwen3" | "falcon") {
+        return Err(refused(&format!("it has biases, which llama.cpp does not read for `{}`", family.name)));
     }
     Ok(family)
 }
 
+fn refused(what: &str) -> Error {
+    Error::input(what).hint("write it with `--format compressed-tensors` or `--format fewbit`")
+}
+
+/// The windows of the layers, as far as the model reaches beyond them.
+fn windows(file: &ModelFile) -> Vec<Option<usize>> {
+    let model = file.model();
+    let of = |g: &Graph| {
+        let attention =
+            g.nodes.iter().find_map(|n| if let Op::Attention { window, .. } = n.op { window } else { None });
+        attention.filter(|w| *w < model.context)
+    };
+    model.blocks.iter().map(of).collect()
+}
+
+/// Which layers have a window is in llama.cpp's code.
+fn check_window(file: &ModelFile, family: &GgufFamily) -> Result<()> {
+    let windows = windows(file);
+    let Some(window) = windows.iter().flatten().next() else { return Ok(()) };
+    let is_full: fn(usize) -> bool = match family.name {
+        "gemma2" => |layer| layer % 2 == 1,
+        "gemma3" => |layer| layer % 6 == 5,
+        "cohere2" => |layer| layer % 4 == 3,
+        name => {
+            return Err(refused(&format!(
+                "attention sees a window of {window} positions, which llama.cpp ignores for `{name}`"
+            )));
+        }
+    };
+    match windows.iter().enumerate().find(|(layer, w)| w.is_none() != is_full(*layer)) {
+        None => Ok(()),
+        Some((layer, _)) => {
+            Err(refused(&format!("layer {layer} has another window than llama.cpp gives it in `{}`", family.name)))
+        }
+    }
+}
+
+/// What Gemma's queries are divided by follows from the sizes in llama.cpp.
+fn check_queries(file: &ModelFile, family: &GgufFamily) -> Result<()> {
+    let Some(largest) = family.layers_of_largest else { return Ok(()) };
+    let config = Config::new(file.checkpoint().config());
+    let (heads, _, head_dim) = config.heads()?;
+    let is_largest = file.model().blocks.len() as u64 == largest;
+    let by_size = if is_largest { file.model().hidden / heads } else { head_dim };
+    let scalar = config.f64_or("query_pre_attn_scalar", 256.0)?;
+    if scalar == by_size as f64 {
+        return Ok(());
+    }
+    Err(refused(&format!("`query_pre_attn_scalar` is {scalar}, where llama.cpp takes {by_size} for these sizes")))
+}
+
 /// All keys, in the order of the file.
-pub(super) fn keys(file: &ModelFile, family: &str, plan: &Plan, vocabulary: &Exported) -> Result<Vec<(String, Value)>> {
-    let mut keys = vec![("general.architecture".to_owned(), Value::String(family.into()))];
+pub(super) fn keys(
+    file: &ModelFile,
+    family: &GgufFamily,
+    plan: &Plan,
+    vocabulary: &Exported,
+) -> Result<Vec<(String, Value)>> {
+    let mut keys = vec![("general.architecture".to_owned(), Value::String(family.name.into()))];
     if let Some(gguf) = file.checkpoint().gguf() {
-        copied(gguf, family, &mut keys);
+        copied(gguf, family.name, &mut keys);
     } else {
         general(file, &mut keys);
         figures(file, family, &mut keys)?;
@@ -78,28 +124,50 @@ fn general(file: &ModelFile, keys: &mut Vec<(String, Value)>) {
     text("license", facts::license(file));
 }
 
-fn figures(file: &ModelFile, family: &str, keys: &mut Vec<(String, Value)>) -> Result<()> {
+fn figures(file: &ModelFile, family: &GgufFamily, keys: &mut Vec<(String, Value)>) -> Result<()> {
     let (json, model) = (file.checkpoint().config(), file.model());
     let config = Config::new(json);
-    let (heads, kv_heads, head_dim) = config.heads()?;
-    let mut put = |key: &str, value: Value| keys.push((format!("{family}.{key}"), value));
+    let attention = model.blocks.iter().flat_map(|g| &g.nodes).find_map(|n| match n.op {
+        Op::Attention { heads, kv_heads, head_dim, .. } => Some((heads, kv_heads, head_dim)),
+        _ => None,
+    });
+    let (heads, kv_heads, head_dim) = attention.ok_or_else(|| Error::internal("a model without attention"))?;
+    let mlp = config.usize_opt("intermediate_size")?.or(config.usize_opt("ffn_hidden_size")?);
+    let mut put = |key: &str, value: Value| keys.push((format!("{}.{key}", family.name), value));
     let size = |n: usize| Value::U32(n as u32);
     put("block_count", size(model.blocks.len()));
     put("context_length", size(model.context));
     put("embedding_length", size(model.hidden));
-    put("feed_forward_length", size(config.usize("intermediate_size")?));
+    put("feed_forward_length", size(mlp.unwrap_or(4 * model.hidden)));
     put("attention.head_count", size(heads));
     put("attention.head_count_kv", size(kv_heads));
-    if heads * head_dim != model.hidden {
+    if heads * head_dim != model.hidden || family.layers_of_largest.is_some() {
         put("attention.key_length", size(head_dim));
         put("attention.value_length", size(head_dim));
     }
-    let eps = model.head.nodes.iter().find_map(|n| if let Op::RmsNorm { eps, .. } = n.op { Some(eps) } else { None });
-    put("attention.layer_norm_rms_epsilon", Value::F32(eps.unwrap_or(1e-6)));
+    let eps = model.head.nodes.iter().find_map(|n| match n.op {
+        Op::RmsNorm { eps, .. } | Op::LayerNorm { eps, .. } => Some(eps),
+        _ => None,
+    });
+    let eps_key =
+        if family.has_layer_norm { "attention.layer_norm_epsilon" } else { "attention.layer_norm_rms_epsilon" };
+    put(eps_key, Value::F32(eps.unwrap_or(1e-6)));
     put("rope.freq_base", Value::F32(rotation::base(json) as f32));
-    put("rope.dimension_count", size(head_dim));
+    let turning = model.ropes.first().map_or(head_dim, |rope| 2 * rope.inverse_frequency.len());
+    put("rope.dimension_count", size(turning));
     for (key, value) in rotation::keys(json)? {
         put(key, value);
+    }
+    if let Some(window) = windows(file).into_iter().flatten().next() {
+        put("attention.sliding_window", size(window));
+    }
+    for (to, from) in family.numbers {
+        if let Some(number) = json.get(*from).and_then(Json::as_f64) {
+            put(to, Value::F32(number as f32));
+        }
+    }
+    if family.name == "stablelm" {
+        put("use_parallel_residual", Value::Bool(config.bool_or("use_parallel_residual", false)?));
     }
     put("vocab_size", size(model.vocabulary));
     Ok(())

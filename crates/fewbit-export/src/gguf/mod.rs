@@ -42,7 +42,7 @@ pub fn write_gguf(file: &ModelFile, path: &Path) -> Result<GgufReport> {
     }
     let place = |e: Error| e.file(file.checkpoint().path());
     let family = metadata::family(file).map_err(place)?;
-    let plan = Plan::of(file, family)?;
+    let plan = Plan::of(file, family.name)?;
     let vocabulary = vocabulary::vocabulary(file)?;
     let keys = metadata::keys(file, family, &plan, &vocabulary)?;
     let aside = Aside::new(path)?;
@@ -64,7 +64,7 @@ pub fn write_gguf(file: &ModelFile, path: &Path) -> Result<GgufReport> {
 pub(crate) fn check(file: &ModelFile) -> Result<()> {
     let place = |e: Error| e.file(file.checkpoint().path());
     let family = metadata::family(file).map_err(place)?;
-    rotation::factors(file, family)?;
+    rotation::factors(file, family.name)?;
     if file.checkpoint().gguf().is_none() {
         rotation::keys(file.checkpoint().config()).map_err(place)?;
     }

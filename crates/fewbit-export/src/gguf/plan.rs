@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use fewbit_format::{Dtype, Error, QuantizedLinear, Result, Tensor};
 use fewbit_graph::{Part, Rows, Source, WeightId};
 use fewbit_store::{Elements, GgufWriter, ModelFile, TensorPlan};
@@ -17,11 +18,14 @@ pub(crate) struct Plan {
     rounded: usize,
 }
 
+/// The linears of which a tensor has the rows, and which rows.
+type Members = Vec<(WeightId, Rows)>;
+
 /// Where the numbers of a tensor come from.
 #[derive(Clone, Debug)]
 enum From {
-    Matrix(Part, WeightId, Rows),
-    Bias(Part, WeightId, Rows),
+    Matrix(Part, Members),
+    Bias(Part, Members),
     Vector(Part, usize),
     Numbers(Vec<f32>),
 }
@@ -50,20 +54,41 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Plans the tensor that begins with a linear, if one does.
     fn matrix(&mut self, file: &ModelFile, part: Part, w: WeightId) -> Result<()> {
-        let weight = &file.model().part(part).weights[w];
-        let source = name(file, part, &weight.name)?;
-        let linear = file.linear(part, w)?;
-        let elements = elements_of(&linear.bands).map_err(|why| {
-            Error::input(format!("a GGUF file cannot hold it: {why}"))
-                .tensor(&format!("{}.weight", file.module(part, w)))
-                .file(file.checkpoint().path())
-        })?;
-        self.rounded += usize::from(is_rounded(&linear, elements));
-        let plan = TensorPlan { name: format!("{}.weight", source.name), elements, shape: weight.shape.to_vec() };
-        self.tensors.push((plan, From::Matrix(part, w, source.rows)));
+        let weights = &file.model().part(part).weights;
+        let (weight, source) = (&weights[w], name(file, part, &weights[w].name)?);
+        let mut members = Members::new();
+        for (other, weight) in weights.iter().enumerate() {
+            let at = name(file, part, &weight.name)?;
+            if at.name == source.name {
+                members.push((other, at.rows));
+            }
+        }
+        if members.first().is_none_or(|(first, _)| *first != w) {
+            return Ok(());
+        }
+        let mut elements = None;
+        for (w, _) in &members {
+            let place =
+                |e: Error| e.tensor(&format!("{}.weight", file.module(part, *w))).file(file.checkpoint().path());
+            let linear = file.linear(part, *w)?;
+            let of_linear = elements_of(&linear.bands)
+                .map_err(|why| place(Error::input(format!("a GGUF file cannot hold it: {why}"))))?;
+            if *elements.get_or_insert(of_linear) != of_linear {
+                return Err(place(Error::input(format!(
+                    "would have another type than the other rows of `{}.weight`, where a tensor has one",
+                    source.name
+                ))));
+            }
+            self.rounded += usize::from(is_rounded(&linear, of_linear));
+        }
+        let elements = elements.ok_or_else(|| Error::internal("a tensor of no linear"))?;
+        let rows = source.rows.stored_count(weight.shape[0]);
+        let plan = TensorPlan { name: format!("{}.weight", source.name), elements, shape: vec![rows, weight.shape[1]] };
+        self.tensors.push((plan, From::Matrix(part, members.clone())));
         if weight.has_bias {
-            self.plain(format!("{}.bias", source.name), weight.shape[0], From::Bias(part, w, source.rows));
+            self.plain(format!("{}.bias", source.name), rows, From::Bias(part, members));
         }
         Ok(())
     }
@@ -84,18 +109,20 @@ impl Plan {
         let mut before = None;
         for (plan, from) in &self.tensors {
             match from {
-                From::Matrix(part, w, rows) => {
-                    let order = order(*rows, plan.shape[0]);
-                    let bytes = encode(&file.linear(*part, *w)?.bands, plan.elements, order.as_deref());
-                    writer.tensor(&bytes.map_err(|e| e.tensor(&plan.name))?)?;
+                From::Matrix(part, members) => {
+                    let bytes = members.iter().map(|(w, rows)| {
+                        let bytes = encode(&file.linear(*part, *w)?.bands, plan.elements)?;
+                        Ok((file.model().part(*part).weights[*w].shape[0], *rows, bytes))
+                    });
+                    let bytes = bytes.collect::<Result<Vec<_>>>().map_err(|e| e.tensor(&plan.name))?;
+                    writer.tensor(&placed(bytes))?;
                 }
-                From::Bias(part, w, rows) => {
-                    let bias = file.linear(*part, *w)?.bias.unwrap_or_default();
-                    let bias = match order(*rows, bias.len()) {
-                        Some(order) => order.iter().map(|r| bias[*r]).collect(),
-                        None => bias,
-                    };
-                    writer.tensor(&f32s(&bias)?)?;
+                From::Bias(part, members) => {
+                    let bytes = members.iter().map(|(w, rows)| {
+                        let bias = file.linear(*part, *w)?.bias.unwrap_or_default();
+                        Ok((bias.len(), *rows, f32s(&bias)?))
+                    });
+                    writer.tensor(&placed(bytes.collect::<Result<_>>()?))?;
                 }
                 From::Vector(part, v) => writer.tensor(&f32s(&file.vector(*part, *v)?)?)?,
                 From::Numbers(numbers) => writer.tensor(&f32s(numbers)?)?,
@@ -163,16 +190,19 @@ fn name(file: &ModelFile, part: Part, name: &str) -> Result<Source> {
     source.ok_or_else(|| Error::input(format!("`{name}` has no name in a GGUF file of this architecture")))
 }
 
-/// For each row of the tensor the weight's row that lies there, where they are not in order.
-pub(super) fn order(rows: Rows, count: usize) -> Option<Vec<usize>> {
-    if rows == Rows::All {
-        return None;
+/// Rows of linears, their counts given, where the tensor has them.
+fn placed(mut members: Vec<(usize, Rows, Bytes)>) -> Bytes {
+    if let [(_, Rows::All, bytes)] = &mut members[..] {
+        return std::mem::take(bytes);
     }
-    let mut order = vec![0; count];
-    for r in 0..count {
-        order[rows.stored(r)] = r;
+    let mut all = vec![0; members.iter().map(|(.., bytes)| bytes.len()).sum()];
+    for (count, rows, bytes) in members {
+        let width = bytes.len() / count.max(1);
+        for (r, row) in bytes.chunks_exact(width.max(1)).enumerate() {
+            all[rows.stored(r) * width..][..width].copy_from_slice(row);
+        }
     }
-    Some(order)
+    all.into()
 }
 
 fn is_rounded(linear: &QuantizedLinear, elements: Elements) -> bool {
@@ -181,6 +211,6 @@ fn is_rounded(linear: &QuantizedLinear, elements: Elements) -> bool {
         && linear.bands.iter().any(|b| matches!(&b.storage, Dense(t) if t.dtype != Dtype::F16))
 }
 
-fn f32s(values: &[f32]) -> Result<bytes::Bytes> {
+fn f32s(values: &[f32]) -> Result<Bytes> {
     Ok(Tensor::from_f32(Dtype::F32, &[values.len()], values)?.bytes)
 }

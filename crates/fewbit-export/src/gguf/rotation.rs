@@ -54,6 +54,10 @@ pub(super) fn keys(config: &Map<String, Json>) -> Result<Vec<(&'static str, Valu
             keys.push(("rope.scaling.type", Value::String(kind.into())));
             keys.push(("rope.scaling.factor", Value::F32(factor as f32)));
         }
+        kind @ ("longrope" | "su") => {
+            return Err(Error::input(format!("GGUF files with a rotation of type `{kind}` are not written"))
+                .hint("write it with `--format compressed-tensors` or `--format fewbit`"));
+        }
         _ => return Ok(keys),
     }
     if kind(config) == "linear" {

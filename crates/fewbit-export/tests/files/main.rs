@@ -76,7 +76,24 @@ fn family(name: &str, dir: &Path) -> ModelFile {
 
 #[test]
 fn every_family_that_is_written_has_its_logits() {
-    for name in ["llama", "llama-bias", "mistral", "qwen2", "qwen3"] {
+    let names = [
+        "llama",
+        "llama-bias",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma2",
+        "olmo2",
+        "granite",
+        "stablelm",
+        "stablelm-parallel",
+        "cohere",
+        "cohere2",
+        "glm4",
+        "falcon",
+        "falcon-new",
+    ];
+    for name in names {
         let dir = tempfile::tempdir().unwrap();
         let source = family(name, dir.path());
         let path = dir.path().join("m.gguf");
@@ -89,9 +106,14 @@ fn every_family_that_is_written_has_its_logits() {
 
 #[test]
 fn what_llama_cpp_does_not_run_is_refused_in_a_sentence() {
-    for (name, why) in
-        [("gemma3", "this is `gemma3_text`"), ("gpt_neox", "this is `gpt_neox`"), ("mistral", "a window of 16")]
-    {
+    for (name, why) in [
+        ("gemma3", "layer 2 has another window"),
+        ("gpt_neox", "this is `gpt_neox`"),
+        ("mistral", "a window of 16"),
+        ("phi3", "a window of 8"),
+        ("phi3-longrope", "a rotation of type `longrope`"),
+        ("glm", "this is `glm`"),
+    ] {
         let dir = tempfile::tempdir().unwrap();
         family(name, dir.path());
         if name == "mistral" {

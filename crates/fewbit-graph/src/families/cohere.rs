@@ -6,13 +6,16 @@ use super::{Architecture, llama_like_gguf, llama_like_module};
 use crate::{Activation, Builder, Config, Container, Graph, Model, Op, Part, Rope, Rows, Source};
 
 /// Cohere's Command R and R7B: attention and MLP side by side behind one norm without bias, adjacent rotary pairs, a
-/// factor on the logits; R7B sees everything, without positions, in every fourth layer and a window in the others.
+/// factor on the logits.
 #[derive(Debug)]
-pub(super) struct Cohere;
+pub(super) struct Cohere {
+    /// A window, as R7B has it; every fourth layer sees everything, without positions.
+    pub(super) has_window: bool,
+}
 
 impl Architecture for Cohere {
     fn answers_to(&self) -> &'static [&'static str] {
-        &["cohere", "cohere2", "CohereForCausalLM", "Cohere2ForCausalLM"]
+        if self.has_window { &["cohere2", "Cohere2ForCausalLM"] } else { &["cohere", "CohereForCausalLM"] }
     }
 
     fn model(&self, c: &Config<'_>) -> Result<Model> {
@@ -25,7 +28,7 @@ impl Architecture for Cohere {
         let bias = c.bool_or("attention_bias", false)?;
         let attention = SelfAttention { qkv_bias: bias, output_bias: bias, ..SelfAttention::of(c)? };
         let rope = Rope::from_config(c, attention.head_dim)?;
-        let reach = reaches(c)?;
+        let reach = reaches(c, self.has_window)?;
         let block = |layer: usize| {
             let mut g = Builder::new("residual", hidden);
             let x = Graph::INPUT;
@@ -67,8 +70,8 @@ impl Architecture for Cohere {
 
 /// What each layer sees: all without a window in the configuration; else all in the layers that `layer_types` or a
 /// pattern says, which know no positions.
-fn reaches(c: &Config<'_>) -> Result<impl Fn(usize) -> Reach> {
-    let size = if c.str("model_type") == Some("cohere2") { c.usize_opt("sliding_window")? } else { None };
+fn reaches(c: &Config<'_>, has_window: bool) -> Result<impl Fn(usize) -> Reach> {
+    let size = if has_window { c.usize_opt("sliding_window")? } else { None };
     let pattern = c.usize_opt("sliding_window_pattern")?.unwrap_or(4);
     let types = if c.array("layer_types")?.is_some() { Some(window(c, true)?) } else { None };
     Ok(move |layer: usize| {

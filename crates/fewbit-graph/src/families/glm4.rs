@@ -6,21 +6,23 @@ use super::phi3::gate_up;
 use super::{Architecture, llama_like_gguf, llama_like_module};
 use crate::{Activation, Builder, Config, Container, Graph, Model, Part, Rope, Rows, Source};
 
-/// GLM-4: half of each head turns, by adjacent pairs; gate and up in one matrix; from 0414 on, norms behind attention
-/// and MLP too.
+/// GLM-4: half of each head turns, by adjacent pairs; gate and up in one matrix.
 #[derive(Debug)]
-pub(super) struct Glm4;
+pub(super) struct Glm {
+    /// Norms behind attention and MLP too, as from 0414 on.
+    pub(super) has_post_norms: bool,
+}
 
-impl Architecture for Glm4 {
+impl Architecture for Glm {
     fn answers_to(&self) -> &'static [&'static str] {
-        &["glm", "glm4", "GlmForCausalLM", "Glm4ForCausalLM"]
+        if self.has_post_norms { &["glm4", "Glm4ForCausalLM"] } else { &["glm", "GlmForCausalLM"] }
     }
 
     fn model(&self, c: &Config<'_>) -> Result<Model> {
         let (hidden, vocabulary) = (c.usize("hidden_size")?, c.usize("vocab_size")?);
         let (mlp, eps) = (c.usize("intermediate_size")?, c.eps("rms_norm_eps", 1.562_5e-7)?);
         silu_only(c)?;
-        let has_post_norms = c.str("model_type") == Some("glm4");
+        let has_post_norms = self.has_post_norms;
         let attention = SelfAttention { qkv_bias: c.bool_or("attention_bias", false)?, ..SelfAttention::of(c)? };
         let attention = attention.partly_rotated(c, 0.5)?;
         let rope = Rope::from_config(c, attention.rotary_dims)?;
@@ -57,6 +59,9 @@ impl Architecture for Glm4 {
     }
 
     fn source(&self, container: Container, c: &Config<'_>, part: Part, name: &str) -> Option<Source> {
+        if container == Container::Gguf && !self.has_post_norms {
+            return None;
+        }
         let Part::Block(i) = part else {
             return Some(Source::plain(match container {
                 Container::HuggingFace => llama_like_module(part, name),

@@ -53,8 +53,10 @@ pub const FAMILIES: &[&dyn Architecture] = &[
     &olmo2::Olmo2,
     &granite::Granite,
     &stablelm::StableLm,
-    &cohere::Cohere,
-    &glm4::Glm4,
+    &cohere::Cohere { has_window: false },
+    &cohere::Cohere { has_window: true },
+    &glm4::Glm { has_post_norms: false },
+    &glm4::Glm { has_post_norms: true },
     &falcon::Falcon,
 ];
 

@@ -1,5 +1,6 @@
 //! `config.json` and `generation_config.json`, made from the metadata of a GGUF file.
 
+mod family;
 mod rotation;
 #[cfg(test)]
 mod tests;
@@ -7,45 +8,16 @@ mod tests;
 use fewbit_format::{Error, Result};
 use serde_json::{Map, Value, json};
 
+pub use self::family::GgufFamily;
 use crate::{Checkpoint, Gguf};
-
-/// What a GGUF file calls a family, and what transformers calls it.
-struct Family {
-    name: &'static str,
-    model_type: &'static str,
-    class: &'static str,
-    /// Whether norms subtract the mean.
-    has_layer_norm: bool,
-    /// Whether part of a head turns.
-    turns_partly: bool,
-}
-
-const fn family(name: &'static str, model_type: &'static str, class: &'static str) -> Family {
-    Family { name, model_type, class, has_layer_norm: false, turns_partly: false }
-}
-
-const FAMILIES: [Family; 12] = [
-    family("llama", "llama", "LlamaForCausalLM"),
-    family("qwen2", "qwen2", "Qwen2ForCausalLM"),
-    family("qwen3", "qwen3", "Qwen3ForCausalLM"),
-    family("gemma2", "gemma2", "Gemma2ForCausalLM"),
-    family("gemma3", "gemma3_text", "Gemma3ForCausalLM"),
-    family("olmo2", "olmo2", "Olmo2ForCausalLM"),
-    family("granite", "granite", "GraniteForCausalLM"),
-    Family { turns_partly: true, ..family("phi3", "phi3", "Phi3ForCausalLM") },
-    Family { turns_partly: true, ..family("glm4", "glm4", "Glm4ForCausalLM") },
-    Family { turns_partly: true, has_layer_norm: true, ..family("stablelm", "stablelm", "StableLmForCausalLM") },
-    Family { has_layer_norm: true, ..family("command-r", "cohere", "CohereForCausalLM") },
-    Family { has_layer_norm: true, ..family("cohere2", "cohere2", "Cohere2ForCausalLM") },
-];
 
 /// The configuration that transformers would have beside the same weights.
 pub(crate) fn config(checkpoint: &Checkpoint) -> Result<Map<String, Value>> {
     let Some(gguf) = checkpoint.gguf() else { return Err(Error::internal("no GGUF file")) };
     let name = gguf.string("general.architecture")?;
     let name = name.ok_or_else(|| absent("general.architecture").file(gguf.path()))?;
-    let Some(family) = FAMILIES.iter().find(|f| f.name == name) else {
-        let known: Vec<&str> = FAMILIES.iter().map(|f| f.name).collect();
+    let Some(family) = GgufFamily::ALL.iter().find(|f| f.name == name) else {
+        let known: Vec<&str> = GgufFamily::ALL.iter().map(|f| f.name).collect();
         return Err(Error::input(format!("has the unknown architecture `{name}`"))
             .hint(format!("known in GGUF files: {}", known.join(", ")))
             .file(gguf.path()));
@@ -57,7 +29,7 @@ pub(crate) fn config(checkpoint: &Checkpoint) -> Result<Map<String, Value>> {
     sizes(&keys, family, checkpoint, &mut config)?;
     rotation::rotation(&keys, checkpoint, &mut config)?;
     tokens(gguf, &mut config)?;
-    particulars(&keys, checkpoint, &mut config)?;
+    particulars(&keys, family, checkpoint, &mut config)?;
     Ok(config)
 }
 
@@ -127,7 +99,7 @@ fn decimal(v: f32) -> f64 {
     v.to_string().parse().unwrap_or_else(|_| f64::from(v))
 }
 
-fn sizes(keys: &Keys<'_>, family: &Family, checkpoint: &Checkpoint, config: &mut Map<String, Value>) -> Result<()> {
+fn sizes(keys: &Keys<'_>, family: &GgufFamily, checkpoint: &Checkpoint, config: &mut Map<String, Value>) -> Result<()> {
     let hidden = keys.needed("embedding_length")?;
     let heads = match keys.per_layer("attention.head_count")? {
         Some(heads) => heads,
@@ -157,6 +129,7 @@ fn sizes(keys: &Keys<'_>, family: &Family, checkpoint: &Checkpoint, config: &mut
     }
     match keys.family {
         "gemma2" | "gemma3" => config.insert("hidden_activation".into(), json!("gelu_pytorch_tanh")),
+        "falcon" => config.insert("activation".into(), json!("gelu")),
         _ => config.insert("hidden_act".into(), json!("silu")),
     };
     let (key, to) = if family.has_layer_norm {
@@ -190,41 +163,32 @@ fn tokens(gguf: &Gguf, config: &mut Map<String, Value>) -> Result<()> {
 }
 
 /// What only some families have.
-fn particulars(keys: &Keys<'_>, checkpoint: &Checkpoint, config: &mut Map<String, Value>) -> Result<()> {
-    let mut numbers = |renamed: &[(&str, &str)]| -> Result<()> {
-        for (from, to) in renamed {
-            if let Some(number) = keys.number(from)? {
-                config.insert((*to).into(), json!(number));
-            }
+fn particulars(
+    keys: &Keys<'_>,
+    family: &GgufFamily,
+    checkpoint: &Checkpoint,
+    config: &mut Map<String, Value>,
+) -> Result<()> {
+    for (from, to) in family.numbers {
+        if let Some(number) = keys.number(from)? {
+            config.insert((*to).into(), json!(number));
         }
-        Ok(())
-    };
-    match keys.family {
-        "gemma2" => {
-            numbers(&[
-                ("attn_logit_softcapping", "attn_logit_softcapping"),
-                ("final_logit_softcapping", "final_logit_softcapping"),
-            ])?;
-            query_scale(keys, 46, config)?;
+    }
+    let has = |tensor: &str| json!(checkpoint.contains(tensor));
+    match family.name {
+        "gemma2" => query_scale(keys, family, config)?,
+        "gemma3" => gemma3(keys, family, config)?,
+        "falcon" => {
+            let norms = if checkpoint.contains("blk.0.attn_norm_2.weight") { 2 } else { 1 };
+            config.insert("new_decoder_architecture".into(), json!(true));
+            config.insert("num_ln_in_parallel_attn".into(), json!(norms));
+            config.insert("num_kv_heads".into(), config["num_key_value_heads"].clone());
+            config.insert("ffn_hidden_size".into(), config["intermediate_size"].clone());
         }
-        "gemma3" => {
-            numbers(&[("final_logit_softcapping", "final_logit_softcapping")])?;
-            gemma3(keys, config)?;
-        }
-        "granite" => numbers(&[
-            ("embedding_scale", "embedding_multiplier"),
-            ("residual_scale", "residual_multiplier"),
-            ("attention.scale", "attention_multiplier"),
-            ("logit_scale", "logits_scaling"),
-        ])?,
-        "command-r" | "cohere2" => {
-            numbers(&[("logit_scale", "logit_scale")])?;
-            let has_norms = checkpoint.contains("blk.0.attn_q_norm.weight");
-            config.insert("use_qk_norm".into(), json!(has_norms));
-        }
+        "command-r" | "cohere2" => _ = config.insert("use_qk_norm".into(), has("blk.0.attn_q_norm.weight")),
         "stablelm" => {
-            config.insert("use_qkv_bias".into(), json!(checkpoint.contains("blk.0.attn_q.bias")));
-            config.insert("qk_layernorm".into(), json!(checkpoint.contains("blk.0.attn_q_norm.weight")));
+            config.insert("use_qkv_bias".into(), has("blk.0.attn_q.bias"));
+            config.insert("qk_layernorm".into(), has("blk.0.attn_q_norm.weight"));
             config.insert("use_parallel_residual".into(), json!(!checkpoint.contains("blk.0.ffn_norm.weight")));
         }
         _ => {}
@@ -232,18 +196,18 @@ fn particulars(keys: &Keys<'_>, checkpoint: &Checkpoint, config: &mut Map<String
     Ok(())
 }
 
-/// The largest model of a Gemma generation alone, known by its layers, divides queries by the width of a head in the
-/// residual stream; the others by that of a head.
-fn query_scale(keys: &Keys<'_>, layers_of_largest: u64, config: &mut Map<String, Value>) -> Result<()> {
+/// The largest model of a Gemma generation alone divides queries by the width of a head in the residual stream; the
+/// others by that of a head.
+fn query_scale(keys: &Keys<'_>, family: &GgufFamily, config: &mut Map<String, Value>) -> Result<()> {
     let (hidden, heads) = (keys.needed("embedding_length")?, keys.per_layer("attention.head_count")?.unwrap_or(1));
-    let is_largest = keys.needed("block_count")? == layers_of_largest;
+    let is_largest = Some(keys.needed("block_count")?) == family.layers_of_largest;
     let scalar = if is_largest { hidden.checked_div(heads) } else { None };
     config.insert("query_pre_attn_scalar".into(), scalar.map_or_else(|| config["head_dim"].clone(), |s| json!(s)));
     Ok(())
 }
 
 /// What Gemma 3 files do not say because llama.cpp has it in its code.
-fn gemma3(keys: &Keys<'_>, config: &mut Map<String, Value>) -> Result<()> {
+fn gemma3(keys: &Keys<'_>, family: &GgufFamily, config: &mut Map<String, Value>) -> Result<()> {
     const PATTERN: u64 = 6;
     let layers = keys.needed("block_count")?;
     if layers > 10_000 {
@@ -254,5 +218,5 @@ fn gemma3(keys: &Keys<'_>, config: &mut Map<String, Value>) -> Result<()> {
     let kind = |layer| if layer % PATTERN == PATTERN - 1 { "full_attention" } else { "sliding_attention" };
     config.insert("layer_types".into(), json!((0..layers).map(kind).collect::<Vec<_>>()));
     config.insert("rope_local_base_freq".into(), json!(keys.number("rope.freq_base_swa")?.unwrap_or(1e4)));
-    query_scale(keys, 62, config)
+    query_scale(keys, family, config)
 }
