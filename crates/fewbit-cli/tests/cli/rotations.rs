@@ -61,6 +61,9 @@ fn distance(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / rms
 }
 
+/// Families whose norms stand between the linears and the stream, which no rotation passes.
+const NORMS_BEHIND: [&str; 4] = ["gemma2", "gemma3", "glm4", "olmo2"];
+
 /// A recipe that rotates these spaces and rounds nothing.
 fn recipe(kind: &str, spaces: &[&str]) -> String {
     let head = "name = \"rotate\"\ncite = \"nobody\"\nsummary = \"a test\"\ncost = \"little\"\n".to_owned();
@@ -84,9 +87,8 @@ fn rotations_leave_the_logits_of_every_family() {
         let before = logits(&model);
         for kind in ["hadamard", "random"] {
             let ran = run(recipe(kind, &["residual", "heads"]), &[]);
-            // Its norms stand between the linears and the stream.
-            let spaces: &[&str] = if name == "gemma3" {
-                ran.refused(&["post_attention_layernorm.weight", "rotation"]);
+            let spaces: &[&str] = if NORMS_BEHIND.contains(&&*name) {
+                ran.refused(&["norm.weight", "rotation"]);
                 &["heads"]
             } else {
                 ran.good();
@@ -97,7 +99,7 @@ fn rotations_leave_the_logits_of_every_family() {
             println!("{name} {kind}: {off:.1e}");
             assert!(off < TOLERANCE, "{name} {kind}: {off}");
             let config: Value = serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
-            assert_eq!(config["tie_word_embeddings"], json!(name == "gemma3"), "{name}");
+            assert_eq!(config["tie_word_embeddings"], json!(name.starts_with("gemma")), "{name}");
             let made = files(&out);
             run(recipe(kind, spaces), &["--threads", "3"]).good();
             same_bytes(&made, &files(&out), &format!("{name} {kind} with another number of threads"));
@@ -153,7 +155,8 @@ fn inputs_of_every_family_take_hadamard_matrices() {
     let rounds = "[[pass]]\nuse = \"transform.hadamard\"\n[[pass]]\nuse = \"grid.int\"\nbits = 8\ngroup = \"row\"\n[[pass]]\nuse = \"solve.nearest\"\n";
     for family in families() {
         let name = family.file_name().unwrap().to_string_lossy().into_owned();
-        let spaces: &[&str] = if name == "gemma3" { &["heads"] } else { &["residual", "heads"] };
+        let has_norms_behind = NORMS_BEHIND.contains(&&*name);
+        let spaces: &[&str] = if has_norms_behind { &["heads"] } else { &["residual", "heads"] };
         fs::write(&text, recipe("hadamard", spaces) + rounds).unwrap();
         let [model, out, text] = [&family, &out, &text].map(|p| p.to_str().unwrap());
         fewbit(&["quantize", model, "--out", out, "--recipe", text, "--force", "--json"]).good();
@@ -164,10 +167,13 @@ fn inputs_of_every_family_take_hadamard_matrices() {
         let has_map = |linear: &str| {
             index.lines().any(|l| l.contains(".layers.0.") && l.contains(linear) && l.contains("input.0.hadamard"))
         };
-        let (down, query) =
-            if name.starts_with("gpt_neox") { ("dense_4h_to_h", "query_key_value") } else { ("down_proj", "q_proj") };
+        let (down, query) = match &*name {
+            n if n.starts_with("gpt_neox") || n.starts_with("falcon") => ("dense_4h_to_h", "query_key_value"),
+            n if n.starts_with("phi3") => ("down_proj", "qkv_proj"),
+            _ => ("down_proj", "q_proj"),
+        };
         assert!(has_map(down) || index.contains("w2.input.0.hadamard"), "{name}: {index}");
-        assert_eq!(has_map(query), name == "gemma3", "{name}: what a rotation reaches needs no map");
+        assert_eq!(has_map(query), has_norms_behind, "{name}: what a rotation reaches needs no map");
         assert!(!has_map("o_proj") && !has_map("attention.dense."), "{name}");
     }
 }
