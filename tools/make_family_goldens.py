@@ -42,6 +42,16 @@ GEMMAS = ("gemma2", "gemma3_text")  # gains are stored less one
 LLAMA = dict(bos_token_id=1, eos_token_id=2, hidden_act="silu", initializer_range=0.02, attention_dropout=0.0,
              max_position_embeddings=128, rms_norm_eps=1e-5, use_cache=True)
 
+STABLELM = dict(architectures=["StableLmForCausalLM"], model_type="stablelm", vocab_size=64, hidden_size=32,
+                intermediate_size=48, num_hidden_layers=2, bos_token_id=0, eos_token_id=0, hidden_act="silu",
+                initializer_range=0.02, layer_norm_eps=1e-5, attention_dropout=0.0, max_position_embeddings=128,
+                rope_theta=10000, qk_layernorm=False, use_cache=True, tie_word_embeddings=False)
+
+FALCON = dict(architectures=["FalconForCausalLM"], model_type="falcon", vocab_size=64, hidden_size=32,
+              num_hidden_layers=2, num_attention_heads=4, activation="gelu", alibi=False, layer_norm_epsilon=1e-5,
+              initializer_range=0.02, bos_token_id=0, eos_token_id=0, attention_dropout=0.0, hidden_dropout=0.0,
+              use_cache=True, max_position_embeddings=128, rope_theta=10000.0)
+
 # `store`: type of the stored weights. `mistakes`: edits of config.json that a wrong loader would amount to; a value
 # of None removes the key.
 CASES = {
@@ -252,22 +262,14 @@ CASES = {
     # Biases of q, k and v alone, a quarter of each head turned, attention before the MLP.
     "stablelm": dict(
         store="bfloat16",
-        config=dict(
-            architectures=["StableLmForCausalLM"], model_type="stablelm", vocab_size=64, hidden_size=32,
-            intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, bos_token_id=0,
-            eos_token_id=0, hidden_act="silu", initializer_range=0.02, layer_norm_eps=1e-5, attention_dropout=0.0,
-            max_position_embeddings=128, partial_rotary_factor=0.25, rope_theta=10000, use_qkv_bias=True,
-            use_parallel_residual=False, qk_layernorm=False, use_cache=True, tie_word_embeddings=False),
+        config=dict(STABLELM, num_attention_heads=2, num_key_value_heads=1, partial_rotary_factor=0.25,
+                    use_qkv_bias=True, use_parallel_residual=False),
         mistakes=[dict(partial_rotary_factor=0.5), dict(rope_theta=10)],
     ),
     "stablelm-parallel": dict(
         store="float16",
-        config=dict(
-            architectures=["StableLmForCausalLM"], model_type="stablelm", vocab_size=64, hidden_size=32,
-            intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, bos_token_id=0,
-            eos_token_id=0, hidden_act="silu", initializer_range=0.02, layer_norm_eps=1e-5, attention_dropout=0.0,
-            max_position_embeddings=128, partial_rotary_factor=0.5, rope_theta=10000, use_qkv_bias=False,
-            use_parallel_residual=True, qk_layernorm=False, use_cache=True, tie_word_embeddings=False),
+        config=dict(STABLELM, num_attention_heads=4, num_key_value_heads=4, partial_rotary_factor=0.5,
+                    use_qkv_bias=False, use_parallel_residual=True),
         mistakes=[dict(partial_rotary_factor=0.25)],
     ),
     "cohere": dict(
@@ -311,34 +313,22 @@ CASES = {
     # As Falcon 7B: one key-value head, one norm for attention and MLP.
     "falcon": dict(
         store="bfloat16",
-        config=dict(
-            architectures=["FalconForCausalLM"], model_type="falcon", vocab_size=64, hidden_size=32,
-            num_hidden_layers=2, num_attention_heads=4, activation="gelu", alibi=False, bias=False, multi_query=True,
-            new_decoder_architecture=False, parallel_attn=True, layer_norm_epsilon=1e-5, initializer_range=0.02,
-            bos_token_id=0, eos_token_id=0, attention_dropout=0.0, hidden_dropout=0.0, use_cache=True,
-            max_position_embeddings=128, rope_theta=10000.0, tie_word_embeddings=True),
+        config=dict(FALCON, bias=False, multi_query=True, new_decoder_architecture=False, parallel_attn=True,
+                    tie_word_embeddings=True),
         mistakes=[dict(rope_theta=100.0)],
     ),
     # As Falcon 40B: rows by key-value head, two norms.
     "falcon-new": dict(
         store="bfloat16",
-        config=dict(
-            architectures=["FalconForCausalLM"], model_type="falcon", vocab_size=64, hidden_size=32,
-            num_hidden_layers=2, num_attention_heads=4, num_kv_heads=2, activation="gelu", alibi=False, bias=False,
-            multi_query=True, new_decoder_architecture=True, parallel_attn=True, layer_norm_epsilon=1e-5,
-            initializer_range=0.02, bos_token_id=0, eos_token_id=0, attention_dropout=0.0, hidden_dropout=0.0,
-            use_cache=True, max_position_embeddings=128, rope_theta=10000.0, tie_word_embeddings=False),
+        config=dict(FALCON, bias=False, multi_query=True, new_decoder_architecture=True, num_kv_heads=2,
+                    parallel_attn=True, tie_word_embeddings=False),
         mistakes=[dict(rope_theta=100.0)],
     ),
     # As Falcon RW without ALiBi: rows by head, biases, attention before the MLP.
     "falcon-sequential": dict(
         store="float16",
-        config=dict(
-            architectures=["FalconForCausalLM"], model_type="falcon", vocab_size=64, hidden_size=32,
-            num_hidden_layers=2, num_attention_heads=4, activation="gelu", alibi=False, bias=True, multi_query=False,
-            new_decoder_architecture=False, parallel_attn=False, layer_norm_epsilon=1e-5, initializer_range=0.02,
-            bos_token_id=0, eos_token_id=0, attention_dropout=0.0, hidden_dropout=0.0, use_cache=True,
-            max_position_embeddings=128, rope_theta=10000.0, tie_word_embeddings=True),
+        config=dict(FALCON, bias=True, multi_query=False, new_decoder_architecture=False, parallel_attn=False,
+                    tie_word_embeddings=True),
         mistakes=[dict(rope_theta=100.0)],
     ),
 }

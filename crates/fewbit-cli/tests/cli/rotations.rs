@@ -165,7 +165,8 @@ fn inputs_of_every_family_take_hadamard_matrices() {
         assert!(off < 0.2, "{name}: {off}");
         let index = fs::read_to_string(Path::new(out).join("model.safetensors.index.json")).unwrap();
         let has_map = |linear: &str| {
-            index.lines().any(|l| l.contains(".layers.0.") && l.contains(linear) && l.contains("input.0.hadamard"))
+            let is_first = |l: &str| l.contains(".layers.0.") || l.contains(".h.0.");
+            index.lines().any(|l| is_first(l) && l.contains(linear) && l.contains("input.0.hadamard"))
         };
         let (down, query) = match &*name {
             n if n.starts_with("gpt_neox") || n.starts_with("falcon") => ("dense_4h_to_h", "query_key_value"),

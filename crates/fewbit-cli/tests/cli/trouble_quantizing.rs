@@ -226,23 +226,32 @@ fn a_head_that_shares_the_embedding_becomes_a_matrix_of_its_own() {
 #[test]
 fn a_source_that_is_quantized_says_how() {
     let dir = tempfile::tempdir().unwrap();
-    let out = dir.path().join("out");
-    for (name, what, is_read) in
-        [("gptq-w4-g128-sym", "GPTQ 4 bit group 128 symmetric", true), ("bnb-nf4-doublequant", "bitsandbytes", false)]
-    {
+    let (out, unread) = (dir.path().join("out"), dir.path().join("unread"));
+    for (name, what) in [
+        ("gptq-w4-g128-sym", "GPTQ 4 bit group 128 symmetric"),
+        ("awq-gemm-w4-g128-autoawq", "AWQ 4 bit group 128"),
+        ("bnb-nf4-doublequant", "bitsandbytes 4 bit"),
+    ] {
         let Some(model) = shared(&format!("conformance/quantized/{name}")) else { return };
         quantize(&text(&model), "rtn", &out, &[]).refused(&["is already quantized", what, "--requantize"]);
         let ran = quantize(&text(&model), "rtn", &out, &["--requantize"]);
-        if is_read {
-            ran.good();
-            assert!(ran.stderr.contains("its decoded weights are the original"), "{}", ran.stderr);
-            assert_eq!(json(&out, "fewbit.json")["dequantized_first"], true);
-            fs::remove_dir_all(&out).unwrap();
-        } else {
-            ran.refused(&["model.layers.0.self_attn.q_proj", what, "not read yet"]);
+        ran.good();
+        assert!(ran.stderr.contains("its decoded weights are the original"), "{}", ran.stderr);
+        assert_eq!(json(&out, "fewbit.json")["dequantized_first"], true);
+        fs::remove_dir_all(&out).unwrap();
+        if name.starts_with("awq") {
+            fs::create_dir(&unread).unwrap();
+            for (name, bytes) in files(&model) {
+                fs::write(unread.join(name), bytes).unwrap();
+            }
         }
     }
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    let mut config = json(&unread, "config.json");
+    config["quantization_config"]["quant_method"] = "aqlm".into();
+    fs::write(unread.join("config.json"), config.to_string()).unwrap();
+    let words = ["model.layers.0.self_attn.q_proj", "`aqlm`", "not read yet"];
+    quantize(&text(&unread), "rtn", &out, &["--requantize"]).refused(&words);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }
 
 #[test]

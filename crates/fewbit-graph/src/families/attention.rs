@@ -7,6 +7,9 @@ use crate::{Builder, Config, Op, ValueId};
 /// The modules for queries, keys, values and output.
 pub(super) type Names = [&'static str; 4];
 
+/// The share of a head that turns, in most families.
+pub(super) const PARTIAL: &str = "partial_rotary_factor";
+
 /// As Llama names them.
 pub(super) const LLAMA: Names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"];
 
@@ -65,10 +68,9 @@ impl SelfAttention {
         })
     }
 
-    /// Turns a share of each head, by `partial_rotary_factor` where the configuration has it.
-    pub(super) fn partly_rotated(mut self, c: &Config<'_>, default: f64) -> Result<Self> {
-        let key = "partial_rotary_factor";
-        let share = match c.object("rope_parameters")?.and_then(|p| p.get(key)) {
+    /// Turns a share of each head: `key` of the configuration, or `partial_rotary_factor` of its `rope_parameters`.
+    pub(super) fn partly_rotated(mut self, c: &Config<'_>, key: &str, default: f64) -> Result<Self> {
+        let share = match c.object("rope_parameters")?.and_then(|p| p.get("partial_rotary_factor")) {
             Some(v) => v.as_f64().ok_or_else(|| c.wrong("rope_parameters.partial_rotary_factor", v))?,
             None => c.f64_or(key, default)?,
         };

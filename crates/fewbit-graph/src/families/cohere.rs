@@ -1,7 +1,8 @@
 use fewbit_format::{Error, Result};
 
 use super::attention::{Reach, SelfAttention};
-use super::llama::{MLP, embedding, silu_only, swiglu, window};
+use super::decoder::{Decoder, LastNorm};
+use super::llama::{MLP, silu_only, swiglu, window};
 use super::{Architecture, llama_like_gguf, llama_like_module};
 use crate::{Activation, Builder, Config, Container, Graph, Model, Op, Part, Rope, Rows, Source};
 
@@ -19,7 +20,7 @@ impl Architecture for Cohere {
     }
 
     fn model(&self, c: &Config<'_>) -> Result<Model> {
-        let (hidden, vocabulary) = (c.usize("hidden_size")?, c.usize("vocab_size")?);
+        let hidden = c.usize("hidden_size")?;
         let (mlp, eps) = (c.usize("intermediate_size")?, c.eps("layer_norm_eps", 1e-5)?);
         silu_only(c)?;
         if c.bool_or("use_qk_norm", false)? {
@@ -39,20 +40,14 @@ impl Architecture for Cohere {
             let y = g.add("residual_out", x, m);
             g.finish(y)
         };
-        let mut head = Builder::new("residual", hidden);
-        let n = head.layer_norm("head_in", Graph::INPUT, "norm.weight", None, eps);
-        let logits = head.linear(n, "lm_head", vocabulary, false);
-        let logits = head.apply("scaled", Op::Scale { factor: c.f64_or("logit_scale", 0.0625)? as f32 }, &[logits]);
-        Ok(Model {
-            embed: embedding(hidden, vocabulary, None),
-            blocks: (0..c.layers()?).map(block).collect(),
-            head: head.finish(logits),
-            ropes: vec![rope],
-            vocabulary,
-            hidden,
-            context: c.usize_opt("max_position_embeddings")?.unwrap_or(8192),
-            is_tied: c.bool_or("tie_word_embeddings", true)?,
-        })
+        let decoder = Decoder {
+            norm: LastNorm::Layer("norm.weight", None, eps),
+            logits: Some(Op::Scale { factor: c.f64_or("logit_scale", 0.0625)? as f32 }),
+            context: 8192,
+            is_tied: true,
+            ..Decoder::rms(eps)
+        };
+        decoder.model(c, vec![rope], block)
     }
 
     fn source(&self, container: Container, c: &Config<'_>, part: Part, name: &str) -> Option<Source> {

@@ -2,7 +2,7 @@ use fewbit_format::{Error, Result};
 
 use super::Architecture;
 use super::attention::{Names, Reach, SelfAttention};
-use super::llama::embedding;
+use super::decoder::{Decoder, LastNorm};
 use crate::{Activation, Builder, Config, Container, Graph, Model, Op, Part, Rope, Rows, Source};
 
 /// Falcon: LayerNorms, attention and MLP side by side behind one norm or two, q, k and v in one matrix by key-value head.
@@ -15,7 +15,7 @@ impl Architecture for Falcon {
     }
 
     fn model(&self, c: &Config<'_>) -> Result<Model> {
-        let (hidden, vocabulary) = (c.usize("hidden_size")?, c.usize("vocab_size")?);
+        let hidden = c.usize("hidden_size")?;
         let mlp = c.usize_opt("ffn_hidden_size")?.unwrap_or(4 * hidden);
         let eps = c.eps("layer_norm_epsilon", 1e-5)?;
         let bias = c.bool_or("bias", false)?;
@@ -52,19 +52,8 @@ impl Architecture for Falcon {
             let y = g.add("residual_out", mid, m);
             g.finish(y)
         };
-        let mut head = Builder::new("residual", hidden);
-        let n = head.layer_norm("head_in", Graph::INPUT, "ln_f.weight", Some("ln_f.bias"), eps);
-        let logits = head.linear(n, "lm_head", vocabulary, false);
-        Ok(Model {
-            embed: embedding(hidden, vocabulary, None),
-            blocks: (0..c.layers()?).map(block).collect(),
-            head: head.finish(logits),
-            ropes: vec![rope],
-            vocabulary,
-            hidden,
-            context: c.usize_opt("max_position_embeddings")?.unwrap_or(2048),
-            is_tied: c.bool_or("tie_word_embeddings", true)?,
-        })
+        let norm = LastNorm::Layer("ln_f.weight", Some("ln_f.bias"), eps);
+        Decoder { norm, is_tied: true, ..Decoder::rms(eps) }.model(c, vec![rope], block)
     }
 
     fn source(&self, container: Container, c: &Config<'_>, part: Part, name: &str) -> Option<Source> {

@@ -1,7 +1,8 @@
 use fewbit_format::{Error, Result};
 
 use super::attention::{Norm, Reach, SelfAttention};
-use super::llama::{MLP, Window, embedding, swiglu, window};
+use super::decoder::Decoder;
+use super::llama::{MLP, Window, swiglu, window};
 use super::{Architecture, llama_like_gguf, llama_like_module};
 use crate::{Activation, Builder, Config, Container, Graph, Model, Op, Part, Rope, Source, Stored};
 
@@ -24,8 +25,7 @@ impl Architecture for Gemma2 {
             None => Window::alternating(c.usize_opt("sliding_window")?, c.layers()?),
         };
         let rope = Rope::from_config(c, c.heads()?.2)?;
-        let reaches = (0..c.layers()?).map(|layer| Reach { rope: Some(0), window: window.at(layer) }).collect();
-        sandwich_model(c, Norm::None, vec![rope], reaches)
+        sandwich_model(c, Norm::None, vec![rope], &|layer| Reach { rope: Some(0), window: window.at(layer) })
     }
 
     fn source(&self, container: Container, _: &Config<'_>, part: Part, name: &str) -> Option<Source> {
@@ -48,7 +48,7 @@ impl Architecture for Gemma3 {
             Reach { rope: Some(rope), window }
         };
         let norm = Norm::Heads(c.eps("rms_norm_eps", 1e-6)?);
-        sandwich_model(c, norm, ropes(c, c.heads()?.2)?, (0..c.layers()?).map(reach).collect())
+        sandwich_model(c, norm, ropes(c, c.heads()?.2)?, &reach)
     }
 
     fn source(&self, container: Container, _: &Config<'_>, part: Part, name: &str) -> Option<Source> {
@@ -57,8 +57,8 @@ impl Architecture for Gemma3 {
 }
 
 /// `x += norm attention(norm x); x += norm mlp(norm x)`, with what each layer sees.
-fn sandwich_model(c: &Config<'_>, norm: Norm, ropes: Vec<Rope>, reaches: Vec<Reach>) -> Result<Model> {
-    let (hidden, vocabulary) = (c.usize("hidden_size")?, c.usize("vocab_size")?);
+fn sandwich_model(c: &Config<'_>, norm: Norm, ropes: Vec<Rope>, reach: &dyn Fn(usize) -> Reach) -> Result<Model> {
+    let hidden = c.usize("hidden_size")?;
     let (mlp, eps) = (c.usize("intermediate_size")?, c.eps("rms_norm_eps", 1e-6)?);
     if let Some(act) = c.str("hidden_activation").filter(|a| *a != "gelu_pytorch_tanh") {
         return Err(Error::input(format!(
@@ -86,22 +86,14 @@ fn sandwich_model(c: &Config<'_>, norm: Norm, ropes: Vec<Rope>, reaches: Vec<Rea
         let y = g.add("residual_out", x, m);
         g.finish(y)
     };
-    let mut head = Builder::new("residual", hidden);
-    let n = head.rms_norm("head_in", Graph::INPUT, "norm.weight", eps);
-    let mut logits = head.linear(n, "lm_head", vocabulary, false);
-    if let Some(cap) = logit_cap {
-        logits = head.apply("capped", Op::Softcap { cap }, &[logits]);
-    }
-    Ok(Model {
-        embed: embedding(hidden, vocabulary, Some((hidden as f32).sqrt())),
-        blocks: reaches.into_iter().map(block).collect(),
-        head: head.finish(logits),
-        ropes,
-        vocabulary,
-        hidden,
-        context: c.usize_opt("max_position_embeddings")?.unwrap_or(8192),
-        is_tied: c.bool_or("tie_word_embeddings", true)?,
-    })
+    let decoder = Decoder {
+        embedding_scale: Some((hidden as f32).sqrt()),
+        logits: logit_cap.map(|cap| Op::Softcap { cap }),
+        context: 8192,
+        is_tied: true,
+        ..Decoder::rms(eps)
+    };
+    decoder.model(c, ropes, |layer| block(reach(layer)))
 }
 
 fn source(container: Container, part: Part, name: &str) -> Option<Source> {

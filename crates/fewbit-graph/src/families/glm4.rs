@@ -1,7 +1,8 @@
 use fewbit_format::Result;
 
-use super::attention::{Reach, SelfAttention};
-use super::llama::{MLP, embedding, silu_only, swiglu};
+use super::attention::{PARTIAL, Reach, SelfAttention};
+use super::decoder::Decoder;
+use super::llama::{MLP, silu_only, swiglu};
 use super::phi3::gate_up;
 use super::{Architecture, llama_like_gguf, llama_like_module};
 use crate::{Activation, Builder, Config, Container, Graph, Model, Part, Rope, Rows, Source};
@@ -19,12 +20,12 @@ impl Architecture for Glm {
     }
 
     fn model(&self, c: &Config<'_>) -> Result<Model> {
-        let (hidden, vocabulary) = (c.usize("hidden_size")?, c.usize("vocab_size")?);
+        let hidden = c.usize("hidden_size")?;
         let (mlp, eps) = (c.usize("intermediate_size")?, c.eps("rms_norm_eps", 1.562_5e-7)?);
         silu_only(c)?;
         let has_post_norms = self.has_post_norms;
         let attention = SelfAttention { qkv_bias: c.bool_or("attention_bias", false)?, ..SelfAttention::of(c)? };
-        let attention = attention.partly_rotated(c, 0.5)?;
+        let attention = attention.partly_rotated(c, PARTIAL, 0.5)?;
         let rope = Rope::from_config(c, attention.rotary_dims)?;
         let block = |_| {
             let mut g = Builder::new("residual", hidden);
@@ -43,19 +44,7 @@ impl Architecture for Glm {
             let y = g.add("residual_out", x, m);
             g.finish(y)
         };
-        let mut head = Builder::new("residual", hidden);
-        let n = head.rms_norm("head_in", Graph::INPUT, "norm.weight", eps);
-        let logits = head.linear(n, "lm_head", vocabulary, false);
-        Ok(Model {
-            embed: embedding(hidden, vocabulary, None),
-            blocks: (0..c.layers()?).map(block).collect(),
-            head: head.finish(logits),
-            ropes: vec![rope],
-            vocabulary,
-            hidden,
-            context: c.usize_opt("max_position_embeddings")?.unwrap_or(131_072),
-            is_tied: c.bool_or("tie_word_embeddings", false)?,
-        })
+        Decoder { context: 131_072, ..Decoder::rms(eps) }.model(c, vec![rope], block)
     }
 
     fn source(&self, container: Container, c: &Config<'_>, part: Part, name: &str) -> Option<Source> {
@@ -79,7 +68,7 @@ impl Architecture for Glm {
                 Some(Source { rows, ..Source::plain(name_of("mlp.gate_up_proj", "ffn_up")) })
             }
             "self_attn.q_proj" | "self_attn.k_proj" => {
-                let attention = SelfAttention::of(c).ok()?.partly_rotated(c, 0.5).ok()?;
+                let attention = SelfAttention::of(c).ok()?.partly_rotated(c, PARTIAL, 0.5).ok()?;
                 let rows = Rows::RopePairs { head_dim: attention.head_dim, rotary_dims: attention.rotary_dims };
                 let tensor = if name == "self_attn.q_proj" { "attn_q" } else { "attn_k" };
                 Some(Source { rows, ..Source::plain(name_of(name, tensor)) })

@@ -1,12 +1,15 @@
 use fewbit_format::{Error, Result};
 
 use super::Architecture;
-use super::llama::embedding;
+use super::attention::{Names, Reach, SelfAttention};
+use super::decoder::{Decoder, LastNorm};
 use crate::{Activation, Builder, Config, Container, Graph, Model, Op, Part, Rope, Rows, Source};
 
 /// GPT-NeoX and Pythia: LayerNorms, biases everywhere, q/k/v fused per head, partial rotation, parallel residual.
 #[derive(Debug)]
 pub(super) struct GptNeox;
+
+const NAMES: Names = ["attention.query", "attention.key", "attention.value", "attention.dense"];
 
 impl Architecture for GptNeox {
     fn answers_to(&self) -> &'static [&'static str] {
@@ -14,8 +17,7 @@ impl Architecture for GptNeox {
     }
 
     fn model(&self, c: &Config<'_>) -> Result<Model> {
-        let (hidden, vocabulary) = (c.usize("hidden_size")?, c.usize("vocab_size")?);
-        let (heads, _, head_dim) = c.heads()?;
+        let hidden = c.usize("hidden_size")?;
         let (mlp, eps) = (c.usize("intermediate_size")?, c.eps("layer_norm_eps", 1e-5)?);
         let parallel = c.bool_or("use_parallel_residual", true)?;
         let bias = c.bool_or("attention_bias", true)?;
@@ -27,14 +29,9 @@ impl Architecture for GptNeox {
                 return Err(Error::input(format!("config.json: `hidden_act` `{other}` is unknown for this family")));
             }
         };
-        let share = match c.object("rope_parameters")?.and_then(|p| p.get("partial_rotary_factor")) {
-            Some(v) => v.as_f64().ok_or_else(|| c.wrong("rope_parameters.partial_rotary_factor", v))?,
-            None => c.f64_or("rotary_pct", 0.25)?,
-        };
-        let rotary_dims = (head_dim as f64 * share) as usize / 2 * 2;
-        if rotary_dims == 0 || rotary_dims > head_dim {
-            return Err(Error::input(format!("config.json: `rotary_pct` is {share}, which is out of range")));
-        }
+        let attention = SelfAttention { names: NAMES, qkv_bias: bias, output_bias: bias, ..SelfAttention::of(c)? };
+        let attention = attention.partly_rotated(c, "rotary_pct", 0.25)?;
+        let rotary_dims = attention.rotary_dims;
         // `rotary_emb_base` is the older name of `rope_theta`.
         let has_theta = c.object("rope_parameters")?.is_some() || c.f64_or("rope_theta", 0.0)? > 0.0;
         let rope = if has_theta {
@@ -46,17 +43,7 @@ impl Architecture for GptNeox {
             let mut g = Builder::new("residual", hidden);
             let x = Graph::INPUT;
             let n = g.layer_norm("attn_in", x, "input_layernorm.weight", Some("input_layernorm.bias"), eps);
-            let q = g.linear(n, "attention.query", hidden, bias);
-            let k = g.linear(n, "attention.key", hidden, bias);
-            let v = g.linear(n, "attention.value", hidden, bias);
-            let turn = Op::Rope { rope: 0, heads, head_dim, rotary_dims };
-            let (q, k) = (g.apply("q_rope", turn.clone(), &[q]), g.apply("k_rope", turn, &[k]));
-            let (k, v) = (g.cache("keys", k), g.cache("values", v));
-            let scale = (head_dim as f32).powf(-0.5);
-            let op =
-                Op::Attention { heads, kv_heads: heads, head_dim, scale, softcap: None, window: None, sinks: None };
-            let a = g.apply("o_in", op, &[q, k, v]);
-            let o = g.linear(a, "attention.dense", hidden, bias);
+            let o = attention.build(&mut g, n, Reach { rope: Some(0), window: None });
             let mid = g.add("residual_mid", x, o);
             let mlp_from = if parallel { x } else { mid };
             let n = g.layer_norm(
@@ -72,19 +59,8 @@ impl Architecture for GptNeox {
             let y = g.add("residual_out", mid, m);
             g.finish(y)
         };
-        let mut head = Builder::new("residual", hidden);
-        let n = head.layer_norm("head_in", Graph::INPUT, "final_layer_norm.weight", Some("final_layer_norm.bias"), eps);
-        let logits = head.linear(n, "lm_head", vocabulary, false);
-        Ok(Model {
-            embed: embedding(hidden, vocabulary, None),
-            blocks: (0..c.layers()?).map(block).collect(),
-            head: head.finish(logits),
-            ropes: vec![rope],
-            vocabulary,
-            hidden,
-            context: c.usize_opt("max_position_embeddings")?.unwrap_or(2048),
-            is_tied: c.bool_or("tie_word_embeddings", false)?,
-        })
+        let norm = LastNorm::Layer("final_layer_norm.weight", Some("final_layer_norm.bias"), eps);
+        Decoder { norm, ..Decoder::rms(eps) }.model(c, vec![rope], block)
     }
 
     fn source(&self, container: Container, c: &Config<'_>, part: Part, name: &str) -> Option<Source> {

@@ -2,7 +2,8 @@ use fewbit_format::Result;
 
 use super::Architecture;
 use super::attention::{Reach, SelfAttention};
-use super::llama::{MLP, embedding, llama_source, silu_only, swiglu};
+use super::decoder::Decoder;
+use super::llama::{MLP, llama_source, silu_only, swiglu};
 use crate::{Activation, Builder, Config, Container, Graph, Model, Op, Part, Rope, Source};
 
 /// Granite: Llama with factors on the embedding, on what is added to the stream, on scores and logits.
@@ -15,7 +16,7 @@ impl Architecture for Granite {
     }
 
     fn model(&self, c: &Config<'_>) -> Result<Model> {
-        let (hidden, vocabulary) = (c.usize("hidden_size")?, c.usize("vocab_size")?);
+        let hidden = c.usize("hidden_size")?;
         let (mlp, eps) = (c.usize("intermediate_size")?, c.eps("rms_norm_eps", 1e-6)?);
         silu_only(c)?;
         let (bias, mlp_bias) = (c.bool_or("attention_bias", false)?, c.bool_or("mlp_bias", false)?);
@@ -40,20 +41,13 @@ impl Architecture for Granite {
             let y = g.add("residual_out", x, m);
             g.finish(y)
         };
-        let mut head = Builder::new("residual", hidden);
-        let n = head.rms_norm("head_in", Graph::INPUT, "norm.weight", eps);
-        let logits = head.linear(n, "lm_head", vocabulary, false);
-        let logits = head.apply("scaled", Op::Scale { factor: (1.0 / scaling) as f32 }, &[logits]);
-        Ok(Model {
-            embed: embedding(hidden, vocabulary, Some(c.f64_or("embedding_multiplier", 1.0)? as f32)),
-            blocks: (0..c.layers()?).map(block).collect(),
-            head: head.finish(logits),
-            ropes: vec![rope],
-            vocabulary,
-            hidden,
-            context: c.usize_opt("max_position_embeddings")?.unwrap_or(2048),
-            is_tied: c.bool_or("tie_word_embeddings", true)?,
-        })
+        let decoder = Decoder {
+            embedding_scale: Some(c.f64_or("embedding_multiplier", 1.0)? as f32),
+            logits: Some(Op::Scale { factor: (1.0 / scaling) as f32 }),
+            is_tied: true,
+            ..Decoder::rms(eps)
+        };
+        decoder.model(c, vec![rope], block)
     }
 
     fn source(&self, container: Container, c: &Config<'_>, part: Part, name: &str) -> Option<Source> {

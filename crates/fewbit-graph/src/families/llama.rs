@@ -1,6 +1,7 @@
 use fewbit_format::{Error, Result};
 
 use super::attention::{Norm, Reach, SelfAttention};
+use super::decoder::Decoder;
 use super::{Architecture, llama_like_gguf, llama_like_module};
 use crate::{Activation, Builder, Config, Container, Graph, Model, Op, Part, Rope, Rows, Source, ValueId};
 
@@ -68,7 +69,7 @@ pub(super) fn pre_norm_model(c: &Config<'_>, family: &PreNorm) -> Result<Model> 
 
 /// The same with the family's own windows and MLP.
 pub(super) fn pre_norm_model_with(c: &Config<'_>, family: &PreNorm, window: &Window, mlp: Mlp<'_>) -> Result<Model> {
-    let (hidden, vocabulary) = (c.usize("hidden_size")?, c.usize("vocab_size")?);
+    let hidden = c.usize("hidden_size")?;
     let eps = c.eps("rms_norm_eps", 1e-6)?;
     silu_only(c)?;
     let attention = SelfAttention {
@@ -90,19 +91,7 @@ pub(super) fn pre_norm_model_with(c: &Config<'_>, family: &PreNorm, window: &Win
         let y = g.add("residual_out", x, m);
         g.finish(y)
     };
-    let mut head = Builder::new("residual", hidden);
-    let n = head.rms_norm("head_in", Graph::INPUT, "norm.weight", eps);
-    let logits = head.linear(n, "lm_head", vocabulary, false);
-    Ok(Model {
-        embed: embedding(hidden, vocabulary, None),
-        blocks: (0..c.layers()?).map(block).collect(),
-        head: head.finish(logits),
-        ropes: vec![rope],
-        vocabulary,
-        hidden,
-        context: c.usize_opt("max_position_embeddings")?.unwrap_or(2048),
-        is_tied: c.bool_or("tie_word_embeddings", false)?,
-    })
+    Decoder::rms(eps).model(c, vec![rope], block)
 }
 
 /// Refuses another activation than this family's.
@@ -131,16 +120,6 @@ pub(super) fn swiglu(
     let act = g.apply("gate_act", Op::Activation(activation), &[gate]);
     let h = g.apply("down_in", Op::Mul, &[act, up]);
     g.linear(h, down, hidden, bias)
-}
-
-/// Token ids to the residual stream, scaled where the family does so.
-pub(super) fn embedding(hidden: usize, vocabulary: usize, scale: Option<f32>) -> Graph {
-    let mut g = Builder::new("ids", 1);
-    let mut e = g.embedding("embed_tokens", vocabulary, hidden);
-    if let Some(factor) = scale {
-        e = g.apply("scaled", Op::Scale { factor }, &[e]);
-    }
-    g.finish(e)
 }
 
 /// Which layers see only a window of positions.

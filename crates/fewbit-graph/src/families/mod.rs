@@ -5,6 +5,7 @@ use crate::{Config, Container, Model, Part, Source};
 
 mod attention;
 mod cohere;
+mod decoder;
 mod experts;
 mod falcon;
 mod gemma;

@@ -1,7 +1,8 @@
 use fewbit_format::Result;
 
 use super::attention::{Norm, Reach, SelfAttention};
-use super::llama::{MLP, embedding, silu_only, swiglu};
+use super::decoder::Decoder;
+use super::llama::{MLP, silu_only, swiglu};
 use super::{Architecture, llama_like_gguf, llama_like_module};
 use crate::{Activation, Builder, Config, Container, Graph, Model, Part, Rope, Source};
 
@@ -15,7 +16,7 @@ impl Architecture for Olmo2 {
     }
 
     fn model(&self, c: &Config<'_>) -> Result<Model> {
-        let (hidden, vocabulary) = (c.usize("hidden_size")?, c.usize("vocab_size")?);
+        let hidden = c.usize("hidden_size")?;
         let (mlp, eps) = (c.usize("intermediate_size")?, c.eps("rms_norm_eps", 1e-5)?);
         silu_only(c)?;
         let bias = c.bool_or("attention_bias", false)?;
@@ -33,19 +34,7 @@ impl Architecture for Olmo2 {
             let y = g.add("residual_out", x, m);
             g.finish(y)
         };
-        let mut head = Builder::new("residual", hidden);
-        let n = head.rms_norm("head_in", Graph::INPUT, "norm.weight", eps);
-        let logits = head.linear(n, "lm_head", vocabulary, false);
-        Ok(Model {
-            embed: embedding(hidden, vocabulary, None),
-            blocks: (0..c.layers()?).map(block).collect(),
-            head: head.finish(logits),
-            ropes: vec![rope],
-            vocabulary,
-            hidden,
-            context: c.usize_opt("max_position_embeddings")?.unwrap_or(2048),
-            is_tied: c.bool_or("tie_word_embeddings", false)?,
-        })
+        Decoder::rms(eps).model(c, vec![rope], block)
     }
 
     fn source(&self, container: Container, _: &Config<'_>, part: Part, name: &str) -> Option<Source> {

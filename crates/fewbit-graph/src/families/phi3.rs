@@ -1,7 +1,8 @@
 use fewbit_format::Result;
 
-use super::attention::{Reach, SelfAttention};
-use super::llama::{MLP, embedding, silu_only, swiglu, window};
+use super::attention::{PARTIAL, Reach, SelfAttention};
+use super::decoder::Decoder;
+use super::llama::{MLP, silu_only, swiglu, window};
 use super::{Architecture, llama_like_gguf, llama_like_module};
 use crate::{Activation, Builder, Config, Container, Graph, Model, Part, Rope, Rows, Source};
 
@@ -15,10 +16,10 @@ impl Architecture for Phi3 {
     }
 
     fn model(&self, c: &Config<'_>) -> Result<Model> {
-        let (hidden, vocabulary) = (c.usize("hidden_size")?, c.usize("vocab_size")?);
+        let hidden = c.usize("hidden_size")?;
         let (mlp, eps) = (c.usize("intermediate_size")?, c.eps("rms_norm_eps", 1e-5)?);
         silu_only(c)?;
-        let attention = SelfAttention::of(c)?.partly_rotated(c, 1.0)?;
+        let attention = SelfAttention::of(c)?.partly_rotated(c, PARTIAL, 1.0)?;
         let rope = Rope::from_config(c, attention.rotary_dims)?;
         let window = window(c, true)?;
         let block = |layer: usize| {
@@ -32,20 +33,7 @@ impl Architecture for Phi3 {
             let y = g.add("residual_out", x, m);
             g.finish(y)
         };
-        let mut head = Builder::new("residual", hidden);
-        let n = head.rms_norm("head_in", Graph::INPUT, "norm.weight", eps);
-        let logits = head.linear(n, "lm_head", vocabulary, false);
-        let context = c.usize_opt("max_position_embeddings")?.unwrap_or(4096);
-        Ok(Model {
-            embed: embedding(hidden, vocabulary, None),
-            blocks: (0..c.layers()?).map(block).collect(),
-            head: head.finish(logits),
-            context: rope.reach.map_or(context, |reach| context.min(reach)),
-            ropes: vec![rope],
-            vocabulary,
-            hidden,
-            is_tied: c.bool_or("tie_word_embeddings", false)?,
-        })
+        Decoder { context: 4096, ..Decoder::rms(eps) }.model(c, vec![rope], block)
     }
 
     fn source(&self, container: Container, c: &Config<'_>, part: Part, name: &str) -> Option<Source> {

@@ -1,7 +1,8 @@
 use fewbit_format::{Error, Result};
 
-use super::attention::{Reach, SelfAttention};
-use super::llama::{MLP, embedding, silu_only, swiglu};
+use super::attention::{PARTIAL, Reach, SelfAttention};
+use super::decoder::{Decoder, LastNorm};
+use super::llama::{MLP, silu_only, swiglu};
 use super::{Architecture, llama_like_gguf, llama_like_module};
 use crate::{Activation, Builder, Config, Container, Graph, Model, Part, Rope, Source};
 
@@ -15,7 +16,7 @@ impl Architecture for StableLm {
     }
 
     fn model(&self, c: &Config<'_>) -> Result<Model> {
-        let (hidden, vocabulary) = (c.usize("hidden_size")?, c.usize("vocab_size")?);
+        let hidden = c.usize("hidden_size")?;
         let (mlp, eps) = (c.usize("intermediate_size")?, c.eps("layer_norm_eps", 1e-5)?);
         silu_only(c)?;
         if c.bool_or("qk_layernorm", false)? {
@@ -23,7 +24,7 @@ impl Architecture for StableLm {
         }
         let parallel = c.bool_or("use_parallel_residual", false)?;
         let attention = SelfAttention { qkv_bias: c.bool_or("use_qkv_bias", false)?, ..SelfAttention::of(c)? };
-        let attention = attention.partly_rotated(c, 0.25)?;
+        let attention = attention.partly_rotated(c, PARTIAL, 0.25)?;
         let rope = Rope::from_config(c, attention.rotary_dims)?;
         let block = |_| {
             let mut g = Builder::new("residual", hidden);
@@ -41,19 +42,8 @@ impl Architecture for StableLm {
             let y = g.add("residual_out", x, m);
             g.finish(y)
         };
-        let mut head = Builder::new("residual", hidden);
-        let n = head.layer_norm("head_in", Graph::INPUT, "norm.weight", Some("norm.bias"), eps);
-        let logits = head.linear(n, "lm_head", vocabulary, false);
-        Ok(Model {
-            embed: embedding(hidden, vocabulary, None),
-            blocks: (0..c.layers()?).map(block).collect(),
-            head: head.finish(logits),
-            ropes: vec![rope],
-            vocabulary,
-            hidden,
-            context: c.usize_opt("max_position_embeddings")?.unwrap_or(4096),
-            is_tied: c.bool_or("tie_word_embeddings", false)?,
-        })
+        let norm = LastNorm::Layer("norm.weight", Some("norm.bias"), eps);
+        Decoder { norm, context: 4096, ..Decoder::rms(eps) }.model(c, vec![rope], block)
     }
 
     fn source(&self, container: Container, _: &Config<'_>, part: Part, name: &str) -> Option<Source> {
