@@ -205,6 +205,20 @@ CASES = {
                   dict(rope_scaling=dict(beta_fast=4.0, beta_slow=1.0, factor=4.0, rope_type="yarn", truncate=True,
                                          original_max_position_embeddings=32))],
     ),
+    # As the released sizes below 27B: every sixth layer sees everything, queries are divided by a head's size.
+    "gemma3-six": dict(
+        store="bfloat16",
+        config=dict(
+            architectures=["Gemma3ForCausalLM"], model_type="gemma3_text", vocab_size=64, hidden_size=32,
+            intermediate_size=32, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=1, head_dim=16,
+            bos_token_id=2, eos_token_id=1, pad_token_id=0, hidden_activation="gelu_pytorch_tanh",
+            initializer_range=0.02, attention_bias=False, attention_dropout=0.0, attn_logit_softcapping=None,
+            final_logit_softcapping=None, max_position_embeddings=128, query_pre_attn_scalar=16, rms_norm_eps=1e-6,
+            sliding_window=8, sliding_window_pattern=6, use_cache=True, rope_theta=1000000.0,
+            rope_local_base_freq=10000.0),
+        mistakes=[dict(query_pre_attn_scalar=8), dict(sliding_window=128), dict(sliding_window_pattern=3),
+                  dict(rope_local_base_freq=1000000.0), dict(rope_theta=10000.0)],
+    ),
     # Both caps, a window on every second layer.
     "gemma2": dict(
         store="bfloat16",

@@ -114,6 +114,9 @@ fn longrope(c: &Config<'_>, s: &Map<String, Value>, inv: &mut [f64]) -> Result<(
         Some(_) => number(s, "original_max_position_embeddings")?,
         None => c.usize("original_max_position_embeddings")? as f64,
     };
+    if trained < 2.0 {
+        return Err(c.wrong("original_max_position_embeddings", &trained.into()));
+    }
     let all = c.usize("max_position_embeddings")? as f64;
     let divisors = s.get("short_factor").and_then(Value::as_array);
     let divisors = divisors.filter(|d| d.len() == inv.len()).ok_or_else(|| {

@@ -62,7 +62,7 @@ fn distance(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// Families whose norms stand between the linears and the stream, which no rotation passes.
-const NORMS_BEHIND: [&str; 4] = ["gemma2", "gemma3", "glm4", "olmo2"];
+const NORMS_BEHIND: [&str; 5] = ["gemma2", "gemma3", "gemma3-six", "glm4", "olmo2"];
 
 /// A recipe that rotates these spaces and rounds nothing.
 fn recipe(kind: &str, spaces: &[&str]) -> String {

@@ -36,32 +36,33 @@ fn refused(what: &str) -> Error {
     Error::input(what).hint("write it with `--format compressed-tensors` or `--format fewbit`")
 }
 
-/// The windows of the layers, as far as the model reaches beyond them.
-fn windows(file: &ModelFile) -> Vec<Option<usize>> {
-    let model = file.model();
-    let of = |g: &Graph| {
-        let attention =
-            g.nodes.iter().find_map(|n| if let Op::Attention { window, .. } = n.op { window } else { None });
-        attention.filter(|w| *w < model.context)
-    };
-    model.blocks.iter().map(of).collect()
+/// The windows of the layers.
+fn windows(file: &ModelFile) -> impl Iterator<Item = Option<usize>> {
+    let of =
+        |g: &Graph| g.nodes.iter().find_map(|n| if let Op::Attention { window, .. } = n.op { window } else { None });
+    file.model().blocks.iter().map(of)
 }
 
-/// Which layers have a window is in llama.cpp's code.
+/// Which layers see everything is in llama.cpp's code, for the families that have windows there.
+fn sees_all(family: &GgufFamily) -> Option<fn(usize) -> bool> {
+    match family.name {
+        "gemma2" => Some(|layer| layer % 2 == 1),
+        "gemma3" => Some(|layer| layer % 6 == 5),
+        "cohere2" => Some(|layer| layer % 4 == 3),
+        _ => None,
+    }
+}
+
 fn check_window(file: &ModelFile, family: &GgufFamily) -> Result<()> {
-    let windows = windows(file);
-    let Some(window) = windows.iter().flatten().next() else { return Ok(()) };
-    let is_full: fn(usize) -> bool = match family.name {
-        "gemma2" => |layer| layer % 2 == 1,
-        "gemma3" => |layer| layer % 6 == 5,
-        "cohere2" => |layer| layer % 4 == 3,
-        name => {
-            return Err(refused(&format!(
-                "attention sees a window of {window} positions, which llama.cpp ignores for `{name}`"
-            )));
-        }
+    let Some(sees_all) = sees_all(family) else {
+        let window = windows(file).flatten().find(|w| *w < file.model().context);
+        let Some(window) = window else { return Ok(()) };
+        let name = family.name;
+        return Err(refused(&format!(
+            "attention sees a window of {window} positions, which llama.cpp ignores for `{name}`"
+        )));
     };
-    match windows.iter().enumerate().find(|(layer, w)| w.is_none() != is_full(*layer)) {
+    match windows(file).enumerate().find(|(layer, w)| w.is_none() != sees_all(*layer)) {
         None => Ok(()),
         Some((layer, _)) => {
             Err(refused(&format!("layer {layer} has another window than llama.cpp gives it in `{}`", family.name)))
@@ -158,7 +159,7 @@ fn figures(file: &ModelFile, family: &GgufFamily, keys: &mut Vec<(String, Value)
     for (key, value) in rotation::keys(json)? {
         put(key, value);
     }
-    if let Some(window) = windows(file).into_iter().flatten().next() {
+    if let (Some(_), Some(window)) = (sees_all(family), windows(file).flatten().next()) {
         put("attention.sliding_window", size(window));
     }
     for (to, from) in family.numbers {

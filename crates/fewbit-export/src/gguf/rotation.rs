@@ -6,12 +6,18 @@ use serde_json::{Map, Value as Json};
 
 /// The base of the rotation.
 pub(super) fn base(config: &Map<String, Json>) -> f64 {
-    let of_parameters = config.get("rope_parameters").and_then(|p| p.get("rope_theta")).and_then(Json::as_f64);
+    let of_parameters = parameters(config).and_then(|p| p.get("rope_theta")).and_then(Json::as_f64);
     of_parameters.or_else(|| config.get("rope_theta").and_then(Json::as_f64)).unwrap_or(10000.0)
 }
 
+/// `rope_parameters`, or those of the layers that see everything where they are told apart (Gemma 3).
+fn parameters(config: &Map<String, Json>) -> Option<&Map<String, Json>> {
+    let all = config.get("rope_parameters")?.as_object()?;
+    all.get("full_attention").and_then(Json::as_object).or(Some(all))
+}
+
 fn scaling(config: &Map<String, Json>) -> Option<&Map<String, Json>> {
-    ["rope_parameters", "rope_scaling"].into_iter().find_map(|key| config.get(key)?.as_object())
+    parameters(config).or_else(|| config.get("rope_scaling")?.as_object())
 }
 
 fn kind(config: &Map<String, Json>) -> &str {
@@ -97,6 +103,10 @@ mod tests {
         let yarn =
             json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}});
         assert!(keys_of(&yarn).unwrap().contains(&("rope.scaling.original_context_length", Value::U32(32768))));
+        let full = json!({"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6});
+        let gemma = json!({"rope_parameters": {"full_attention": full, "sliding_attention": {"rope_theta": 1e4}}});
+        assert_eq!(base(gemma.as_object().unwrap()), 1e6);
+        assert_eq!(keys_of(&gemma).unwrap()[1], ("rope.scaling.factor", Value::F32(8.0)));
         let own = json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.0}});
         assert!(keys_of(&own).unwrap_err().to_string().starts_with("the YaRN scaling has an `attention_factor` of 1,"));
     }

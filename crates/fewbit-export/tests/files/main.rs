@@ -83,6 +83,7 @@ fn every_family_that_is_written_has_its_logits() {
         "qwen2",
         "qwen3",
         "gemma2",
+        "gemma3-six",
         "olmo2",
         "granite",
         "stablelm",
