@@ -84,7 +84,7 @@ impl<'a> Shard<'a> {
             let offset = if source.stored == Stored::MinusOne { -1.0 } else { 0.0 };
             let values: Vec<f32> = values.iter().map(|x| x + offset).collect();
             let dtype = self.file.vector_dtype(part, v.name)?;
-            self.tensors.push((source.name, Tensor::from_f32(dtype, &[v.dim], &values)?));
+            self.tensors.push((source.name, Tensor::from_f32(dtype, &v.shape(), &values)?));
         }
         Ok(())
     }

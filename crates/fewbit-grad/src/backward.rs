@@ -68,9 +68,9 @@ fn is_needed(graph: &Graph, edges: &dyn Edges, gradients: &Gradients) -> Vec<boo
             }
             Op::ExpertLinear { .. } => (graph.linears_of(node).into_iter())
                 .any(|(_, w)| gradients.weights[w].is_some() || gradients.biases[w].is_some()),
-            Op::Attention { sinks: Some(vector), .. } | Op::RmsNorm { gain: vector, .. } => {
-                gradients.vectors[vector].is_some()
-            }
+            Op::Attention { sinks: Some(vector), .. }
+            | Op::RmsNorm { gain: vector, .. }
+            | Op::Positions { table: vector, .. } => gradients.vectors[vector].is_some(),
             Op::LayerNorm { gain, bias, .. } => {
                 let is_asked = |v: VectorId| gradients.vectors[v].is_some();
                 is_asked(gain) || bias.is_some_and(is_asked)
@@ -251,6 +251,13 @@ impl Step<'_> {
         };
         match &node.op {
             Op::Cache { .. } => {}
+            Op::Positions { table, first } => {
+                if let Some(sum) = &mut gradients.vectors[*table] {
+                    for (d, position) in d.chunks_exact(dim).zip(self.batch.positions()) {
+                        elementwise::add(&mut sum[(position + first) * dim..][..dim], d);
+                    }
+                }
+            }
             Op::Scale { factor } => team.for_rows(dim, d, &|_, d| elementwise::scale(d, *factor)),
             Op::Softcap { cap } => each(d, &|x, d| elementwise::softcap_backward(x, d, *cap)),
             Op::Activation(f) => each(

@@ -5,7 +5,7 @@ use fewbit_graph::{Graph, Node, Op, ValueId, WeightId};
 use fewbit_kernel::attention::{AttentionShape, attention_with_log_sums};
 use fewbit_kernel::product::{Weights, product_nt};
 use fewbit_kernel::{Team, elementwise};
-use fewbit_runtime::{Batch, Dispatched, Rotations, run_rowwise};
+use fewbit_runtime::{Batch, Dispatched, Rotations, add_positions, run_rowwise};
 
 use crate::input::seen;
 use crate::{Edges, Saved, View};
@@ -161,6 +161,12 @@ impl Function {
                     out.copy_from_slice(inputs[0]);
                 }
             }
+            Op::Positions { table, first } => {
+                if reused.is_none() {
+                    out.copy_from_slice(inputs[0]);
+                }
+                add_positions(out, dim, parameters.vectors[*table], *first, batch);
+            }
             Op::Attention { .. } => {
                 let shape = attention_shape(&node.op, parameters).expect("the arm's operation");
                 let mut sums = pool.take(batch.tokens() * shape.heads);
@@ -225,6 +231,7 @@ fn check(graph: &Graph, node: &Node) -> Result<()> {
             | Op::Activation(_)
             | Op::Softcap { .. }
             | Op::Rope { .. }
+            | Op::Positions { .. }
             | Op::Cache { .. }
             | Op::Attention { .. }
             | Op::Gate

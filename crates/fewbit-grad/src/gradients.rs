@@ -33,7 +33,7 @@ impl Gradients {
         Self {
             weights: graph.weights.iter().map(|w| Some(Mat::zeros(w.shape[0], w.shape[1]))).collect(),
             biases: graph.weights.iter().map(biased).collect(),
-            vectors: graph.vectors.iter().map(|v| Some(vec![0.0; v.dim])).collect(),
+            vectors: graph.vectors.iter().map(|v| Some(vec![0.0; v.len()])).collect(),
             wants_input: true,
         }
     }

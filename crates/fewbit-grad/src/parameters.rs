@@ -90,8 +90,8 @@ impl View<'_> {
             }
         }
         for (expected, found) in graph.vectors.iter().zip(&self.vectors) {
-            if found.len() != expected.dim {
-                let reason = format!("has {} numbers, where {} are needed", found.len(), expected.dim);
+            if found.len() != expected.len() {
+                let reason = format!("has {} numbers, where {} are needed", found.len(), expected.len());
                 return Err(Error::input(reason).tensor(expected.name));
             }
         }

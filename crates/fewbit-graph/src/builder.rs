@@ -36,8 +36,16 @@ impl Builder {
 
     /// A vector that an operation names.
     pub fn vector(&mut self, name: &'static str, dim: usize) -> VectorId {
-        self.graph.vectors.push(Vector { name, dim });
+        self.graph.vectors.push(Vector { name, rows: None, dim });
         self.graph.vectors.len() - 1
+    }
+
+    /// [`Op::Positions`] with a table of `rows` rows, the first position's being `first`.
+    pub fn positions(&mut self, x: ValueId, table: &'static str, rows: usize, first: usize) -> ValueId {
+        let dim = self.dim(x);
+        self.graph.vectors.push(Vector { name: table, rows: Some(rows), dim });
+        let table = self.graph.vectors.len() - 1;
+        self.node("positioned", dim, Op::Positions { table, first }, &[x])
     }
 
     /// Width of a value.

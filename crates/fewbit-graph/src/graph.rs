@@ -58,13 +58,32 @@ pub struct Weight {
     pub is_gate: bool,
 }
 
-/// A vector of a norm, or the sinks of attention.
+/// A vector of a norm, the sinks of attention, or a vector for each position.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Vector {
     /// Path within the block, such as `input_layernorm.weight`.
     pub name: &'static str,
-    /// Length.
+    /// How many vectors, one behind the other, where it is a table; else one.
+    pub rows: Option<usize>,
+    /// Length of one.
     pub dim: usize,
+}
+
+impl Vector {
+    /// Numbers in all.
+    pub fn len(&self) -> usize {
+        self.rows.unwrap_or(1) * self.dim
+    }
+
+    /// Whether there is no number.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Shape of the tensor.
+    pub fn shape(&self) -> Vec<usize> {
+        self.rows.into_iter().chain([self.dim]).collect()
+    }
 }
 
 /// The non-linearities.
@@ -146,6 +165,13 @@ pub enum Op {
         head_dim: usize,
         /// Values of a head that turn.
         rotary_dims: usize,
+    },
+    /// `x` → `x + table[position + first]`: learned positions.
+    Positions {
+        /// `[rows, dim]`.
+        table: VectorId,
+        /// Row of the first position.
+        first: usize,
     },
     /// `x` → all rows of the sequence up to this one, remembered in `slot`.
     Cache {
@@ -290,6 +316,6 @@ impl Graph {
         let weights: u64 = (self.weights.iter())
             .map(|w| (w.shape[0] * w.shape[1] + if w.has_bias { w.shape[0] } else { 0 }) as u64)
             .sum();
-        weights + self.vectors.iter().map(|v| v.dim as u64).sum::<u64>()
+        weights + self.vectors.iter().map(|v| v.len() as u64).sum::<u64>()
     }
 }

@@ -1,4 +1,4 @@
-use crate::{Graph, Rope};
+use crate::{Graph, Op, Rope};
 
 /// One of the graphs of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,6 +47,15 @@ impl Model {
             Part::Block(i) => &self.blocks[i],
             Part::Head => &self.head,
         }
+    }
+
+    /// Positions for which there are learned vectors, where positions enter so.
+    pub fn learned_positions(&self) -> Option<usize> {
+        let of = |g: &Graph, op: &Op| match *op {
+            Op::Positions { table, first } => Some(g.vectors[table].rows.unwrap_or(0).saturating_sub(first)),
+            _ => None,
+        };
+        self.blocks.iter().flat_map(|g| g.nodes.iter().filter_map(|n| of(g, &n.op))).min()
     }
 
     /// Numbers in all tensors, a tied matrix counted once.

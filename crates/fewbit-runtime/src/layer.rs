@@ -5,7 +5,7 @@ use fewbit_format::{ActivationFormat, Error, QuantizedLinear, Result};
 use fewbit_graph::{Edge, Graph, Node, Op, Rope, Routed, ValueId};
 use fewbit_kernel::Team;
 use fewbit_kernel::attention::{AttentionShape, CacheType, Sequence, attention, attention_cached};
-use fewbit_kernel::elementwise::round_to_f16;
+use fewbit_kernel::elementwise::{self, round_to_f16};
 use fewbit_kernel::linear::{Arithmetic, Kernel, choose};
 use fewbit_store::PartWeights;
 use smallvec::SmallVec;
@@ -415,6 +415,12 @@ impl Layer {
                     }
                 }
             }
+            Op::Positions { table, first } => {
+                if reused.is_none() {
+                    out.copy_from_slice(inputs[0]);
+                }
+                add_positions(out, dim, &self.vectors[*table], *first, batch);
+            }
             Op::Attention { heads, kv_heads, head_dim, scale, softcap, window, sinks } => {
                 let shape = AttentionShape {
                     heads: *heads,
@@ -484,6 +490,16 @@ impl std::fmt::Debug for Layer {
     }
 }
 
+/// Adds to each row of `x [tokens, dim]` the row of `table` for its position.
+///
+/// # Panics
+/// If the table ends before a position does.
+pub fn add_positions(x: &mut [f32], dim: usize, table: &[f32], first: usize, batch: &Batch) {
+    for (row, position) in x.chunks_exact_mut(dim).zip(batch.positions()) {
+        elementwise::add(row, &table[(position + first) * dim..][..dim]);
+    }
+}
+
 /// Inputs of a node, or linears of one input, for lists on the stack: more are possible.
 const FEW: usize = 4;
 
@@ -496,6 +512,7 @@ fn reusable(node: &Node, dead: &[ValueId]) -> Option<usize> {
         | Op::Activation(_)
         | Op::Softcap { .. }
         | Op::Rope { .. }
+        | Op::Positions { .. }
         | Op::Cache { .. }
         | Op::Gate
         | Op::ClampedGlu { .. } => Some(0).filter(|i| is_free(*i)),

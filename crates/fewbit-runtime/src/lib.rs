@@ -27,7 +27,7 @@ pub use distribution::Distribution;
 pub use fewbit_kernel::linear::Arithmetic;
 pub use generate::{Finish, Generated, Generation, Limits};
 pub use hooks::{Hooks, NoHooks};
-pub use layer::{Layer, Rotations, Workspace};
+pub use layer::{Layer, Rotations, Workspace, add_positions};
 pub use reader::PROMPT_CHUNK;
 pub use routing::Dispatched;
 pub use rowwise::run_rowwise;

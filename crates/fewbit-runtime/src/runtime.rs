@@ -122,6 +122,7 @@ impl Runtime {
         Kept { workspace, rotations, x }: &mut Kept,
         logits: &mut Vec<f32>,
     ) -> Result<()> {
+        check_positions(&self.model, batch)?;
         write_embedding(&self.model.embed, &self.embedding, ids, x)?;
         rotations.fill(&self.model.ropes, batch);
         for (i, layer) in self.layers.iter().enumerate() {
@@ -189,6 +190,16 @@ impl Runtime {
         for (i, layer) in self.layers.iter().enumerate() {
             layer.run(&self.team, batch, &rotations, None, &mut *hooks(i), &mut workspace, x);
         }
+    }
+}
+
+/// Whether there is a learned vector for each position of a batch.
+fn check_positions(model: &Model, batch: &Batch) -> Result<()> {
+    let Some(rows) = model.learned_positions() else { return Ok(()) };
+    match batch.positions().max().filter(|p| *p >= rows) {
+        None => Ok(()),
+        Some(p) => Err(Error::input(format!("position {p} is beyond those that the model has learned, {rows} in all"))
+            .hint("take a shorter text")),
     }
 }
 

@@ -481,7 +481,7 @@ impl ModelFile {
                 }
             }
             for v in &graph.vectors {
-                self.check_shape(&self.source(part, v.name)?.name, &[v.dim])?;
+                self.check_shape(&self.source(part, v.name)?.name, &v.shape())?;
             }
         }
         Ok(())
@@ -490,7 +490,9 @@ impl ModelFile {
     /// Refuses a configuration that leaves the last blocks out.
     fn check_depth(&self) -> Result<()> {
         let layers = self.model.blocks.len();
-        let Some(first) = self.model.blocks.first().and_then(|g| g.vectors.first()) else { return Ok(()) };
+        let vectors = self.model.blocks.first().map(|g| g.vectors.iter()).into_iter().flatten();
+        // A table of positions is in the first block alone.
+        let Some(first) = vectors.into_iter().find(|v| v.rows.is_none()) else { return Ok(()) };
         let name = self.source(Part::Block(layers), first.name)?.name;
         if !self.checkpoint.contains(&name) {
             return Ok(());

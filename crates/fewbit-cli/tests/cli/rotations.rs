@@ -61,8 +61,8 @@ fn distance(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / rms
 }
 
-/// Families whose norms stand between the linears and the stream, which no rotation passes.
-const NORMS_BEHIND: [&str; 5] = ["gemma2", "gemma3", "gemma3-six", "glm4", "olmo2"];
+/// Families whose stream cannot be rotated: norms stand between it and the linears, or learned positions are added.
+const FIXED: [&str; 6] = ["gemma2", "gemma3", "gemma3-six", "glm4", "olmo2", "opt"];
 
 /// A recipe that rotates these spaces and rounds nothing.
 fn recipe(kind: &str, spaces: &[&str]) -> String {
@@ -87,8 +87,8 @@ fn rotations_leave_the_logits_of_every_family() {
         let before = logits(&model);
         for kind in ["hadamard", "random"] {
             let ran = run(recipe(kind, &["residual", "heads"]), &[]);
-            let spaces: &[&str] = if NORMS_BEHIND.contains(&&*name) {
-                ran.refused(&["norm.weight", "rotation"]);
+            let spaces: &[&str] = if FIXED.contains(&&*name) {
+                ran.refused(&["a rotation of the", "stream"]);
                 &["heads"]
             } else {
                 ran.good();
@@ -99,7 +99,7 @@ fn rotations_leave_the_logits_of_every_family() {
             println!("{name} {kind}: {off:.1e}");
             assert!(off < TOLERANCE, "{name} {kind}: {off}");
             let config: Value = serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
-            assert_eq!(config["tie_word_embeddings"], json!(name.starts_with("gemma")), "{name}");
+            assert_eq!(config["tie_word_embeddings"], json!(name.starts_with("gemma") || name == "opt"), "{name}");
             let made = files(&out);
             run(recipe(kind, spaces), &["--threads", "3"]).good();
             same_bytes(&made, &files(&out), &format!("{name} {kind} with another number of threads"));
@@ -155,8 +155,8 @@ fn inputs_of_every_family_take_hadamard_matrices() {
     let rounds = "[[pass]]\nuse = \"transform.hadamard\"\n[[pass]]\nuse = \"grid.int\"\nbits = 8\ngroup = \"row\"\n[[pass]]\nuse = \"solve.nearest\"\n";
     for family in families() {
         let name = family.file_name().unwrap().to_string_lossy().into_owned();
-        let has_norms_behind = NORMS_BEHIND.contains(&&*name);
-        let spaces: &[&str] = if has_norms_behind { &["heads"] } else { &["residual", "heads"] };
+        let is_fixed = FIXED.contains(&&*name);
+        let spaces: &[&str] = if is_fixed { &["heads"] } else { &["residual", "heads"] };
         fs::write(&text, recipe("hadamard", spaces) + rounds).unwrap();
         let [model, out, text] = [&family, &out, &text].map(|p| p.to_str().unwrap());
         fewbit(&["quantize", model, "--out", out, "--recipe", text, "--force", "--json"]).good();
@@ -170,11 +170,12 @@ fn inputs_of_every_family_take_hadamard_matrices() {
         };
         let (down, query) = match &*name {
             n if n.starts_with("gpt_neox") || n.starts_with("falcon") => ("dense_4h_to_h", "query_key_value"),
+            "opt" => ("fc2", "q_proj"),
             n if n.starts_with("phi3") => ("down_proj", "qkv_proj"),
             _ => ("down_proj", "q_proj"),
         };
         assert!(has_map(down) || index.contains("w2.input.0.hadamard"), "{name}: {index}");
-        assert_eq!(has_map(query), has_norms_behind, "{name}: what a rotation reaches needs no map");
+        assert_eq!(has_map(query), is_fixed, "{name}: what a rotation reaches needs no map");
         assert!(!has_map("o_proj") && !has_map("attention.dense."), "{name}");
     }
 }

@@ -38,7 +38,7 @@ impl Plan {
     pub(crate) fn of(file: &ModelFile, family: &str) -> Result<Self> {
         let mut plan = Self { tensors: Vec::new(), rounded: 0 };
         if let Some(factors) = rotation::factors(file, family)? {
-            plan.plain("rope_freqs.weight".to_owned(), factors.len(), From::Numbers(factors));
+            plan.plain("rope_freqs.weight".to_owned(), vec![factors.len()], From::Numbers(factors));
         }
         for (part, graph) in file.model().parts() {
             for w in 0..graph.weights.len() {
@@ -47,7 +47,7 @@ impl Plan {
                 }
             }
             for (v, vector) in graph.vectors.iter().enumerate() {
-                plan.plain(name(file, part, vector.name)?.name, vector.dim, From::Vector(part, v));
+                plan.plain(name(file, part, vector.name)?.name, vector.shape(), From::Vector(part, v));
             }
             file.drop_pages(part);
         }
@@ -88,15 +88,15 @@ impl Plan {
         let plan = TensorPlan { name: format!("{}.weight", source.name), elements, shape: vec![rows, weight.shape[1]] };
         self.tensors.push((plan, From::Matrix(part, members.clone())));
         if weight.has_bias {
-            self.plain(format!("{}.bias", source.name), rows, From::Bias(part, members));
+            self.plain(format!("{}.bias", source.name), vec![rows], From::Bias(part, members));
         }
         Ok(())
     }
 
     /// Norms, biases and other vectors are F32 in every GGUF file.
-    fn plain(&mut self, name: String, len: usize, from: From) {
+    fn plain(&mut self, name: String, shape: Vec<usize>, from: From) {
         let elements = Elements::Plain(Dtype::F32);
-        self.tensors.push((TensorPlan { name, elements, shape: vec![len] }, from));
+        self.tensors.push((TensorPlan { name, elements, shape }, from));
     }
 
     /// The plans for the writer.

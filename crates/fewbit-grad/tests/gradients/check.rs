@@ -38,7 +38,8 @@ pub(crate) fn random_parameters(graph: &Graph, noise: &mut Noise) -> Parameters 
         weights.push(Mat::from_vec(w.shape[0], w.shape[1], values));
     }
     let biases = graph.weights.iter().map(|w| w.has_bias.then(|| noise.vec(w.shape[0]))).collect();
-    let vectors = graph.vectors.iter().map(|v| noise.vec(v.dim).into_iter().map(|v| 1.0 + 0.5 * v).collect()).collect();
+    let vectors =
+        graph.vectors.iter().map(|v| noise.vec(v.len()).into_iter().map(|v| 1.0 + 0.5 * v).collect()).collect();
     Parameters { weights, biases, vectors, inputs: Vec::new() }
 }
 

@@ -41,6 +41,7 @@ fn norms() {
 #[test]
 fn elementwise() {
     run("scale", 5, |g| g.apply("y", Op::Scale { factor: -1.7 }, &[X]));
+    run("positions", 5, |g| g.positions(X, "p", 9, 2));
     run("square", 5, |g| g.apply("y", Op::Mul, &[X, X]));
     run("double", 5, |g| g.add("y", X, X));
     run("product", 5, |g| {

@@ -130,6 +130,11 @@ impl Twin<'_> {
             Op::Activation(f) => x.iter().map(|v| activation(*f, *v)).collect(),
             Op::Softcap { cap } => x.iter().map(|v| f64::from(*cap) * (v / f64::from(*cap)).tanh()).collect(),
             Op::Cache { .. } => x.clone(),
+            Op::Positions { table, first } => {
+                let positions = self.sequences.iter().flat_map(|s| 0..s.len());
+                let added = positions.flat_map(|p| &point.vectors[*table][(p + first) * dim..][..dim]);
+                x.iter().zip(added).map(|(x, p)| x + p).collect()
+            }
             Op::Rope { rope, heads, head_dim, rotary_dims } => {
                 let mut y = x.clone();
                 let half = rotary_dims / 2;

@@ -31,11 +31,12 @@ impl Architecture for Falcon {
         let block = |_| {
             let mut g = Builder::new("residual", hidden);
             let x = Graph::INPUT;
-            let first = match norms {
-                Norms::Two => ["ln_attn.weight", "ln_attn.bias"],
-                _ => ["input_layernorm.weight", "input_layernorm.bias"],
+            let (name, [gain, offset]) = match norms {
+                Norms::Two => ("attn_in", ["ln_attn.weight", "ln_attn.bias"]),
+                Norms::One => ("block_in", ["input_layernorm.weight", "input_layernorm.bias"]),
+                Norms::OneByOne => ("attn_in", ["input_layernorm.weight", "input_layernorm.bias"]),
             };
-            let n = g.layer_norm("attn_in", x, first[0], Some(first[1]), eps);
+            let n = g.layer_norm(name, x, gain, Some(offset), eps);
             let o = attention.build(&mut g, n, Reach { rope: Some(0), window: None });
             let mid = g.add("residual_mid", x, o);
             let n = match norms {

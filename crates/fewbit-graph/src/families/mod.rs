@@ -16,6 +16,7 @@ mod granite;
 mod llama;
 mod mixtral;
 mod olmo2;
+mod opt;
 mod phi3;
 mod qwen2;
 mod qwen2_moe;
@@ -59,6 +60,7 @@ pub const FAMILIES: &[&dyn Architecture] = &[
     &glm4::Glm { has_post_norms: false },
     &glm4::Glm { has_post_norms: true },
     &falcon::Falcon,
+    &opt::Opt,
 ];
 
 /// The family of a configuration, by `model_type` or by the first of `architectures`: one of them is enough.

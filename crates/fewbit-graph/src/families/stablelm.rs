@@ -29,7 +29,8 @@ impl Architecture for StableLm {
         let block = |_| {
             let mut g = Builder::new("residual", hidden);
             let x = Graph::INPUT;
-            let n = g.layer_norm("attn_in", x, "input_layernorm.weight", Some("input_layernorm.bias"), eps);
+            let name = if parallel { "block_in" } else { "attn_in" };
+            let n = g.layer_norm(name, x, "input_layernorm.weight", Some("input_layernorm.bias"), eps);
             let o = attention.build(&mut g, n, Reach { rope: Some(0), window: None });
             let x = g.add("residual_mid", x, o);
             let n = if parallel {
