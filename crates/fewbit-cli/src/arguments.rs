@@ -9,7 +9,8 @@ use fewbit_kernel::Level;
 use serde_json::json;
 
 use crate::commands::{
-    bench, chat, completions, demo, eval, inspect, logits, make_model, make_stress, quantize, recipes, run, tokenize,
+    bench, chat, check, completions, convert, demo, eval, inspect, logits, make_model, make_stress, quantize, recipes,
+    run, tokenize,
 };
 use crate::output;
 use crate::session::Session;
@@ -56,6 +57,8 @@ pub(crate) struct ThreadCounts(pub(crate) Vec<usize>);
 pub(crate) enum Command {
     Demo(demo::Demo),
     Quantize(quantize::Quantize),
+    Convert(convert::Convert),
+    Check(check::Check),
     Eval(eval::Eval),
     Run(run::Run),
     Chat(chat::Chat),
@@ -77,6 +80,8 @@ impl Command {
         match self {
             Self::Demo(c) => c.run(session),
             Self::Quantize(c) => c.run(session),
+            Self::Convert(c) => c.run(session),
+            Self::Check(c) => c.run(session),
             Self::Eval(c) => c.run(session),
             Self::Run(c) => c.run(session),
             Self::Chat(c) => c.run(session),

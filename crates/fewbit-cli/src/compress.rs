@@ -1,10 +1,9 @@
 //! `fewbit quantize`: from what was typed to the engine's request, and the report.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use fewbit_engine::{
-    CalibrationSource, Format, Override, Pattern, Plan, Recipe, Report, Request, Settings, plan, quantize,
-};
+use fewbit_engine::{CalibrationSource, Override, Pattern, Plan, Recipe, Report, Request, Settings, plan, quantize};
 use fewbit_eval::bits_per_weight;
 use fewbit_format::{Error, Result};
 use fewbit_kernel::Team;
@@ -14,7 +13,8 @@ use fewbit_store::ModelFile;
 use serde_json::{Value, json};
 
 use crate::bundled::{CALIBRATION, model_name, resolve_model};
-use crate::commands::quantize::{FormatName, Quantize, Text};
+use crate::commands::check;
+use crate::commands::quantize::{Quantize, Text};
 use crate::memory::{PeakMemory, cpu_seconds};
 use crate::output::Output;
 use crate::progress::Progress;
@@ -22,10 +22,9 @@ use crate::session::Session;
 
 /// Does what the options ask for.
 pub(crate) fn run(options: &Quantize, session: &Session) -> Result<()> {
-    let request = request(options)?;
     let team = session.team();
     if options.dry_run {
-        return match plan(&request, flops_per_second(&team)) {
+        return match plan(&request(options)?, flops_per_second(&team)) {
             Ok(plan) => say_plan(&plan, &session.output),
             Err(e) => {
                 session.output.object(&json!({
@@ -37,11 +36,21 @@ pub(crate) fn run(options: &Quantize, session: &Session) -> Result<()> {
     }
     let (clock, cpu, memory) = (Instant::now(), cpu_seconds(), PeakMemory::start());
     let mut listener = Listener { output: &session.output, bar: None, is_quiet: false };
-    let report = quantize(&request, &team, &mut listener, session.stop)?;
+    let report = make(options, &team, &mut listener, session)?;
     let (peak_rss, peak_anon) = memory.finish();
     drop(listener);
     let measured = Measured { seconds: clock.elapsed().as_secs_f64(), cpu: cpu_seconds() - cpu, peak_rss, peak_anon };
     say_report(options, &report, &measured, session)
+}
+
+/// Makes the model, and says nothing of the result.
+pub(crate) fn make(
+    options: &Quantize,
+    team: &Arc<Team>,
+    listener: &mut Listener<'_>,
+    session: &Session,
+) -> Result<Report> {
+    quantize(&request(options)?, team, listener, session.stop)
 }
 
 struct Measured {
@@ -69,12 +78,7 @@ fn request(options: &Quantize) -> Result<Request<'static>> {
         settings,
         registry: &REGISTRY,
         out: options.out.clone(),
-        format: match options.format {
-            FormatName::Auto => Format::Auto,
-            FormatName::CompressedTensors => Format::CompressedTensors,
-            FormatName::Gguf => Format::Gguf,
-            FormatName::Fewbit => Format::Fewbit,
-        },
+        format: options.format.into(),
         keep: options.grid.keep.iter().map(Pattern::new).collect(),
         overrides: options.grid.overrides.iter().map(|o| Override::parse(o)).collect::<Result<_>>()?,
         requantize: options.requantize,
@@ -123,7 +127,8 @@ fn mib(bytes: u64) -> String {
 
 fn say_report(options: &Quantize, report: &Report, measured: &Measured, session: &Session) -> Result<()> {
     let output = &session.output;
-    let bits = bits_per_weight(&ModelFile::open(&options.out)?)?;
+    let written = ModelFile::open(&options.out)?;
+    let bits = bits_per_weight(&written)?;
     output.line(&format!(
         "{}: {:.3} bits per weight in the quantized linears, {:.3} in the model ({}); {:.1} s, {:.1} CPU-s, {} at most",
         options.out.display(),
@@ -143,6 +148,7 @@ fn say_report(options: &Quantize, report: &Report, measured: &Measured, session:
             counts().count()
         ))?;
     }
+    let loads = check::summary(&written, output)?;
     let sum = |f: fn(&fewbit_engine::BlockReport) -> f64| report.blocks.iter().map(f).sum::<f64>();
     let seconds = json!({
         "forward": sum(|b| b.forward_seconds), "gram": sum(|b| b.gram_seconds), "transform": sum(|b| b.transform_seconds),
@@ -151,6 +157,7 @@ fn say_report(options: &Quantize, report: &Report, measured: &Measured, session:
     output.object(&json!({
         "out": options.out,
         "format": report.format.name(),
+        "loads": loads,
         "seconds": measured.seconds,
         "cpu_seconds": measured.cpu,
         "seconds_by_work": seconds,

@@ -57,24 +57,9 @@ impl Finished<'_> {
         Ok(parts)
     }
 
-    /// Gives the shards their final names and writes the index; returns the scheme of every linear.
+    /// Writes the index; returns the scheme of every linear.
     fn index(&self, parts: &Path) -> Result<Schemes> {
-        let count = self.shards;
-        let (mut map, mut total) = (BTreeMap::new(), 0u64);
-        for i in 0..count {
-            let (working, name) = (parts.join(shard_name(i)), format!("model-{:05}-of-{count:05}.safetensors", i + 1));
-            let path = parts.join(&name);
-            if working.exists() {
-                rename(&working, &path)?;
-            }
-            let shard = fewbit_store::Safetensors::open(&path)?;
-            for tensor in shard.names() {
-                total += shard.tensor(tensor)?.bytes.len() as u64;
-                map.insert(tensor.to_owned(), name.clone());
-            }
-        }
-        let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
-        write_file(&parts.join("model.safetensors.index.json"), &pretty(&index)?)?;
+        write_index(parts, self.shards)?;
         let mut schemes: BTreeMap<_, _> = self.bound.schemes(self.file)?.into_iter().collect();
         schemes.extend(self.done.iter().flat_map(|d| d.schemes.iter().cloned()));
         Ok(schemes.into_iter().collect())
@@ -166,7 +151,26 @@ impl Finished<'_> {
     }
 }
 
-fn pretty(value: &Value) -> Result<Vec<u8>> {
+/// Gives the shards of a folder their final names and writes the index.
+pub(crate) fn write_index(parts: &Path, count: usize) -> Result<()> {
+    let (mut map, mut total) = (BTreeMap::new(), 0u64);
+    for i in 0..count {
+        let (working, name) = (parts.join(shard_name(i)), format!("model-{:05}-of-{count:05}.safetensors", i + 1));
+        let path = parts.join(&name);
+        if working.exists() {
+            rename(&working, &path)?;
+        }
+        let shard = fewbit_store::Safetensors::open(&path)?;
+        for tensor in shard.names() {
+            total += shard.tensor(tensor)?.bytes.len() as u64;
+            map.insert(tensor.to_owned(), name.clone());
+        }
+    }
+    let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
+    write_file(&parts.join("model.safetensors.index.json"), &pretty(&index)?)
+}
+
+pub(crate) fn pretty(value: &Value) -> Result<Vec<u8>> {
     let mut bytes = serde_json::to_vec_pretty(value).map_err(|e| Error::internal(e.to_string()))?;
     bytes.push(b'\n');
     Ok(bytes)

@@ -3,6 +3,7 @@
 mod allocate;
 mod bound;
 mod calibration;
+mod convert;
 mod experts;
 mod finish;
 mod fold;
@@ -31,6 +32,7 @@ mod walk;
 
 pub use allocate::{AllocateSettings, Allocated, AllocationReport, Granularity, Sensitivity};
 pub use calibration::{Calibration, CalibrationSource};
+pub use convert::{Conversion, Difference, convert, difference};
 pub use fold::{BlockTensors, fold};
 pub use outputs::{Format, shard_head, write_shard};
 pub use patterns::{Override, Pattern};

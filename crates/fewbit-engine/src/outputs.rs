@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::stop::crash_point;
 use fewbit_format::{ActivationFormat, Band, Dtype, Error, Online, QuantizedLinear, Result, Sides, Storage, Tensor};
 use fewbit_graph::{Fused, Part, Rows, Stored, WeightId};
-use fewbit_store::layout::{CompressedTensors, Fewbit, Layout, Scheme, is_tiles};
+use fewbit_store::layout::{Awq, CompressedTensors, Fewbit, Float8, Gptq, Layout, Scheme, is_tiles};
 use fewbit_store::{ModelFile, experts};
 use safetensors::tensor::{Metadata, TensorInfo};
 
@@ -22,6 +22,14 @@ pub enum Format {
     Auto,
     /// A Hugging Face folder that vLLM and transformers load.
     CompressedTensors,
+    /// The same in GPTQ's layout, version 1.
+    Gptq,
+    /// The same in GPTQ's layout, version 2.
+    GptqV2,
+    /// The same in AWQ's layout `gemm`.
+    Awq,
+    /// The same in FP8 as DeepSeek stores it.
+    Fp8,
     /// A file for llama.cpp.
     Gguf,
     /// Our own safetensors layout.
@@ -33,15 +41,28 @@ impl Format {
     pub fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
-            Self::CompressedTensors => "compressed-tensors",
             Self::Gguf => "gguf",
-            Self::Fewbit => "fewbit",
+            Self::CompressedTensors | Self::Gptq | Self::GptqV2 | Self::Awq | Self::Fp8 | Self::Fewbit => {
+                self.layout().name()
+            }
         }
+    }
+
+    /// Whether other programs load the folder.
+    pub(crate) fn is_shared(self) -> bool {
+        matches!(self, Self::CompressedTensors | Self::Gptq | Self::GptqV2 | Self::Awq | Self::Fp8)
     }
 
     /// The layout of the shards; a GGUF file is put together from shards of our own.
     pub(crate) fn layout(self) -> &'static dyn Layout {
-        if self == Self::CompressedTensors { &CompressedTensors } else { &Fewbit }
+        match self {
+            Self::CompressedTensors => &CompressedTensors,
+            Self::Gptq => &Gptq { is_v2: false },
+            Self::GptqV2 => &Gptq { is_v2: true },
+            Self::Awq => &Awq,
+            Self::Fp8 => &Float8,
+            Self::Auto | Self::Gguf | Self::Fewbit => &Fewbit,
+        }
     }
 }
 
@@ -228,7 +249,13 @@ fn fuse(name: String, parts: &[(Rows, &QuantizedLinear)]) -> Result<Module> {
 /// The values of bands in the smallest plain type that holds them all exactly.
 fn exact(bands: &[Band]) -> Result<Tensor> {
     let [rows, cols] = [bands.iter().map(|b| b.rows.len()).sum(), bands[0].storage.shape()[1]];
-    let linear = QuantizedLinear::of_bands([rows, cols], bands.to_vec(), None);
+    exact_values(&QuantizedLinear::of_bands([rows, cols], bands.to_vec(), None))
+}
+
+/// The values of a linear's weight, what stands beside its codes added, in the smallest plain type that holds them all
+/// exactly.
+pub(crate) fn exact_values(linear: &QuantizedLinear) -> Result<Tensor> {
+    let [rows, cols] = linear.shape;
     // An embedding is large: some rows at a time are f32.
     let pieces = || {
         (0..rows).step_by(EXACT_ROWS).map(|first| {

@@ -23,13 +23,36 @@ pub(crate) struct Places {
     lock: Option<File>,
 }
 
+/// Where a run wants to work.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Claim<'a> {
+    /// What it makes.
+    pub(crate) out: &'a Path,
+    /// What it makes it from.
+    pub(crate) model: &'a Path,
+    /// Whether it goes on with what lies there; `None` for work that cannot be gone on with.
+    pub(crate) resume: Option<bool>,
+    /// Whether it replaces what lies there.
+    pub(crate) force: bool,
+}
+
+impl<'a> Claim<'a> {
+    pub(crate) fn of(request: &'a Request<'_>) -> Self {
+        Self { out: &request.out, model: &request.model, resume: Some(request.resume), force: request.force }
+    }
+
+    fn resumes(self) -> bool {
+        self.resume == Some(true)
+    }
+}
+
 impl Places {
     /// Looks whether the run may work there, and makes its folder.
-    pub(crate) fn claim(request: &Request<'_>) -> Result<Self> {
+    pub(crate) fn claim(request: Claim<'_>) -> Result<Self> {
         // Without the trailing slash, after which a suffix would name a file within the folder.
         let out: PathBuf = request.out.components().collect();
         if out.file_name().is_none() {
-            return Err(Error::input("is no name for a new folder").hint("choose another `--out`").file(&request.out));
+            return Err(Error::input("is no name for a new folder").hint("choose another `--out`").file(request.out));
         }
         let mut name = out.as_os_str().to_owned();
         name.push(".partial");
@@ -38,7 +61,7 @@ impl Places {
         if places.partial.exists() {
             places.lock = Some(places.locked()?);
         }
-        let is_forced = request.force && !request.resume;
+        let is_forced = request.force && !request.resumes();
         places.make(is_forced)?;
         // A folder that was removed and made anew has another lock.
         if is_forced || places.lock.is_none() {
@@ -101,9 +124,9 @@ impl Places {
         self.partial.exists() && self.out.exists() && !self.parts().exists() && !self.ready().exists()
     }
 
-    fn check(&self, request: &Request<'_>) -> Result<()> {
+    fn check(&self, request: Claim<'_>) -> Result<()> {
         let (out, partial) = (&self.out, &self.partial);
-        if request.resume {
+        if request.resumes() {
             if !partial.exists() {
                 let e = if out.exists() {
                     Error::input("is finished").file(out)
@@ -116,15 +139,18 @@ impl Places {
                 return Ok(());
             }
         } else if partial.exists() && !request.force {
-            let e = Error::input("holds an unfinished run").hint("go on with `--resume`, or start anew with `--force`");
-            return Err(e.file(partial));
+            let way_out = match request.resume {
+                Some(_) => "go on with `--resume`, or start anew with `--force`",
+                None => "start anew with `--force`",
+            };
+            return Err(Error::input("holds an unfinished run").hint(way_out).file(partial));
         }
         match (out.exists(), request.force) {
             (false, _) => Ok(()),
             (true, false) => Err(Error::input("exists already")
                 .hint("choose another `--out`, or replace it with `--force`")
                 .file(out)),
-            (true, true) => self.check_replaceable(&request.model),
+            (true, true) => self.check_replaceable(request.model),
         }
     }
 

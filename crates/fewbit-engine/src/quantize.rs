@@ -20,7 +20,7 @@ use crate::journal::{Done, Identity, JOURNAL, Journal};
 use crate::measure::Fisher;
 use crate::origin::Origin;
 use crate::outputs::Format;
-use crate::places::Places;
+use crate::places::{Claim, Places};
 use crate::report::{BlockReport, Progress, Report};
 use crate::request::Request;
 use crate::stop::check_stop;
@@ -65,7 +65,7 @@ pub fn quantize(
     let request = &request.settled()?;
     let (file, bound) = bind(request)?;
     file.notes().iter().chain(&bound.notes).for_each(|n| progress.note(n));
-    let places = Places::claim(request)?;
+    let places = Places::claim(Claim::of(request))?;
     let prepared = prepare(request, &file, &bound, &places, team, progress, stop).inspect_err(|e| {
         if e.kind() != Kind::Interrupted {
             places.abandon();

@@ -10,12 +10,15 @@ use fewbit_store::layout::{self, Quantization, Scheme};
 use serde_json::{Value, json};
 
 /// A linear as other programs see it: by the name of its module.
-struct Linear {
-    module: String,
-    part: Part,
-    weight: WeightId,
-    is_quantized: bool,
+pub(crate) struct Linear {
+    pub(crate) module: String,
+    pub(crate) part: Part,
+    pub(crate) weight: WeightId,
+    pub(crate) is_quantized: bool,
 }
+
+/// Linears that runtimes multiply as one.
+pub(crate) const FUSED: [&[&str]; 2] = [&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"]];
 
 /// Opens a written folder and holds its tensors against its configuration.
 ///
@@ -55,7 +58,7 @@ pub fn verify_folder(path: &Path) -> Result<()> {
     }
 }
 
-fn linears(file: &ModelFile) -> Result<Vec<Linear>> {
+pub(crate) fn linears(file: &ModelFile) -> Result<Vec<Linear>> {
     let mut linears = Vec::new();
     for (part, graph) in file.model().parts().filter(|(part, _)| *part != Part::Embed) {
         for (weight, w) in graph.weights.iter().enumerate() {
@@ -99,7 +102,6 @@ fn idle(settings: Option<&Value>, linears: &[Linear]) -> Option<String> {
 ///
 /// Such a folder is sound, but vLLM, among others, does not load it.
 pub fn mixed_schemes(linears: &[(String, Option<Scheme>)]) -> Vec<String> {
-    const FUSED: [&[&str]; 2] = [&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"]];
     // By parent and by which of the two they belong to, with their schemes in words.
     let mut groups: BTreeMap<(&str, usize), Vec<(&str, String)>> = BTreeMap::new();
     for (name, scheme) in linears {

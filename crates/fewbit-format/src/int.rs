@@ -134,6 +134,22 @@ impl IntCodes {
         Ok(self)
     }
 
+    /// The same numbers with scales of 16 bits, where scales of 32 are all such numbers.
+    pub fn with_narrow_scales(&self) -> Option<Self> {
+        let codes = self.in_rows();
+        let has_offsets = matches!(codes.zeros, Zeros::Offsets(_) | Zeros::Points(_));
+        let scales = codes.scales.plain().filter(|s| s.kind() == ScaleType::F32 && !has_offsets)?.values();
+        let holds = |kind: &ScaleType| scales.iter().all(|s| kind.round(*s) == *s);
+        let scale = [ScaleType::F16, ScaleType::BF16].into_iter().find(holds)?;
+        let grid = IntGrid { scale, ..codes.grid };
+        let zeros = codes.zeros.clone();
+        let narrow = Self::from_packed(codes.shape(), grid, codes.packed.clone(), scales, zeros).ok()?;
+        match &codes.group_index {
+            Some(index) => narrow.with_group_index(index.clone()).ok(),
+            None => Some(narrow),
+        }
+    }
+
     /// `[rows, cols]`.
     pub fn shape(&self) -> [usize; 2] {
         [self.rows, self.cols]

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use fewbit_format::Storage;
 use fewbit_store::layout::{
-    CompressedTensors, Layout, Quantization, Scheme, is_quantized, read_activation, read_linear, tensor_names,
+    Awq, CompressedTensors, Float8, Gptq, Layout, Quantization, Scheme, is_quantized, read_activation, read_linear,
+    tensor_names,
 };
 use fewbit_store::{Checkpoint, Safetensors};
 use serde_json::Value;
@@ -168,6 +169,37 @@ fn what_is_written_is_what_was_read() {
         let back = Quantization::parse(&serde_json::json!({ "quantization_config": ours }), None).unwrap();
         for (module, scheme) in &modules {
             assert_eq!(back.scheme_of(module), scheme.as_ref(), "{name} {module}");
+        }
+    }
+}
+
+/// Files of other programs, written again: the same bytes.
+#[test]
+fn gptq_and_awq_are_written_as_others_write_them() {
+    let folders: [(&str, &dyn Layout); 7] = [
+        ("gptq-w4-g128-sym", &Gptq { is_v2: false }),
+        ("gptq-w8-g128-sym", &Gptq { is_v2: false }),
+        ("gptq-w3-g128-sym", &Gptq { is_v2: false }),
+        ("gptqv2-w4-g64-asym", &Gptq { is_v2: true }),
+        ("awq-gemm-w4-g128-autoawq", &Awq),
+        ("awq-gemm-w4-g128-gptqmodel", &Awq),
+        ("ct-fp8-block128", &Float8),
+    ];
+    for (name, layout) in folders {
+        let Some(folder) = Folder::open(name) else { continue };
+        let q = folder.quantization();
+        for module in folder.golden.keys() {
+            let storage = read_linear(&q, &folder.tensors, module, folder.shape(module)).unwrap();
+            assert_eq!(layout.can_hold(&storage), Ok(()), "{name}");
+            for (tensor, ours) in layout.tensors(module, &storage).unwrap() {
+                // compressed-tensors has another name for the same scales, and they are not of the same type.
+                let Ok(theirs) = folder.tensors.tensor(&tensor) else {
+                    assert!(tensor.ends_with("weight_scale_inv"), "{name} {tensor}");
+                    continue;
+                };
+                assert_eq!((ours.dtype, &ours.shape), (theirs.dtype, &theirs.shape), "{name} {tensor}");
+                assert!(ours.bytes == theirs.bytes, "{name} {tensor}");
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
+use fewbit_engine::Format;
 use fewbit_format::{Error, Result};
 
 use crate::session::Session;
@@ -10,7 +11,7 @@ use crate::session::Session;
 /// Writes a whole folder that other runtimes load. Work goes on in OUT.partial, which `--resume` continues after an
 /// interruption, to the same bytes.
 ///
-/// JSON: out, seconds, cpu_seconds, peak_rss_bytes, peak_anon_bytes, bits_per_weight, bits_per_weight_model, blocks,
+/// JSON: out, format, loads, seconds, cpu_seconds, peak_rss_bytes, peak_anon_bytes, bits_per_weight, bits_per_weight_model, blocks,
 /// allocation;
 /// with --dry-run: sweeps, peak_bytes, out_bytes, seconds_estimate, refused.
 #[derive(Args, Debug)]
@@ -52,7 +53,7 @@ pub(crate) struct Quantize {
 }
 
 /// Which numbers can be stored, where the recipe does not say it.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Grid options")]
 pub(crate) struct GridOptions {
     /// Bits of a code; short for `--set grid.bits=B`
@@ -79,7 +80,7 @@ pub(crate) struct GridOptions {
 }
 
 /// The text that the recipe looks at.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 #[command(next_help_heading = "Calibration options")]
 pub(crate) struct CalibrationOptions {
     /// Text files (.txt, or .jsonl with `text` or `messages`), `bundled`, or `self` (sampled by the model) [default: bundled]
@@ -100,10 +101,34 @@ pub(crate) enum FormatName {
     Auto,
     /// What vLLM and transformers load
     CompressedTensors,
+    /// GPTQ's layout, version 1: symmetric codes of 2, 3, 4 or 8 bits
+    Gptq,
+    /// GPTQ's layout, version 2: zero points too
+    #[value(name = "gptq_v2")]
+    GptqV2,
+    /// AWQ's layout `gemm`: codes of 4 bits
+    Awq,
+    /// FP8 as DeepSeek stores it, with inputs that are rounded too
+    Fp8,
     /// What llama.cpp loads
     Gguf,
     /// Our documented safetensors layout
     Fewbit,
+}
+
+impl From<FormatName> for Format {
+    fn from(name: FormatName) -> Self {
+        match name {
+            FormatName::Auto => Self::Auto,
+            FormatName::CompressedTensors => Self::CompressedTensors,
+            FormatName::Gptq => Self::Gptq,
+            FormatName::GptqV2 => Self::GptqV2,
+            FormatName::Awq => Self::Awq,
+            FormatName::Fp8 => Self::Fp8,
+            FormatName::Gguf => Self::Gguf,
+            FormatName::Fewbit => Self::Fewbit,
+        }
+    }
 }
 
 /// Where calibration text comes from.

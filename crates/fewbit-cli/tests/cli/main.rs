@@ -6,6 +6,7 @@ mod allocation;
 mod bench;
 mod calibration;
 mod combinations;
+mod converting;
 mod damage;
 mod evaluate;
 mod experts;

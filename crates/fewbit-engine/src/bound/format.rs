@@ -47,6 +47,11 @@ impl Bound {
                 }
             }
         }
+        if why_not.is_none()
+            && let Err(why) = wanted.layout().can_hold_together(&self.schemes(file)?)
+        {
+            why_not = Some(Error::input(format!("{} cannot hold the model: {why}", wanted.name())));
+        }
         match (why_not, self.format) {
             (None, _) => Ok(wanted),
             (Some(e), Format::Auto) => {
@@ -89,7 +94,7 @@ impl Bound {
 
     /// Everything that the written file has of a matrix, the padding of its layout included.
     pub(crate) fn written_bits(&self, grid: &dyn Grid, shape: [usize; 2]) -> Result<u64> {
-        if self.format != Format::CompressedTensors {
+        if !self.format.is_shared() {
             return Ok(self.weight_bits(grid, shape));
         }
         let all_rows = probe(grid, shape[1])?.select_rows(&vec![0; shape[0]])?;

@@ -124,7 +124,7 @@ impl Bound {
                 "head and embedding share a matrix: the head becomes one of its own, beside the embedding".to_owned(),
             );
         }
-        if bound.format == Format::CompressedTensors {
+        if bound.format.is_shared() {
             bound.notes.extend(fewbit_export::mixed_schemes(&bound.schemes(file)?));
         }
         Ok(bound)

@@ -3,6 +3,7 @@
 //! A row is cut into blocks of 32 or 256 weights with their scales inside. Multi-byte fields are little-endian,
 //! scales are f16. Decoding is bit-equal to ggml's C functions: each f32 product and sum rounds by itself.
 
+mod codes;
 mod encode;
 mod k_quants;
 mod legacy;

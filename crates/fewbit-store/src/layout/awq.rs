@@ -1,9 +1,12 @@
-use fewbit_format::{Dtype, Error, Group, IntCodes, IntGrid, Result, Storage, Zeros};
-use serde_json::Value;
+use fewbit_format::{ActivationGrid, Dtype, Error, Group, IntCodes, IntGrid, Result, Storage, Tensor, Zeros};
+use serde_json::{Value, json};
 
+use super::Layout;
+use super::gptq::group_size;
+use super::integers::{self, Integers};
 use super::module::Module;
-use super::scheme::{IntScheme, Scheme};
-use super::words::{transposed, unpack_rows};
+use super::scheme::{IntScheme, Scheme, the_one_of};
+use super::words::{pack_rows, transposed, unpack_rows, words};
 
 /// The tensors that belong to a quantized weight.
 pub(super) const PARTS: &[&str] = &["qweight", "qzeros", "scales"];
@@ -81,12 +84,82 @@ fn ordered(words: &[u8], lines: usize, count: usize) -> Vec<u8> {
     codes
 }
 
+/// Words `[lines, count/8]` of codes `[lines, count]`: what [`ordered`] undoes.
+fn interleaved(codes: &[u8], lines: usize, count: usize) -> Tensor {
+    let mut stored = codes.to_vec();
+    for (stored, eight) in stored.as_chunks_mut::<8>().0.iter_mut().zip(codes.as_chunks::<8>().0) {
+        *stored = ORDER.map(|column| eight[column]);
+    }
+    words([lines, count / 8], pack_rows(&stored, count, 4))
+}
+
+/// AWQ's layout `gemm`: what vLLM, AutoAWQ and transformers load.
+pub struct Awq;
+
+impl Layout for Awq {
+    fn name(&self) -> &'static str {
+        "awq"
+    }
+
+    fn can_hold(&self, storage: &Storage) -> Result<(), String> {
+        let codes = match storage {
+            Storage::Dense(_) => return Ok(()),
+            _ => integers::codes_of(storage)?,
+        };
+        let (grid, [rows, _]) = (codes.grid(), codes.shape());
+        if grid.bits != 4 {
+            return Err(format!("codes have 4 bits, not {}", grid.bits));
+        }
+        // What a recipe tries its grids on has one row.
+        if rows == 1 || rows.is_multiple_of(8) {
+            Ok(())
+        } else {
+            Err(format!("{rows} outputs do not fill its words of 8"))
+        }
+    }
+
+    fn can_hold_together(&self, modules: &[(String, Option<Scheme>)]) -> Result<(), String> {
+        // Zero points are always stored: whether they are all in the middle makes no difference.
+        let groups = modules.iter().map(|(name, s)| match s {
+            Some(Scheme::Int(s)) => (name, Some(s.group)),
+            _ => (name, None),
+        });
+        the_one_of(groups, "groups").map(|_| ())
+    }
+
+    fn tensors(&self, module: &str, storage: &Storage) -> Result<Vec<(String, Tensor)>> {
+        self.refuse_what_it_cannot_hold(module, storage)?;
+        let named = |suffix: &str, tensor: Tensor| (format!("{module}.{suffix}"), tensor);
+        let codes = match storage {
+            Storage::Int(codes) => codes,
+            Storage::Dense(tensor) => return Ok(vec![named("weight", tensor.clone())]),
+            _ => return Err(Error::internal("what it cannot hold was refused before")),
+        };
+        let Integers { shape: [rows, cols], groups, codes, zeros, scale, scales, .. } = Integers::of(codes);
+        Ok(vec![
+            named("qweight", interleaved(&transposed(&codes, cols), cols, rows)),
+            named("qzeros", interleaved(&transposed(&zeros, groups), groups, rows)),
+            named("scales", Tensor::from_f32(scale.dtype(), &[groups, rows], &transposed(&scales, groups))?),
+        ])
+    }
+
+    fn quantization_config(&self, modules: &[(String, Option<Scheme>)], _: Option<ActivationGrid>) -> Value {
+        let group = modules.iter().find_map(|(_, s)| if let Some(Scheme::Int(s)) = s { Some(s.group) } else { None });
+        let plain: Vec<&String> = modules.iter().filter(|(_, s)| s.is_none()).map(|(name, _)| name).collect();
+        json!({
+            "bits": 4,
+            "group_size": group.map(group_size),
+            "modules_to_not_convert": plain,
+            "quant_method": "awq",
+            "version": "gemm",
+            "zero_point": true,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-
-    use fewbit_format::Tensor;
-    use serde_json::json;
 
     use super::*;
     use crate::layout::{Quantization, read_linear};

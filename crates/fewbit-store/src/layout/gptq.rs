@@ -1,9 +1,11 @@
-use fewbit_format::{Dtype, Error, Group, IntCodes, IntGrid, Result, Storage, Zeros};
-use serde_json::Value;
+use fewbit_format::{ActivationGrid, Dtype, Error, Group, IntCodes, IntGrid, Result, Storage, Tensor, Zeros};
+use serde_json::{Map, Value, json};
 
+use super::Layout;
+use super::integers::{self, Integers};
 use super::module::Module;
 use super::scheme::{IntScheme, Scheme};
-use super::words::{transposed, unpack_columns, unpack_rows, words_for};
+use super::words::{pack_columns, pack_rows, transposed, unpack_columns, unpack_rows, words, words_for};
 
 /// The tensors that belong to a quantized weight.
 pub(super) const PARTS: &[&str] = &["qweight", "qzeros", "scales", "g_idx"];
@@ -126,11 +128,107 @@ fn read_zeros(config: &GptqConfig, m: Module<'_>, bits: u8, groups: usize) -> Re
     Ok(Zeros::Codes(transposed(&zeros, rows)))
 }
 
+/// GPTQ's layout: what vLLM, GPTQModel and transformers load.
+///
+/// Version 1 stores `zero point − 1`; readers do not agree on what becomes of zero point 0 there, so that it is written for
+/// symmetric codes alone. Version 2 stores zero points as they are.
+pub struct Gptq {
+    /// Whether version 2 is written.
+    pub is_v2: bool,
+}
+
+impl Layout for Gptq {
+    fn name(&self) -> &'static str {
+        if self.is_v2 { "gptq_v2" } else { "gptq" }
+    }
+
+    fn can_hold(&self, storage: &Storage) -> Result<(), String> {
+        let codes = match storage {
+            Storage::Dense(_) => return Ok(()),
+            _ => integers::codes_of(storage)?,
+        };
+        let (grid, [rows, cols]) = (codes.grid(), codes.shape());
+        if ![2, 3, 4, 8].contains(&grid.bits) {
+            return Err(format!("codes have 2, 3, 4 or 8 bits, not {}", grid.bits));
+        }
+        if !self.is_v2 && !grid.symmetric {
+            return Err("version 1 has no zero points that all readers agree on; `--format gptq_v2` has".to_owned());
+        }
+        let fills = |n: usize| (n * usize::from(grid.bits)).is_multiple_of(32);
+        // What a recipe tries its grids on has one row.
+        if fills(cols) && (rows == 1 || fills(rows)) {
+            return Ok(());
+        }
+        Err(format!("codes of {} bits of shape [{rows}, {cols}] do not fill words of 32 bits", grid.bits))
+    }
+
+    fn tensors(&self, module: &str, storage: &Storage) -> Result<Vec<(String, Tensor)>> {
+        self.refuse_what_it_cannot_hold(module, storage)?;
+        let named = |suffix: &str, tensor: Tensor| (format!("{module}.{suffix}"), tensor);
+        let codes = match storage {
+            Storage::Int(codes) => codes,
+            Storage::Dense(tensor) => return Ok(vec![named("weight", tensor.clone())]),
+            _ => return Err(Error::internal("what it cannot hold was refused before")),
+        };
+        let Integers { shape: [rows, cols], bits, groups, codes, mut zeros, scale, scales } = Integers::of(codes);
+        if !self.is_v2 {
+            zeros.iter_mut().for_each(|z| *z -= 1);
+        }
+        let width = cols / groups;
+        let index: Vec<i32> = (0..cols).map(|c| (c / width) as i32).collect();
+        Ok(vec![
+            named("qweight", words([words_for(cols, bits), rows], pack_columns(&codes, cols, bits))),
+            named("qzeros", words([groups, words_for(rows, bits)], pack_rows(&transposed(&zeros, groups), rows, bits))),
+            named("scales", Tensor::from_f32(scale.dtype(), &[groups, rows], &transposed(&scales, groups))?),
+            named("g_idx", Tensor::from_i32(&[cols], &index)),
+        ])
+    }
+
+    /// Settings of the most common scheme; modules with another one, or with none, are exceptions (`dynamic`).
+    fn quantization_config(&self, modules: &[(String, Option<Scheme>)], _: Option<ActivationGrid>) -> Value {
+        let of = |scheme: &Option<Scheme>| match scheme {
+            Some(Scheme::Int(scheme)) => Some(*scheme),
+            _ => None,
+        };
+        let schemes: Vec<IntScheme> = modules.iter().filter_map(|(_, s)| of(s)).collect();
+        let count = |s: &IntScheme| schemes.iter().filter(|other| *other == s).count();
+        // The first of the most common ones.
+        let Some(common) = schemes.iter().rev().max_by_key(|s| count(s)).copied() else { return json!(null) };
+        let mut dynamic = Map::new();
+        for (name, scheme) in modules.iter().filter(|(name, _)| name != "lm_head" || schemes.len() == modules.len()) {
+            let pattern = format!("^{}$", name.replace('.', "\\."));
+            match of(scheme) {
+                None => drop(dynamic.insert(format!("-:{pattern}"), json!({}))),
+                Some(s) if s != common => {
+                    let settings = json!({ "bits": s.bits, "group_size": group_size(s.group), "sym": s.symmetric });
+                    dynamic.insert(format!("+:{pattern}"), settings);
+                }
+                Some(_) => {}
+            }
+        }
+        json!({
+            "bits": common.bits,
+            "checkpoint_format": self.name(),
+            "desc_act": false,
+            "dynamic": dynamic,
+            "group_size": group_size(common.group),
+            "lm_head": modules.iter().any(|(name, s)| name == "lm_head" && s.is_some()),
+            "pack_dtype": "int32",
+            "quant_method": "gptq",
+            "sym": common.symmetric,
+        })
+    }
+}
+
+/// Columns of a group as GPTQ and AWQ say it: a row is −1.
+pub(super) fn group_size(group: Group) -> i64 {
+    if let Group::Columns(g) = group { g as i64 } else { -1 }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
-    use fewbit_format::Tensor;
     use half::f16;
     use proptest::prelude::*;
     use serde_json::json;

@@ -11,6 +11,7 @@ mod fewbit;
 mod float8;
 mod gptq;
 mod input;
+mod integers;
 mod module;
 mod quantization;
 mod scheme;
@@ -24,12 +25,12 @@ use std::collections::BTreeMap;
 use fewbit_format::{ActivationFormat, ActivationGrid, Band, Error, Online, Result, Sides, Storage, Tensor};
 use serde_json::Value;
 
-pub use awq::AwqConfig;
+pub use awq::{Awq, AwqConfig};
 pub use bitsandbytes::BitsAndBytesConfig;
 pub use compressed_tensors::{CompressedTensors, CtConfig};
 pub use fewbit::{Fewbit, FewbitConfig, is_tiles};
-pub use float8::Float8Config;
-pub use gptq::GptqConfig;
+pub use float8::{Float8, Float8Config};
+pub use gptq::{Gptq, GptqConfig};
 pub use quantization::Quantization;
 pub use scheme::{FloatScheme, IntScheme, ScaleKind, Scheme, SecondLevel, SignScheme};
 
@@ -67,6 +68,22 @@ pub trait Layout {
 
     /// Whether one storage can be written; if not, why not.
     fn can_hold(&self, storage: &Storage) -> Result<(), String>;
+
+    /// Whether these linears can stand in one model; if not, why not. Each of them can be held.
+    fn can_hold_together(&self, modules: &[(String, Option<Scheme>)]) -> Result<(), String> {
+        let _ = modules;
+        Ok(())
+    }
+
+    /// [`can_hold`](Self::can_hold) as an error about a module.
+    ///
+    /// # Errors
+    /// If it cannot.
+    fn refuse_what_it_cannot_hold(&self, module: &str, storage: &Storage) -> Result<()> {
+        let say = |why: String| Error::input(format!("{} cannot hold it: {why}", self.name()));
+        self.can_hold(storage)
+            .map_err(|why| say(why).place(format!("`{module}`")).hint("write it with `--format fewbit`"))
+    }
 
     /// The tensors of one module's weight, names included.
     ///
@@ -220,17 +237,7 @@ pub fn read_activation(
     if !is_quantized(q, tensors, module) {
         return Ok(None);
     }
-    let grid = match q {
-        Quantization::CompressedTensors(config) => config.activation_of(module),
-        Quantization::Fewbit(config) => config.scheme_of(module).and_then(Scheme::input),
-        Quantization::Float8(config) => config.activation(),
-        Quantization::None
-        | Quantization::Gptq(_)
-        | Quantization::Awq(_)
-        | Quantization::BitsAndBytes(_)
-        | Quantization::Other(_) => None,
-    };
-    grid.map(|grid| input::read(grid, Module { tensors, name: module, shape })).transpose()
+    q.input_of(module).map(|grid| input::read(grid, Module { tensors, name: module, shape })).transpose()
 }
 
 /// How keys (`part` is `k_scale`) or values (`v_scale`) of the attention `module` are rounded before they are remembered.

@@ -74,7 +74,18 @@ impl Quantization {
             Self::Gptq(config) => Some(config.scheme()),
             Self::Awq(config) => Some(config.scheme()),
             Self::Fewbit(config) => config.scheme_of(module),
-            Self::None | Self::BitsAndBytes(_) | Self::Float8(_) | Self::Other(_) => None,
+            Self::Float8(config) => Some(config.scheme()),
+            Self::None | Self::BitsAndBytes(_) | Self::Other(_) => None,
+        }
+    }
+
+    /// How the input of a quantized module is rounded while the model runs.
+    pub fn input_of(&self, module: &str) -> Option<ActivationGrid> {
+        match self {
+            Self::CompressedTensors(config) => config.activation_of(module),
+            Self::Fewbit(config) => config.scheme_of(module).and_then(Scheme::input),
+            Self::Float8(config) => config.activation(),
+            Self::None | Self::Gptq(_) | Self::Awq(_) | Self::BitsAndBytes(_) | Self::Other(_) => None,
         }
     }
 

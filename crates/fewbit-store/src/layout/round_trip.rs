@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use fewbit_format::{
-    Band, Blocks, Dtype, FloatCodes, FloatGrid, GgmlBlocks, GgmlType, Group, IntCodes, IntGrid, LatticeCodes,
-    LatticeGrid, Levels, Minifloat, Nested, NestedGrid, Numbers, ScaleType, SecondStage, SignCodes, SignGrid, Signs,
-    Storage, TableCodes, TableGrid, Tensor, TrellisCode, TrellisCodes, TrellisGrid, TwoOfFour, VectorCodes, VectorGrid,
-    Zeros, pack_bits, packed_len,
+    ActivationGrid, Band, Blocks, Dtype, FloatCodes, FloatGrid, GgmlBlocks, GgmlType, Group, IntCodes, IntGrid,
+    LatticeCodes, LatticeGrid, Levels, Minifloat, Nested, NestedGrid, Number, Numbers, ScaleType, SecondStage, Sharing,
+    SignCodes, SignGrid, Signs, Storage, TableCodes, TableGrid, Tensor, TrellisCode, TrellisCodes, TrellisGrid,
+    TwoOfFour, VectorCodes, VectorGrid, Zeros, pack_bits, packed_len,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -81,6 +81,25 @@ fn check(layout: &dyn Layout, codes: &IntCodes) {
     assert_eq!(back.cells().is_some(), layout.name() == "fewbit" && codes.suits_tiles());
 }
 
+/// The grid for rows that are `times` as long.
+fn grid_of(grid: IntGrid, times: usize) -> IntGrid {
+    let group = if let Group::Columns(g) = grid.group { Group::Columns(times * g) } else { grid.group };
+    IntGrid { group, ..grid }
+}
+
+/// One scale of the matrix is stored for each row.
+fn same_numbers(layout: &dyn Layout, codes: &IntCodes) {
+    let storage = Storage::Int(codes.clone());
+    let tensors: BTreeMap<String, Tensor> = layout.tensors("m", &storage).unwrap().into_iter().collect();
+    let q = quantization(layout, Scheme::of(&storage));
+    let back = read_linear(&q, &tensors, "m", codes.shape()).unwrap();
+    let [rows, cols] = codes.shape();
+    let (mut a, mut b) = (vec![0.0; rows * cols], vec![0.0; rows * cols]);
+    storage.decode_rows(0..rows, &mut a);
+    back.decode_rows(0..rows, &mut b);
+    assert_eq!(a, b);
+}
+
 proptest! {
     #[test]
     fn fewbit_holds_every_grid((rows, cols, grid) in grids(), offsets: bool, reordered: bool, seed: u64) {
@@ -124,6 +143,31 @@ proptest! {
         match CompressedTensors.can_hold(&Storage::Int(codes.clone())) {
             Ok(()) => check(&CompressedTensors, &codes),
             Err(why) => prop_assert!(grid.bits == 1 || grid.scale == ScaleType::F32, "{}", why),
+        }
+    }
+
+    #[test]
+    fn gptq_holds_what_it_says((rows, cols, grid) in grids(), is_v2: bool, seed: u64) {
+        let (layout, codes) = (Gptq { is_v2 }, codes(32 * rows, 32 * cols, grid_of(grid, 32), false, seed));
+        match layout.can_hold(&Storage::Int(codes.clone())) {
+            Ok(()) if grid.group == Group::Tensor => same_numbers(&layout, &codes),
+            Ok(()) => check(&layout, &codes),
+            Err(why) => {
+                let is_v1 = !is_v2 && !grid.symmetric;
+                let is_odd = ![2, 3, 4, 8].contains(&grid.bits) || grid.scale == ScaleType::F32;
+                prop_assert!(is_v1 || is_odd, "{}", why);
+            }
+        }
+    }
+
+    #[test]
+    fn awq_holds_what_it_says((rows, cols, grid) in grids(), seed: u64) {
+        let grid = IntGrid { bits: 4, ..grid };
+        let codes = codes(8 * rows, cols, grid, false, seed);
+        match Awq.can_hold(&Storage::Int(codes.clone())) {
+            Ok(()) if grid.group == Group::Tensor => same_numbers(&Awq, &codes),
+            Ok(()) => check(&Awq, &codes),
+            Err(why) => prop_assert!(grid.scale == ScaleType::F32, "{}", why),
         }
     }
 
@@ -540,4 +584,75 @@ fn fp8_is_code_times_the_scale_of_its_block() {
     assert_eq!(values, [2.0, -2.0, 6.0, 0.0, 1.0, 3.0, 5.0, 5.0, 3136.0]);
     assert_eq!(q.runtime_rounding().unwrap(), "activations to e4m3 per 2 columns");
     assert!(read_linear(&q, &tensors, "m", [3, 2]).is_err());
+}
+
+#[test]
+fn fp8_holds_what_it_says() {
+    let input = |sharing| ActivationGrid {
+        number: Number::Float(Minifloat::E4M3),
+        sharing,
+        scale: ScaleType::F32,
+        is_searched: false,
+    };
+    let cases = [
+        (Group::Block([128, 128]), Sharing::Columns(128)),
+        (Group::Block([64, 32]), Sharing::Columns(32)),
+        (Group::Tensor, Sharing::Token),
+        (Group::Tensor, Sharing::Tensor),
+    ];
+    for (group, sharing) in cases {
+        let [rows, cols] = [200usize, 256];
+        let grid = FloatGrid { element: Minifloat::E4M3, group, scale: ScaleType::F32 };
+        let count = if let Group::Block([h, w]) = group { rows.div_ceil(h) * cols.div_ceil(w) } else { 1 };
+        let scales = ScaleType::F32.to_bytes(&(1..=count).map(|i| 0.01 * i as f32).collect::<Vec<_>>());
+        // No NaN, which has all bits but the sign.
+        let bytes: Vec<u8> = (0..rows * cols).map(|i| (i * 37) as u8 & 0x7e).collect();
+        let storage = Storage::Float(FloatCodes::new(rows, cols, grid, bytes.into(), scales.into(), None).unwrap());
+        assert_eq!(Float8.can_hold(&storage), Ok(()));
+        assert_eq!(Float8.can_hold_input(&storage, input(sharing), 1.0), Ok(()));
+        let mut format = input(sharing).dynamic();
+        format.scale = 0.5;
+        let bands = [Band { rows: 0..rows, storage: storage.clone() }];
+        let tensors: BTreeMap<String, Tensor> =
+            Float8.rounded_tensors("m", &bands, &format).unwrap().into_iter().collect();
+        let scheme = Scheme::of(&storage).map(|s| s.rounded(Some(format.grid)));
+        let modules = [("m".to_owned(), scheme), ("lm_head".to_owned(), None)];
+        assert_eq!(Float8.can_hold_together(&modules), Ok(()));
+        let settings = Float8.quantization_config(&modules, None);
+        let q = Quantization::parse(&json!({ "quantization_config": settings }), None).unwrap();
+        let Storage::Float(back) = read_linear(&q, &tensors, "m", [rows, cols]).unwrap() else { panic!("not floats") };
+        let Storage::Float(codes) = &storage else { unreachable!() };
+        assert_eq!((back.packed(), back.scales(), back.grid()), (codes.packed(), codes.scales(), codes.grid()));
+        let back = read_activation(&q, &tensors, "m", [rows, cols]).unwrap().unwrap();
+        assert_eq!(back.grid, format.grid);
+        if sharing == Sharing::Tensor {
+            assert_eq!(back.scale, 0.5);
+        }
+        let alone = [("m".to_owned(), Scheme::of(&storage))];
+        assert!(Float8.can_hold_together(&alone).unwrap_err().contains("always round inputs"));
+    }
+}
+
+#[test]
+fn exceptions_of_gptq_and_one_group_of_awq() {
+    let int = |bits, group| Some(Scheme::Int(IntScheme { bits, group, symmetric: true, second: None }));
+    let modules = |list: &[(&str, Option<Scheme>)]| -> Vec<(String, Option<Scheme>)> {
+        list.iter().map(|(name, s)| ((*name).to_owned(), s.clone())).collect()
+    };
+    let mixed = modules(&[
+        ("a.0.q", int(4, Group::Columns(64))),
+        ("a.0.k", int(4, Group::Columns(64))),
+        ("a.0.down", int(8, Group::Row)),
+        ("a.0.gate", None),
+        ("lm_head", None),
+    ]);
+    let settings = Gptq { is_v2: false }.quantization_config(&mixed, None);
+    assert_eq!((&settings["bits"], &settings["group_size"]), (&json!(4), &json!(64)));
+    let exceptions = json!({
+        "+:^a\\.0\\.down$": { "bits": 8, "group_size": -1, "sym": true },
+        "-:^a\\.0\\.gate$": {}
+    });
+    assert_eq!(settings["dynamic"], exceptions);
+    let why = Awq.can_hold_together(&mixed).unwrap_err();
+    assert_eq!(why, "`a.0.q` and `a.0.down` have different groups, and it has one for all");
 }

@@ -200,6 +200,20 @@ const SECOND_STAGES: [(&str, SecondStage); 3] =
     [("none", SecondStage::None), ("e8", SecondStage::E8Short), ("e8p", SecondStage::E8P)];
 const TRELLIS_CODES: [(&str, TrellisCode); 2] = [("1mad", TrellisCode::OneMad), ("3inst", TrellisCode::ThreeInst)];
 
+/// The one value that modules which have any share, `None` without such modules; else the first two that differ, where
+/// `what` are the values in words.
+pub(super) fn the_one_of<'a, T: PartialEq>(
+    modules: impl Iterator<Item = (&'a String, Option<T>)>,
+    what: &str,
+) -> Result<Option<T>, String> {
+    let mut of_modules = modules.filter_map(|(name, value)| Some((name, value?)));
+    let Some((first, one)) = of_modules.next() else { return Ok(None) };
+    match of_modules.find(|(_, value)| *value != one) {
+        Some((other, _)) => Err(format!("`{first}` and `{other}` have different {what}, and it has one for all")),
+        None => Ok(Some(one)),
+    }
+}
+
 /// The name of a value in a table of names.
 fn name_of<T: PartialEq>(names: &[(&'static str, T)], value: &T) -> &'static str {
     names.iter().find(|(_, v)| v == value).map_or("", |(name, _)| name)

@@ -1,4 +1,9 @@
-use fewbit_format::{pack_bits, packed_len, unpack_bits};
+use fewbit_format::{Dtype, Tensor, pack_bits, packed_len, unpack_bits};
+
+/// Words as a tensor.
+pub(super) fn words(shape: [usize; 2], bytes: Vec<u8>) -> Tensor {
+    Tensor { dtype: Dtype::I32, shape: shape.to_vec(), bytes: bytes.into() }
+}
 
 /// 32-bit words that `count` codes take: a little-endian bit stream, padded to a word.
 pub(super) fn words_for(count: usize, bits: u8) -> usize {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::settings;
 use crate::layout::input;
 use crate::layout::scheme::{FloatScheme, IntScheme};
-use crate::layout::words::{pack_columns, pack_rows, transposed, words_for};
+use crate::layout::words::{pack_columns, pack_rows, transposed, words, words_for};
 use crate::layout::{Layout, Scheme};
 
 /// compressed-tensors' `pack-quantized`: what vLLM and transformers load.
@@ -60,8 +60,7 @@ impl Layout for CompressedTensors {
     }
 
     fn tensors(&self, module: &str, storage: &Storage) -> Result<Vec<(String, Tensor)>> {
-        self.can_hold(storage)
-            .map_err(|why| Error::input(why).place(format!("`{module}`")).hint("write it with `--format fewbit`"))?;
+        self.refuse_what_it_cannot_hold(module, storage)?;
         let named = |suffix: &str, tensor: Tensor| (format!("{module}.{suffix}"), tensor);
         let codes = match storage {
             Storage::Int(codes) => codes,
@@ -139,10 +138,6 @@ impl Layout for CompressedTensors {
     fn quantization_config(&self, modules: &[(String, Option<Scheme>)], cache: Option<ActivationGrid>) -> Value {
         settings::quantization_config(modules, cache)
     }
-}
-
-fn words(shape: [usize; 2], bytes: Vec<u8>) -> Tensor {
-    Tensor { dtype: Dtype::I32, shape: shape.to_vec(), bytes: bytes.into() }
 }
 
 /// `weight` F8_E4M3 or, for pairs of four bits, `weight_packed` U8; `weight_scale`, in the MX formats as U8; for NVFP4

@@ -1,0 +1,169 @@
+//! `fewbit convert` and `fewbit check`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::{fewbit, shared};
+
+/// A small model and what is made of it.
+struct Bench {
+    dir: TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// The bundled model in a format.
+    fn quantized(&self, name: &str, options: &[&str]) -> String {
+        let out = self.path(name);
+        fewbit(&[&["quantize", "demo", "--recipe", "rtn", "--json", "--out", &out], options].concat()).good();
+        out
+    }
+
+    fn convert(&self, from: &str, to: &str, format: &str) -> Value {
+        fewbit(&["convert", from, &self.path(to), "--format", format, "--json"]).good()
+    }
+}
+
+/// The logits of a prompt, weights alone.
+fn logits(model: &str) -> Value {
+    fewbit(&["logits", model, "--prompt", "Once upon a time", "--arithmetic", "weights-only", "--json"]).good()["rows"]
+        .clone()
+}
+
+fn config(folder: &str) -> Value {
+    serde_json::from_slice(&fs::read(Path::new(folder).join("config.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn codes_go_from_format_to_format_and_back() {
+    let bench = Bench::new();
+    let symmetric =
+        bench.quantized("symmetric", &["--bits", "4", "--group", "32", "--symmetric", "--set", "grid.scale=f16"]);
+    let original = logits(&symmetric);
+    let mut from = symmetric.clone();
+    for format in ["gptq", "awq", "gptq_v2", "fewbit", "gguf", "compressed-tensors"] {
+        let done = bench.convert(&from, format, format);
+        assert_eq!((&done["exact"], &done["max_difference"]), (&json!(true), &json!(0.0)), "{format}");
+        from = bench.path(format);
+        assert_eq!(logits(&from), original, "{format}");
+    }
+    assert_eq!(config(&bench.path("gptq"))["quantization_config"]["checkpoint_format"], "gptq");
+    assert_eq!(config(&bench.path("awq"))["quantization_config"]["version"], "gemm");
+    // After six ways around, the first folder's codes.
+    let shard = |folder: &str| fs::read(Path::new(folder).join("model-00002-of-00006.safetensors"));
+    if let (Ok(a), Ok(b)) = (shard(&symmetric), shard(&from)) {
+        assert!(a == b, "the shards differ");
+    }
+}
+
+#[test]
+fn what_a_format_cannot_hold_is_refused_or_rounded_with_its_error() {
+    let bench = Bench::new();
+    let asymmetric = bench.quantized("asymmetric", &["--bits", "4", "--group", "64", "--asymmetric"]);
+    let out = bench.path("out");
+    let to = |format: &str, more: &[&str]| {
+        fewbit(&[&["convert", &asymmetric, &out, "--format", format, "--json"], more].concat())
+    };
+    to("gptq", &[]).refused(&["_proj.weight", "gptq_v2"]);
+    to("gguf", &[]).refused(&["zero points"]);
+    to("fp8", &[]).refused(&["floats of 8 bits"]);
+    assert!(!Path::new(&out).exists() && !PathBuf::from(format!("{out}.partial")).exists());
+    to("gguf", &["--bits", "8"]).refused(&["--requantize"]);
+    let rounded = to("gguf", &["--requantize"]).good();
+    assert_eq!((&rounded["exact"], &rounded["requantized"]), (&json!(false), &json!(true)));
+    let off = rounded["relative_rms"].as_f64().unwrap();
+    assert!((1e-3..0.2).contains(&off), "{off}");
+    to("gguf", &[]).refused(&["exists already"]);
+    // Floats hold everything.
+    let plain = fewbit(&["convert", &asymmetric, &bench.path("plain"), "--format", "plain", "--json"]).good();
+    assert_eq!(plain["exact"], true);
+    assert_eq!(logits(&bench.path("plain")), logits(&asymmetric));
+    assert!(config(&bench.path("plain")).get("quantization_config").is_none());
+}
+
+#[test]
+fn formats_that_recipes_write_are_read() {
+    let bench = Bench::new();
+    let gptq = bench.quantized("gptq", &["--bits", "3", "--group", "128", "--symmetric", "--format", "gptq"]);
+    assert_eq!(config(&gptq)["quantization_config"]["bits"], 3);
+    let awq = bench.quantized("awq", &["--bits", "4", "--group", "64", "--asymmetric", "--format", "awq"]);
+    let ct = bench.quantized("ct", &["--bits", "4", "--group", "64", "--asymmetric"]);
+    assert_eq!(logits(&awq), logits(&ct));
+    let out = bench.path("fp8");
+    fewbit(&["quantize", "demo", "--recipe", "fp8-block", "--format", "fp8", "--out", &out, "--json"]).good();
+    assert_eq!(config(&out)["quantization_config"]["weight_block_size"], json!([128, 128]));
+    let out = bench.path("no");
+    let refused = |options: &[&str]| fewbit(&[&["quantize", "demo", "--out", &out, "--json"], options].concat());
+    refused(&["--recipe", "rtn", "--bits", "5", "--format", "awq"]).refused(&["4 bits"]);
+    refused(&["--recipe", "rtn", "--bits", "4", "--format", "gptq", "--asymmetric"]).refused(&["gptq_v2"]);
+    refused(&[
+        "--recipe",
+        "rtn",
+        "--bits",
+        "4",
+        "--format",
+        "awq",
+        "--group",
+        "64",
+        "--override",
+        "down_proj:group=32",
+    ])
+    .refused(&["different groups"]);
+}
+
+#[test]
+fn programs_that_load_a_model_are_told_apart() {
+    let bench = Bench::new();
+    let checked = |model: &str| {
+        let all = fewbit(&["check", model, "--json"]).good();
+        let loads =
+            |name: &str| all["checks"].as_array().unwrap().iter().find(|c| c["for"] == name).unwrap()["loads"] == true;
+        [loads("vllm"), loads("transformers"), loads("llama.cpp")]
+    };
+    assert_eq!(checked(&bench.quantized("w4", &["--bits", "4", "--group", "128", "--symmetric"])), [true, true, false]);
+    let w3 = bench.quantized("w3", &["--bits", "3", "--group", "128"]);
+    assert_eq!(checked(&w3), [false, true, false]);
+    fewbit(&["check", &w3, "--for", "vllm"]).refused(&["vllm cannot load it"]);
+    assert_eq!(checked(&bench.quantized("own", &["--bits", "1", "--group", "64"])), [false, false, false]);
+    let gguf = bench.quantized("q4.gguf", &["--bits", "4", "--group", "32", "--symmetric", "--format", "gguf"]);
+    assert_eq!(checked(&gguf), [true, true, true]);
+}
+
+/// Files of other programs.
+#[test]
+fn files_of_others_are_converted_exactly() {
+    let bench = Bench::new();
+    let cases = [
+        ("gptq-w4-g128-sym", "compressed-tensors", true),
+        ("gptq-w4-g128-sym-descact", "compressed-tensors", false),
+        ("gptqv2-w4-g64-asym", "awq", true),
+        ("awq-gemm-w4-g128-autoawq", "compressed-tensors", true),
+        ("awq-gemm-w4-g128-autoawq", "gguf", false),
+        ("ct-w4a16-g32-asym-rtn", "gptq_v2", true),
+        ("ct-w4a16-g32-asym-rtn", "gptq", false),
+        ("ct-w4a16-g128-sym-gptq-actstatic", "gptq", true),
+        ("bnb-nf4-doublequant", "compressed-tensors", false),
+        ("bnb-nf4-doublequant", "fewbit", true),
+        ("ct-nvfp4a16", "gptq", false),
+    ];
+    for (name, format, is_exact) in cases {
+        let Some(model) = shared(&format!("conformance/quantized/{name}")) else { return };
+        let out = bench.path(&format!("{name}-{format}"));
+        let ran = fewbit(&["convert", model.to_str().unwrap(), &out, "--format", format, "--json"]);
+        if is_exact {
+            assert_eq!(ran.good()["exact"], true, "{name} {format}");
+        } else {
+            ran.refused(&["cannot hold"]);
+        }
+    }
+}
