@@ -63,6 +63,9 @@ pub fn obstacles(file: &ModelFile, program: LoadedBy) -> Result<Vec<Obstacle>> {
         (_, Quantization::Fewbit(_)) => Ok(Obstacle::of_model(
             "the layout `fewbit` is known to fewbit alone: `fewbit convert` writes it in another where one holds it",
         )),
+        (_, Quantization::Mlx(_)) => {
+            Ok(Obstacle::of_model("the layout is MLX's: `fewbit convert` writes its numbers as `plain` or `fewbit`"))
+        }
         (_, Quantization::Other(method)) => {
             Ok(Obstacle::of_model(format!("`{method}` is not known here, so that nothing can be said of it")))
         }

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use fewbit_format::Storage;
+use fewbit_format::{Storage, Tensor};
 use fewbit_store::layout::{
     Awq, CompressedTensors, Float8, Gptq, Layout, Quantization, Scheme, is_quantized, read_activation, read_linear,
     tensor_names,
@@ -202,6 +202,37 @@ fn gptq_and_awq_are_written_as_others_write_them() {
             }
         }
     }
+}
+
+/// Matrices that MLX packed (tools/make_mlx_fixture.py), and what it decodes them to.
+#[test]
+fn mlx_is_read_in_every_mode() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/mlx.safetensors");
+    let file = Safetensors::open(Path::new(path)).unwrap();
+    let tensors: BTreeMap<String, Tensor> = file.names().map(|n| (n.to_owned(), file.tensor(n).unwrap())).collect();
+    let mut settings = serde_json::json!({ "group_size": 32, "bits": 4 });
+    let names: Vec<&str> = tensors.keys().filter_map(|n| n.strip_suffix(".decoded")).collect();
+    assert_eq!(names.len(), 8);
+    for name in &names {
+        let bits: u64 = name.trim_start_matches(|c: char| !c.is_ascii_digit()).parse().unwrap();
+        let mode = name.trim_end_matches(|c: char| c.is_ascii_digit());
+        let mode = if mode == "affine" { "affine" } else { *name };
+        settings[*name] = serde_json::json!({ "group_size": 32, "bits": bits, "mode": mode });
+    }
+    let config = serde_json::json!({ "quantization": settings.clone(), "quantization_config": settings });
+    let q = Quantization::parse(&config, None).unwrap();
+    for name in names {
+        assert!(is_quantized(&q, &tensors, name));
+        let storage = read_linear(&q, &tensors, name, [3, 64]).unwrap();
+        assert_eq!(Scheme::of(&storage).as_ref(), q.scheme_of(name));
+        let golden = tensors[&format!("{name}.decoded")].to_f32().unwrap();
+        for (ours, theirs) in decode(&storage).iter().zip(&golden) {
+            // MLX multiplies and adds in one rounding on some machines.
+            assert!((ours - theirs).abs() <= 1e-6 * theirs.abs().max(1.0), "{name}: {ours} {theirs}");
+        }
+    }
+    let wrong = serde_json::json!({ "quantization": { "group_size": 32, "bits": 7 } });
+    assert!(Quantization::parse(&wrong, None).unwrap_err().to_string().contains("7 bits"));
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod float8;
 mod gptq;
 mod input;
 mod integers;
+mod mlx;
 mod module;
 mod quantization;
 mod scheme;
@@ -31,6 +32,7 @@ pub use compressed_tensors::{CompressedTensors, CtConfig};
 pub use fewbit::{Fewbit, FewbitConfig, is_tiles};
 pub use float8::{Float8, Float8Config};
 pub use gptq::{Gptq, GptqConfig};
+pub use mlx::MlxConfig;
 pub use quantization::Quantization;
 pub use scheme::{FloatScheme, IntScheme, ScaleKind, Scheme, SecondLevel, SignScheme};
 
@@ -187,6 +189,7 @@ pub fn read_bands(q: &Quantization, tensors: &dyn Tensors, module: &str, shape: 
         }
         Quantization::Gptq(config) if is_quantized(q, tensors, module) => gptq::read(config, m),
         Quantization::Awq(config) if is_quantized(q, tensors, module) => awq::read(config, m),
+        Quantization::Mlx(config) if is_quantized(q, tensors, module) => mlx::read(config, m),
         Quantization::BitsAndBytes(_) if is_quantized(q, tensors, module) => bitsandbytes::read(m),
         Quantization::Float8(config) if is_quantized(q, tensors, module) => float8::read(config, m),
         Quantization::Other(method) if is_quantized(q, tensors, module) => {
@@ -266,6 +269,7 @@ pub fn is_quantized(q: &Quantization, tensors: &dyn Tensors, module: &str) -> bo
         Quantization::None => false,
         Quantization::CompressedTensors(_) => has("weight_packed") || has("weight_scale"),
         Quantization::Gptq(_) | Quantization::Awq(_) => has("qweight"),
+        Quantization::Mlx(_) => has("scales"),
         Quantization::BitsAndBytes(_) => bitsandbytes::is_quantized(&has),
         Quantization::Fewbit(_) => {
             ["codes", "codes.0", "tiles", "tiles.0", "mask"].iter().any(|part| has(&format!("weight.{part}")))
@@ -285,6 +289,7 @@ pub fn tensor_names(q: &Quantization, module: &str) -> Vec<String> {
         Quantization::CompressedTensors(_) => compressed_tensors::PARTS,
         Quantization::Gptq(_) => gptq::PARTS,
         Quantization::Awq(_) => awq::PARTS,
+        Quantization::Mlx(_) => mlx::PARTS,
         Quantization::BitsAndBytes(_) => bitsandbytes::PARTS,
         Quantization::Float8(_) => float8::PARTS,
         Quantization::Fewbit(config) => return fewbit::names(config, module),

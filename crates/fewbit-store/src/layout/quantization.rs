@@ -7,6 +7,7 @@ use super::compressed_tensors::CtConfig;
 use super::fewbit::FewbitConfig;
 use super::float8::Float8Config;
 use super::gptq::GptqConfig;
+use super::mlx::MlxConfig;
 use super::scheme::Scheme;
 
 /// How a checkpoint says that its linears are quantized.
@@ -20,6 +21,8 @@ pub enum Quantization {
     Gptq(GptqConfig),
     /// AWQ in the layout `gemm`.
     Awq(AwqConfig),
+    /// MLX: affine integers, MXFP4 and MXFP8.
+    Mlx(MlxConfig),
     /// bitsandbytes, 4 and 8 bits.
     BitsAndBytes(BitsAndBytesConfig),
     /// Our own layout.
@@ -37,6 +40,12 @@ impl Quantization {
     /// # Errors
     /// If settings are there but make no sense.
     pub fn parse(config: &Value, quantize_config: Option<&Value>) -> Result<Self> {
+        // mlx-lm writes its settings under both names, and says in neither whose they are.
+        let mlx = &config["quantization"];
+        if mlx["bits"].is_u64() && config["quantization_config"]["quant_method"].is_null() {
+            let place = |e: Error| e.place("`quantization` of config.json");
+            return MlxConfig::parse(mlx).map(Self::Mlx).map_err(place);
+        }
         let settings = ["quantization_config", "compression_config"].into_iter().map(|key| (key, &config[key]));
         if let Some((key, v)) = settings.into_iter().find(|(_, v)| !v.is_null()) {
             return Self::settings(v).map_err(|e| e.place(format!("`{key}` of config.json")));
@@ -73,6 +82,7 @@ impl Quantization {
             Self::CompressedTensors(config) => config.scheme_of(module),
             Self::Gptq(config) => Some(config.scheme()),
             Self::Awq(config) => Some(config.scheme()),
+            Self::Mlx(config) => Some(config.scheme_of(module)),
             Self::Fewbit(config) => config.scheme_of(module),
             Self::Float8(config) => Some(config.scheme()),
             Self::None | Self::BitsAndBytes(_) | Self::Other(_) => None,
@@ -85,7 +95,7 @@ impl Quantization {
             Self::CompressedTensors(config) => config.activation_of(module),
             Self::Fewbit(config) => config.scheme_of(module).and_then(Scheme::input),
             Self::Float8(config) => config.activation(),
-            Self::None | Self::Gptq(_) | Self::Awq(_) | Self::BitsAndBytes(_) | Self::Other(_) => None,
+            Self::None | Self::Gptq(_) | Self::Awq(_) | Self::Mlx(_) | Self::BitsAndBytes(_) | Self::Other(_) => None,
         }
     }
 
@@ -96,6 +106,7 @@ impl Quantization {
             Self::CompressedTensors(config) => Some(format!("compressed-tensors {}", config.summary())),
             Self::Gptq(config) => Some(format!("GPTQ {}", config.scheme())),
             Self::Awq(config) => Some(format!("AWQ {}", config.scheme())),
+            Self::Mlx(config) => Some(format!("MLX {}", config.scheme_of(""))),
             Self::BitsAndBytes(config) => Some(config.describe().to_owned()),
             Self::Fewbit(config) => Some(format!("fewbit {}", config.summary())),
             Self::Float8(_) => Some("FP8".to_owned()),
