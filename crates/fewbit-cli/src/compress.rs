@@ -22,7 +22,7 @@ use crate::session::Session;
 
 /// Does what the options ask for.
 pub(crate) fn run(options: &Quantize, session: &Session) -> Result<()> {
-    let request = request(options)?;
+    let request = request(options, session)?;
     let team = session.team();
     if options.dry_run {
         return match plan(&request, flops_per_second(&team)) {
@@ -52,7 +52,7 @@ struct Measured {
 }
 
 /// The engine's request for what was typed.
-fn request(options: &Quantize) -> Result<Request<'static>> {
+fn request(options: &Quantize, session: &Session) -> Result<Request<'static>> {
     let mut settings = Settings::default();
     for (key, value) in options.grid.settings()? {
         settings.add(&format!("{key}={value}"))?;
@@ -63,7 +63,7 @@ fn request(options: &Quantize) -> Result<Request<'static>> {
         Text::Files(files) => CalibrationSource::Files(files),
     };
     Ok(Request {
-        model: resolve_model(&options.model)?,
+        model: resolve_model(session, &options.model)?,
         model_name: model_name(&options.model),
         recipe: Recipe::find(&options.recipe, RECIPES)?,
         settings,

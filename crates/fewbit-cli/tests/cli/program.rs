@@ -7,8 +7,21 @@ use serde_json::json;
 
 use crate::{command, fewbit, fewbit_reading};
 
-const COMMANDS: [&str; 11] =
-    ["demo", "quantize", "eval", "run", "chat", "inspect", "logits", "bench", "tokenize", "recipes", "completions"];
+const COMMANDS: [&str; 13] = [
+    "demo",
+    "quantize",
+    "eval",
+    "run",
+    "chat",
+    "inspect",
+    "logits",
+    "bench",
+    "tokenize",
+    "recipes",
+    "list",
+    "rm",
+    "completions",
+];
 
 #[test]
 fn every_help_ends_with_an_example() {
