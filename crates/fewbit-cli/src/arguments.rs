@@ -19,8 +19,8 @@ use crate::session::Session;
 #[derive(Debug, Parser)]
 #[command(name = "fewbit", version, subcommand_required = true, arg_required_else_help = true)]
 #[command(after_help = "\
-MODEL is a Hugging Face folder, a GGUF file, `owner/name[@revision][:FILE]` of the Hugging Face hub (downloaded once; FILE is
-a GGUF file or a part of its name), or the word `demo`: the small model that comes with the program.
+MODEL is a Hugging Face folder, a GGUF file, `owner/name[@revision][:FILE]` of the Hugging Face hub (downloaded once; \
+FILE is a GGUF file or a part of its name), or the word `demo`: the small model that comes with the program.
 
 Example:
   fewbit run demo --prompt 'Once upon a time'")]

@@ -165,14 +165,11 @@ fn named_gguf(files: &[String], wanted: &str) -> Result<Vec<String>> {
         of(&|model, _| has_word(&model.to_lowercase(), &lower)),
         of(&|model, _| model.to_lowercase().contains(&lower)),
     ];
-    match tries.into_iter().find(|found| !found.is_empty()) {
-        Some(found) => one_of(found, Some(wanted)),
-        None => {
-            let all: Vec<&str> = models.keys().map(String::as_str).collect();
-            Err(Error::input(format!("holds no GGUF file `{wanted}`; there are {}", listed(&all)))
-                .hint("name one of them"))
-        }
+    if let Some(found) = tries.into_iter().find(|found| !found.is_empty()) {
+        return one_of(found, Some(wanted));
     }
+    let all: Vec<&str> = models.keys().map(String::as_str).collect();
+    Err(Error::input(format!("holds no GGUF file `{wanted}`; there are {}", listed(&all))).hint("name one of them"))
 }
 
 /// Whether `word` stands in `text` with nothing beside it that could belong to it.

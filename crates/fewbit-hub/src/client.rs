@@ -1,6 +1,7 @@
 //! Requests to the hub.
 
 use std::cell::Cell;
+use std::fmt::Write;
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -123,17 +124,15 @@ impl<'a> Client<'a> {
             let headers = response.headers();
             etag = etag.or_else(|| text(headers, "x-linked-etag"));
             bytes = bytes.or_else(|| text(headers, "x-linked-size"));
-            match text(headers, "location").filter(|_| response.status().is_redirection()) {
-                Some(location) if location.starts_with('/') && !location.starts_with("//") => {
-                    at = moved(&at, &location)?
-                }
-                Some(_) => break,
-                None => {
-                    etag = etag.or_else(|| text(headers, "etag"));
-                    bytes = bytes.or_else(|| text(headers, "content-length"));
-                    break;
-                }
+            let location = text(headers, "location").filter(|_| response.status().is_redirection());
+            if let Some(location) = location.filter(|l| l.starts_with('/') && !l.starts_with("//")) {
+                at = moved(&at, &location)?;
+                continue;
             }
+            etag = etag.or_else(|| text(headers, "etag"));
+            let is_itself = response.status().is_success();
+            bytes = bytes.or_else(|| text(headers, "content-length").filter(|_| is_itself));
+            break;
         }
         let etag = etag.map(|e| e.trim_start_matches("W/").trim_matches('"').to_owned());
         match (etag, bytes.and_then(|b| b.parse().ok())) {
@@ -218,7 +217,8 @@ fn encoded(text: &str, kept: &str) -> String {
         if byte.is_ascii_alphanumeric() || "-_.~".contains(c) || (byte.is_ascii() && kept.contains(c)) {
             out.push(c);
         } else {
-            out.push_str(&format!("%{byte:02X}"));
+            // Writing to a string cannot fail.
+            let _ = write!(out, "%{byte:02X}");
         }
     }
     out
@@ -233,12 +233,17 @@ pub(crate) fn refusal(error: ureq::Error) -> Refusal {
         E::HostNotFound => Refusal::Unreachable("there is no such host, or no connection".to_owned()),
         E::ConnectionFailed | E::ConnectProxyFailed(_) => Refusal::Unreachable(why),
         E::Io(e) => match e.kind() {
-            ErrorKind::ConnectionRefused | ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable => {
-                Refusal::Unreachable(e.to_string())
-            }
+            ErrorKind::UnexpectedEof
+            | ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::BrokenPipe
+            | ErrorKind::NotConnected
+            | ErrorKind::TimedOut
+            | ErrorKind::WouldBlock => Refusal::Broken(e.to_string()),
             // Such as a certificate that is not trusted.
             ErrorKind::InvalidData | ErrorKind::InvalidInput => Refusal::Fault(e.to_string()),
-            _ => Refusal::Broken(e.to_string()),
+            // No route, a refusal, or a name that nobody knows, whose kind has no name.
+            _ => Refusal::Unreachable(e.to_string()),
         },
         E::Timeout(_) => Refusal::Broken(format!("silent for {} s", SILENCE.as_secs())),
         E::Protocol(_) | E::BodyStalled => Refusal::Broken(why),

@@ -1,3 +1,4 @@
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
@@ -141,7 +142,7 @@ impl Part {
     /// Refuses what is not the content that the mark names, and removes it.
     fn finish(self) -> Result<()> {
         if let Some((hash, wanted)) = self.hash {
-            let found: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+            let found = hex(&hash.finalize());
             if found != wanted {
                 fs::remove_file(&self.path).map_err(|e| Error::io("removing", &self.path, &e))?;
                 return Err(Error::input(format!(
@@ -166,6 +167,15 @@ fn full(path: &Path, error: &std::io::Error) -> Error {
 /// The way out of a full disk.
 pub(crate) const FULL: &str =
     "free space (`fewbit list` and `fewbit rm` help), or choose another disk with `HF_HOME`; the same command goes on";
+
+fn hex(bytes: &[u8]) -> String {
+    let mut out = String::new();
+    for byte in bytes {
+        // Writing to a string cannot fail.
+        let _ = write!(out, "{byte:02x}");
+    }
+    out
+}
 
 /// The first position of `bytes 5-9/10`.
 fn range_start(header: Option<&str>) -> Option<u64> {

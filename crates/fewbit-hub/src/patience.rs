@@ -8,7 +8,7 @@ use crate::refusal::Refusal;
 const TRIES: u32 = 5;
 
 /// Longer than this nobody is kept waiting without having been asked.
-const LONGEST: Duration = Duration::from_mins(5);
+const LONGEST: Duration = Duration::from_secs(300);
 
 /// How often something that may pass was tried.
 #[derive(Debug)]

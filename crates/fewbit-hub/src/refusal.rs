@@ -101,10 +101,10 @@ impl Status {
             }
             (_, Some("RevisionNotFound")) => Error::input(format!("there is no revision `{}`", of.name.revision()))
                 .hint(format!("look for branches, tags and commits at {page}")),
-            (404, Some("EntryNotFound")) | (404, None) if of.file.is_some() => {
+            (404, Some("EntryNotFound") | None) if of.file.is_some() => {
                 Error::input("is listed, but not there").hint("try again, or choose another revision")
             }
-            (401, _) | (404, _) if token.is_none() => Error::input(format!(
+            (401 | 404, _) if token.is_none() => Error::input(format!(
                 "is neither a path that exists nor a model that the hub gives to everybody ({})",
                 self.code
             ))

@@ -15,6 +15,7 @@ use crate::session::Session;
 pub(crate) struct List {}
 
 impl List {
+    #[expect(clippy::unused_self, reason = "the signature of every command")]
     pub(crate) fn run(&self, session: &Session) -> Result<()> {
         let settings = hub::settings(session)?;
         let (models, size) = (fewbit_hub::list(&settings)?, fewbit_hub::disk_bytes(&settings)?);

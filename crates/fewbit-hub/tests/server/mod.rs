@@ -100,12 +100,16 @@ impl Server {
 
 /// The mark of a file's content: for large files its SHA-256.
 pub(crate) fn etag(name: &str, bytes: &[u8]) -> String {
-    let hash: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
-    if is_large(name) { hash } else { hash[..40].to_owned() }
+    let mut hash = String::new();
+    for byte in Sha256::digest(bytes) {
+        let _ = write!(hash, "{byte:02x}");
+    }
+    hash.truncate(if is_large(name) { 64 } else { 40 });
+    hash
 }
 
 fn is_large(name: &str) -> bool {
-    name.ends_with(".safetensors") || name.ends_with(".gguf")
+    [".safetensors", ".gguf"].iter().any(|end| name.ends_with(end))
 }
 
 impl Shared {
