@@ -29,15 +29,12 @@ pub fn fetch(name: &ModelName, settings: &Settings, listener: &mut dyn Listener,
     let client = Client::new(settings, stop);
     let listing = match client.listing(name, listener) {
         Ok(listing) => listing,
-        Err(refusal) => {
-            let is_away = matches!(refusal, Refusal::Unreachable(_));
-            let error = refusal.error(&of);
-            let path = if is_away { cached(name, settings).ok() } else { None };
-            if path.is_some() {
-                listener.note(&format!("{error}; what is in the cache is used"));
-            }
-            return path.ok_or(error);
+        Err(Refusal::Unreachable(why)) => {
+            let Ok(path) = cached(name, settings) else { return Err(Refusal::Unreachable(why).error(&of)) };
+            listener.note(&format!("`{}` cannot be reached: `{name}` is taken from the cache", settings.endpoint));
+            return Ok(path);
         }
+        Err(refusal) => return Err(refusal.error(&of)),
     };
     let repository = Repository::new(&settings.cache, name.repository());
     Fetch { name, settings, repository, client, listing, patience: Patience::new(settings.pause, stop) }.run(listener)
@@ -186,9 +183,12 @@ fn cached(name: &ModelName, settings: &Settings) -> Result<PathBuf> {
     };
     let repository = Repository::new(&settings.cache, name.repository());
     let Some(commit) = repository.commit_of(name.revision()) else {
-        let of =
-            if repository.path().is_dir() { format!("revision `{}` of it ", name.revision()) } else { String::new() };
-        return Err(lacks(format!("{of}is not in the cache `{}`", settings.cache.display())));
+        let cache = settings.cache.display();
+        return Err(lacks(if repository.path().is_dir() {
+            format!("revision `{}` of it is not in the cache `{cache}`", name.revision())
+        } else {
+            format!("is neither a path that exists nor a model in the cache `{cache}`")
+        }));
     };
     let snapshot = repository.snapshot(&commit);
     let there = cache::files_in(&snapshot)?;

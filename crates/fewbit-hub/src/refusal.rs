@@ -72,8 +72,13 @@ impl Refusal {
                 return Error::interrupted("interrupted; what is there is kept, and the same command goes on");
             }
             Self::Status(status) => status.error(of),
-            Self::Unreachable(why) => Error::input(format!("`{hub}` cannot be reached: {why}"))
-                .hint("check the connection; a model that is in the cache needs none with `--offline`"),
+            Self::Unreachable(why) if of.file.is_none() => {
+                Error::input(format!("is no path that exists, and `{hub}` cannot be reached: {why}"))
+                    .hint("check the path, or the connection")
+            }
+            Self::Unreachable(why) => {
+                Error::input(format!("`{hub}` cannot be reached any more: {why}")).hint("the same command goes on")
+            }
             Self::Broken(why) => Error::input(format!("the connection to `{hub}` broke: {why}"))
                 .hint("the same command goes on with what is there"),
             Self::Fault(why) => Error::input(format!("`{hub}` cannot be used: {why}"))

@@ -338,7 +338,7 @@ fn the_cache_alone_serves_where_nobody_is_to_be_asked() {
     let server = Server::start(NAME, &[("config.json", b"{}"), ("model.safetensors", b"12345678")]);
     let mut cache = Cache::of(&server);
     cache.settings.is_offline = true;
-    cache.refused(NAME, &["`o/m`: is not in the cache", "without `--offline`"]);
+    cache.refused(NAME, &["`o/m`: is neither a path that exists nor a model in the cache", "without `--offline`"]);
     assert!(server.requests("").is_empty());
     cache.settings.is_offline = false;
     let path = cache.fetch(NAME).unwrap();
@@ -354,12 +354,8 @@ fn the_cache_alone_serves_where_nobody_is_to_be_asked() {
     cache.settings.endpoint = "http://127.0.0.1:9".to_owned();
     let (found, heard) = cache.fetch_heard(NAME);
     assert_eq!(found.unwrap(), path);
-    assert!(
-        heard.notes[0].contains("cannot be reached") && heard.notes[0].contains("cache is used"),
-        "{:?}",
-        heard.notes
-    );
-    cache.refused("o/other", &["`http://127.0.0.1:9` cannot be reached", "`--offline`"]);
+    assert!(heard.notes[0].contains("cannot be reached: `o/m` is taken from the cache"), "{:?}", heard.notes);
+    cache.refused("o/other", &["is no path that exists, and `http://127.0.0.1:9` cannot be reached", "check the path"]);
 }
 
 #[test]

@@ -185,7 +185,7 @@ fn refusals_of_the_hub_are_one_sentence() {
     assert!(!ran.stderr.contains("hf_secret") && ran.json()["error"].is_string());
     assert_eq!(hub.server.requests("/api/").last().unwrap().authorization.as_deref(), Some("Bearer hf_secret"));
     let ran = Ran::of(hub.command(&["inspect", NAME]).env("HF_ENDPOINT", "http://127.0.0.1:9"));
-    ran.refused(&["`http://127.0.0.1:9` cannot be reached", "check the connection"]);
+    ran.refused(&["`http://127.0.0.1:9` cannot be reached", "check the path, or the connection"]);
 }
 
 #[test]
