@@ -9,8 +9,8 @@ use fewbit_kernel::Level;
 use serde_json::json;
 
 use crate::commands::{
-    bench, chat, check, completions, convert, demo, eval, inspect, logits, make_model, make_stress, quantize, recipes,
-    run, tokenize,
+    bench, chat, check, completions, convert, demo, eval, inspect, list, logits, make_model, make_stress, quantize,
+    recipes, remove, run, tokenize,
 };
 use crate::output;
 use crate::session::Session;
@@ -19,7 +19,8 @@ use crate::session::Session;
 #[derive(Debug, Parser)]
 #[command(name = "fewbit", version, subcommand_required = true, arg_required_else_help = true)]
 #[command(after_help = "\
-MODEL is a Hugging Face folder, a GGUF file, or the word `demo`: the small model that comes with the program.
+MODEL is a Hugging Face folder, a GGUF file, `owner/name[@revision][:FILE]` of the Hugging Face hub (downloaded once; \
+FILE is a GGUF file or a part of its name), or the word `demo`: the small model that comes with the program.
 
 Example:
   fewbit run demo --prompt 'Once upon a time'")]
@@ -43,6 +44,9 @@ pub(crate) struct Global {
     /// Print exactly one JSON object on stdout, everything else on stderr
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    /// Take models of the hub from the cache alone, as with `HF_HUB_OFFLINE=1`
+    #[arg(long, global = true)]
+    pub(crate) offline: bool,
     /// Use no instruction set beyond this one
     #[arg(long, global = true, value_name = "LEVEL", value_parser = level_parser())]
     pub(crate) cpu: Option<Level>,
@@ -67,6 +71,9 @@ pub(crate) enum Command {
     Bench(bench::Bench),
     Tokenize(tokenize::Tokenize),
     Recipes(recipes::Recipes),
+    List(list::List),
+    #[command(name = "rm")]
+    Remove(remove::Remove),
     Completions(completions::Completions),
     #[command(hide = true)]
     MakeModel(make_model::MakeModel),
@@ -90,6 +97,8 @@ impl Command {
             Self::Bench(c) => c.run(session),
             Self::Tokenize(c) => c.run(session),
             Self::Recipes(c) => c.run(session),
+            Self::List(c) => c.run(session),
+            Self::Remove(c) => c.run(session),
             Self::Completions(c) => c.run(session),
             Self::MakeModel(c) => c.run(session),
             Self::MakeStress(c) => c.run(session),

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use fewbit_format::{Error, Result};
 use sha2::{Digest, Sha256};
 
+use crate::hub;
+use crate::session::Session;
+
 macro_rules! demo_file {
     ($name:literal) => {
         ($name, include_bytes!(concat!("../../../assets/demo-model/", $name)))
@@ -36,17 +39,21 @@ pub(crate) fn tokenizer_files() -> impl Iterator<Item = (&'static str, &'static 
     FILES.iter().filter(|(name, _)| name.starts_with("tokenizer")).copied()
 }
 
-/// What a model is called in cards and manifests: the last part of its path.
+/// What a model is called in cards and manifests: its name on the hub, else the last part of its path.
 pub(crate) fn model_name(name: &str) -> String {
+    if let Ok(Some(model)) = hub::named(name) {
+        return model.repository().to_owned();
+    }
     let path = Path::new(name);
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     path.file_name().map_or_else(|| name.to_owned(), |n| n.to_string_lossy().into_owned())
 }
 
-/// The path of a model: `demo` is the bundled one, put into a cache folder where it is not there yet; all else a path.
-pub(crate) fn resolve_model(name: &str) -> Result<PathBuf> {
+/// The path of a model: `demo` is the bundled one, put into a cache folder where it is not there yet; what names a model
+/// of the hub is downloaded where it is not there yet; all else is a path.
+pub(crate) fn resolve_model(session: &Session, name: &str) -> Result<PathBuf> {
     if name != NAME {
-        return Ok(PathBuf::from(name));
+        return hub::named(name)?.map_or_else(|| Ok(PathBuf::from(name)), |model| hub::path(session, &model));
     }
     let folder = format!("demo-{}", content_hash());
     let mut failure = None;

@@ -24,7 +24,7 @@ use crate::session::Session;
 pub(crate) fn run(options: &Quantize, session: &Session) -> Result<()> {
     let team = session.team();
     if options.dry_run {
-        return match plan(&request(options)?, flops_per_second(&team)) {
+        return match plan(&request(options, session)?, flops_per_second(&team)) {
             Ok(plan) => say_plan(&plan, &session.output),
             Err(e) => {
                 session.output.object(&json!({
@@ -50,7 +50,7 @@ pub(crate) fn make(
     listener: &mut Listener<'_>,
     session: &Session,
 ) -> Result<Report> {
-    quantize(&request(options)?, team, listener, session.stop)
+    quantize(&request(options, session)?, team, listener, session.stop)
 }
 
 struct Measured {
@@ -61,7 +61,7 @@ struct Measured {
 }
 
 /// The engine's request for what was typed.
-fn request(options: &Quantize) -> Result<Request<'static>> {
+fn request(options: &Quantize, session: &Session) -> Result<Request<'static>> {
     let mut settings = Settings::default();
     for (key, value) in options.grid.settings()? {
         settings.add(&format!("{key}={value}"))?;
@@ -72,7 +72,7 @@ fn request(options: &Quantize) -> Result<Request<'static>> {
         Text::Files(files) => CalibrationSource::Files(files),
     };
     Ok(Request {
-        model: resolve_model(&options.model)?,
+        model: resolve_model(session, &options.model)?,
         model_name: model_name(&options.model),
         recipe: Recipe::find(&options.recipe, RECIPES)?,
         settings,

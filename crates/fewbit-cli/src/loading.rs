@@ -10,13 +10,13 @@ use crate::bundled::resolve_model;
 use crate::session::Session;
 
 /// Opens a checkpoint: headers only.
-pub(crate) fn checkpoint(model: &str) -> Result<Checkpoint> {
-    Checkpoint::open(&resolve_model(model)?)
+pub(crate) fn checkpoint(session: &Session, model: &str) -> Result<Checkpoint> {
+    Checkpoint::open(&resolve_model(session, model)?)
 }
 
 /// Opens a model, and says what was noticed.
 pub(crate) fn model_file(session: &Session, model: &str) -> Result<ModelFile> {
-    let file = ModelFile::of(checkpoint(model)?)?;
+    let file = ModelFile::of(checkpoint(session, model)?)?;
     for note in file.notes() {
         session.output.note(&format!("note: {note}"));
     }

@@ -6,6 +6,7 @@ mod commands;
 mod compress;
 mod drafting;
 mod generation;
+mod hub;
 mod interrupt;
 mod loading;
 mod memory;

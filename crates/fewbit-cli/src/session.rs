@@ -15,6 +15,8 @@ pub(crate) struct Session {
     pub(crate) output: Output,
     /// Threads of a team; for `bench`, of one after the other.
     pub(crate) threads: Vec<usize>,
+    /// Whether models of the hub come from the cache alone.
+    pub(crate) is_offline: bool,
     /// Set by Ctrl-C: long work looks at it and stops.
     pub(crate) stop: &'static AtomicBool,
 }
@@ -34,6 +36,7 @@ impl Session {
         Self {
             output: Output::new(global.json, global.quiet),
             threads: global.threads.as_ref().map_or_else(|| vec![all()], |t| t.0.clone()),
+            is_offline: global.offline,
             stop: interrupt::listen(),
         }
     }

@@ -1,5 +1,7 @@
 //! What a checkpoint says of itself: its name and its licence.
 
+use std::path::Path;
+
 use fewbit_store::ModelFile;
 use serde_json::Value;
 
@@ -12,8 +14,19 @@ pub(crate) fn name(file: &ModelFile) -> Option<String> {
     let of_manifest = manifest.as_ref().and_then(|m| m["base_model"].as_str()).and_then(last);
     let of_gguf = || checkpoint.gguf()?.string("general.name").ok().flatten().map(str::to_owned);
     let of_config = || checkpoint.config().get("_name_or_path")?.as_str().and_then(last);
-    let of_path = || Some(checkpoint.path().file_name()?.to_str()?.to_owned());
+    let of_path = || of_path(checkpoint.path());
     of_manifest.or_else(of_gguf).or_else(of_config).or_else(of_path)
+}
+
+/// The last part of a path. Snapshots in the hub's cache are named by commits: there it is the repository's name.
+fn of_path(path: &Path) -> Option<String> {
+    let name = |path: &Path| path.file_name()?.to_str().map(str::to_owned);
+    let of_snapshot = || {
+        let snapshots = path.parent().filter(|p| p.ends_with("snapshots"))?;
+        let folder = name(snapshots.parent()?)?;
+        folder.strip_prefix("models--")?.rsplit_once("--").map(|(_, name)| name.to_owned())
+    };
+    of_snapshot().or_else(|| name(path))
 }
 
 /// The licence: of the front matter of the folder's README.md, or of the metadata.
@@ -36,6 +49,14 @@ fn front_matter(card: &str, key: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_snapshot_has_the_name_of_its_repository() {
+        let name = |path: &str| of_path(Path::new(path)).unwrap();
+        assert_eq!(name("/m/small-model"), "small-model");
+        assert_eq!(name("/c/hub/models--owner--small-model/snapshots/0123abcd"), "small-model");
+        assert_eq!(name("/c/snapshots/0123abcd"), "0123abcd");
+    }
 
     #[test]
     fn the_front_matter_of_a_card() {

@@ -31,7 +31,7 @@ mod work;
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  fewbit bench demo --prompt 256 --generate 32 --depth 0,256 --threads 1,2")]
 pub(crate) struct Bench {
-    /// Folder, GGUF file, or `demo`
+    /// Folder, GGUF file, `owner/name` of the Hugging Face hub, or `demo`
     model: String,
     /// Tokens of a prompt; 0: none
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "512")]

@@ -20,7 +20,7 @@ use crate::{interrupt, loading};
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  fewbit chat demo --system 'You tell stories to children.'")]
 pub(crate) struct Chat {
-    /// Folder, GGUF file, or `demo`
+    /// Folder, GGUF file, `owner/name` of the Hugging Face hub, or `demo`
     model: String,
     /// The system's message, before all others
     #[arg(long, value_name = "T", allow_hyphen_values = true)]

@@ -105,7 +105,7 @@ impl Convert {
     /// The same numbers in the other format.
     fn exactly(&self, session: &Session) -> Result<Difference> {
         let job = Conversion {
-            model: resolve_model(&self.model)?,
+            model: resolve_model(session, &self.model)?,
             model_name: model_name(&self.model),
             out: self.out.clone(),
             format: self.format.format_name().map(Format::from),
@@ -140,7 +140,8 @@ impl Convert {
         let mut listener = Listener { output: &session.output, bar: None, is_quiet: false };
         let team = session.team();
         compress::make(&options, &team, &mut listener, session)?;
-        let [source, written] = [resolve_model(&self.model)?, self.out.clone()].map(|path| ModelFile::open(&path));
+        let [source, written] =
+            [resolve_model(session, &self.model)?, self.out.clone()].map(|path| ModelFile::open(&path));
         let difference = difference(&source?, &written?, &team, &mut listener, session.stop)?;
         self.say(session, difference, true)
     }

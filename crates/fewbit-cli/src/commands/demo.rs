@@ -65,7 +65,7 @@ impl Demo {
         let team = session.team();
         let bench = Bench::new(session, &team, folder.path())?;
         let progress = Progress::new(&session.output, "models", SETTINGS.len() as u64 + 1);
-        let mut rows = vec![bench.row("original".to_owned(), &resolve_model(NAME)?)?];
+        let mut rows = vec![bench.row("original".to_owned(), &resolve_model(session, NAME)?)?];
         for (i, (recipe, bits, group)) in SETTINGS.iter().enumerate() {
             let label = format!("{recipe} w{bits} g{group}");
             progress.set(i as u64 + 1, label.clone());
@@ -90,7 +90,7 @@ struct Bench<'a> {
 
 impl<'a> Bench<'a> {
     fn new(session: &'a Session, team: &'a Arc<Team>, folder: &Path) -> Result<Self> {
-        let original = ModelFile::open(&resolve_model(NAME)?)?;
+        let original = ModelFile::open(&resolve_model(session, NAME)?)?;
         let tokenizer = language::tokenizer_of(original.checkpoint())?;
         let windows = windows(&tokenizer, EVALUATION, Protocol::Blocks, LENGTH, Some(BLOCKS))?;
         Ok(Self { session, team, original, tokenizer, windows, cache: Cache::at(folder.join("original")) })
@@ -101,7 +101,7 @@ impl<'a> Bench<'a> {
         settings.add(&format!("grid.bits={bits}"))?;
         settings.add(&format!("grid.group={group}"))?;
         let request = Request {
-            model: resolve_model(NAME)?,
+            model: resolve_model(self.session, NAME)?,
             model_name: NAME.to_owned(),
             recipe: Recipe::find(recipe, RECIPES)?,
             settings,

@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 
 use crate::arguments::ArithmeticName;
 use crate::bundled::NAME;
-use crate::loading;
 use crate::progress::Progress;
 use crate::session::Session;
+use crate::{hub, loading};
 
 /// Tokens of a block where the model was made for more.
 const USUAL_LENGTH: usize = 512;
@@ -28,7 +28,7 @@ const USUAL_LENGTH: usize = 512;
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  fewbit eval OUT --against MODEL --text held-out.txt --card")]
 pub(crate) struct Eval {
-    /// Folder, GGUF file, or `demo`
+    /// Folder, GGUF file, `owner/name` of the Hugging Face hub, or `demo`
     pub(crate) model: String,
     /// UTF-8 text to predict
     #[arg(long, value_name = "FILE")]
@@ -75,7 +75,7 @@ impl Eval {
             session.output.note(&format!("note: {note}"));
         }
         let bits = bits_per_weight(&file)?;
-        let original = self.against.as_deref().map(loading::checkpoint).transpose()?.map(ModelFile::of).transpose()?;
+        let original = self.original(session)?;
         let measured = self.measure(session, &file, original.as_ref(), &windows)?;
         session.output.text(&self.table(&windows, &measured, &bits))?;
         if let Some(path) = card {
@@ -83,6 +83,11 @@ impl Eval {
             session.output.note(&format!("written into `{}`", path.display()));
         }
         session.output.object(&self.object(length, &windows, &measured, &bits))
+    }
+
+    fn original(&self, session: &Session) -> Result<Option<ModelFile>> {
+        let checkpoint = self.against.as_ref().map(|name| loading::checkpoint(session, name)).transpose()?;
+        checkpoint.map(ModelFile::of).transpose()
     }
 
     fn windows(&self, file: &ModelFile, text: &str, length: usize) -> Result<Windows> {
@@ -121,6 +126,11 @@ impl Eval {
     fn card_path(&self) -> Result<PathBuf> {
         if self.model == NAME {
             return Err(Error::input("the bundled model has no card to write into").hint("leave `--card` out"));
+        }
+        if hub::named(&self.model)?.is_some() {
+            return Err(
+                Error::input("the card of a model of the hub is not ours to write into").hint("leave `--card` out")
+            );
         }
         let path = Path::new(&self.model);
         let folder = if path.is_dir() { Some(path) } else { path.parent() };

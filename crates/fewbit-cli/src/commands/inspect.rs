@@ -21,7 +21,7 @@ mod outliers;
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  fewbit inspect demo --outliers")]
 pub(crate) struct Inspect {
-    /// Folder, GGUF file, or `demo`
+    /// Folder, GGUF file, `owner/name` of the Hugging Face hub, or `demo`
     model: String,
     /// Read the weights, and show how heavy the tails of each matrix are
     #[arg(long)]
@@ -44,7 +44,7 @@ struct Layer {
 
 impl Inspect {
     pub(crate) fn run(&self, session: &Session) -> Result<()> {
-        let file = ModelFile::of(loading::checkpoint(&self.model)?)?;
+        let file = ModelFile::of(loading::checkpoint(session, &self.model)?)?;
         let layers = layers(&file);
         let outliers = if self.outliers { Some(outliers::of(session, &file)?) } else { None };
         let bits = fewbit_eval::bits_per_weight(&file)?;

@@ -18,7 +18,7 @@ const SHOWN: usize = 5;
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  fewbit logits demo --prompt 'Once upon a time' --last 1 --arithmetic exact")]
 pub(crate) struct Logits {
-    /// Folder, GGUF file, or `demo`
+    /// Folder, GGUF file, `owner/name` of the Hugging Face hub, or `demo`
     model: String,
     #[command(flatten)]
     input: Input,

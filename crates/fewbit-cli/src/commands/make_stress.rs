@@ -50,7 +50,7 @@ impl MakeStress {
         if !(self.factor.is_finite() && self.factor >= 1.0 && (0.0..=1.0).contains(&self.share)) {
             return Err(Error::input("`--factor` is at least 1, `--share` from 0 to 1"));
         }
-        let file = ModelFile::open(&bundled::resolve_model(&self.model)?)?;
+        let file = ModelFile::open(&bundled::resolve_model(session, &self.model)?)?;
         std::fs::create_dir(&self.out).map_err(|e| Error::io("creating", &self.out, &e))?;
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         let firsts = first_token_units(&file, &session.team())?;

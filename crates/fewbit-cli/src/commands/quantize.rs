@@ -20,7 +20,7 @@ use crate::session::Session;
 )]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct Quantize {
-    /// Folder, GGUF file, or `demo`
+    /// Folder, GGUF file, `owner/name` of the Hugging Face hub, or `demo`
     pub(crate) model: String,
     /// Name of a recipe (see `fewbit recipes`), or the path of one
     #[arg(long, value_name = "R")]

@@ -21,7 +21,7 @@ use crate::{interrupt, loading};
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  fewbit run demo --raw --prompt 'Once upon a time' --max-tokens 50 --temperature 0")]
 pub(crate) struct Run {
-    /// Folder, GGUF file, or `demo`
+    /// Folder, GGUF file, `owner/name` of the Hugging Face hub, or `demo`
     model: String,
     /// The prompt; `-`: all of stdin, less the end of its last line
     #[arg(long, value_name = "T|-", allow_hyphen_values = true)]

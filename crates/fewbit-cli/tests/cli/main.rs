@@ -10,6 +10,7 @@ mod converting;
 mod damage;
 mod evaluate;
 mod experts;
+mod hub;
 mod learning;
 mod models;
 mod places;
@@ -81,6 +82,8 @@ impl Ran {
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fewbit"));
     command.args(args).env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR")).env_remove("RUST_LOG");
+    // What looks like the name of a model is never asked for.
+    command.env("HF_HUB_OFFLINE", "1");
     command
 }
 

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::{command, fewbit, fewbit_reading};
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 15] = [
     "demo",
     "quantize",
     "convert",
@@ -20,6 +20,8 @@ const COMMANDS: [&str; 13] = [
     "bench",
     "tokenize",
     "recipes",
+    "list",
+    "rm",
     "completions",
 ];
 
