@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use fewbit_format::{GgmlBlocks, GgmlType};
 use safetensors::SafeTensors;
+use serde_json::Value as Json;
 
 const SHAPE: [usize; 2] = [4, 512];
 
@@ -62,6 +63,43 @@ fn blocks_decode_as_ggml_does() {
         }
         assert!(compared > 0, "{}", kind.name());
     }
+}
+
+/// The sum of squared errors, by column's importance.
+fn error(decoded: &[f32], source: &[f32], importance: &[f32]) -> f64 {
+    let square = |(v, w): (&f32, &f32)| (f64::from(*v) - f64::from(*w)).powi(2);
+    let squares = decoded.iter().zip(source).map(square);
+    squares.zip(importance.iter().cycle()).map(|(e, i)| e * f64::from(*i)).sum()
+}
+
+/// The same bytes as ggml's encoders.
+#[test]
+fn blocks_encode_as_ggml_does() {
+    let Some(index) = conformance("index.json") else { return };
+    let index: Json = serde_json::from_slice(&std::fs::read(index).unwrap()).unwrap();
+    let mut failed = Vec::new();
+    for kind in GgmlType::ALL.into_iter().filter(|k| k.has_encoder()) {
+        let Some(file) = file_of(kind) else { return };
+        let file = SafeTensors::deserialize(&file).unwrap();
+        let entry = index["types"].as_array().unwrap().iter().find(|t| t["type"] == kind.name()).unwrap();
+        assert_eq!(entry["imatrix_changes_bytes"].as_bool().unwrap(), kind.heeds_importance(), "{}", kind.name());
+        let source = numbers(&bytes_of(&file, "source").unwrap());
+        let importance = bytes_of(&file, "imatrix").map(|b| numbers(&b));
+        for form in ["plain", "imatrix"] {
+            let Some(expected) = bytes_of(&file, &format!("{form}.encoded")) else { continue };
+            let given = importance.as_deref().filter(|_| form == "imatrix");
+            let blocks = GgmlBlocks::encode(kind, SHAPE[0], SHAPE[1], &source, given).unwrap();
+            let differ = blocks.bytes.iter().zip(&expected).filter(|(a, b)| a != b).count();
+            let ones = vec![1.0; SHAPE[1]];
+            let ours = error(&decoded(&blocks), &source, given.unwrap_or(&ones));
+            let theirs = entry[form][if given.is_some() { "weighted_sse" } else { "sse" }].as_f64().unwrap();
+            println!("{} {form}: {differ} bytes differ, error {ours:.6e}, ggml's {theirs:.6e}", kind.name());
+            if differ > 0 {
+                failed.push(format!("{} {form}", kind.name()));
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{failed:?}");
 }
 
 /// One block of each type, without the conformance data.

@@ -160,7 +160,8 @@ fn a_whole_model_encodes_to_the_same_bytes() {
     let mut compared = 0;
     for name in quantized.names().filter(|n| quantized.elements(n).unwrap() == Elements::Blocks(GgmlType::Q4_0)) {
         let values = source.tensor(name).unwrap();
-        let encoded = GgmlBlocks::encode(GgmlType::Q4_0, values.shape[0], values.shape[1], &values.to_f32().unwrap());
+        let encoded =
+            GgmlBlocks::encode(GgmlType::Q4_0, values.shape[0], values.shape[1], &values.to_f32().unwrap(), None);
         let Storage::Ggml(expected) = quantized.storage(name).unwrap() else { panic!("{name}") };
         assert!(encoded.unwrap().bytes == expected.bytes, "{name}");
         compared += 1;
