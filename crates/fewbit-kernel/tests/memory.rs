@@ -140,6 +140,12 @@ fn ggml(kind: GgmlType) -> Storage {
     for block in bytes.chunks_exact_mut(kind.block_bytes()) {
         // Finite scales.
         kind.f16_fields().iter().for_each(|at| block[at + 1] &= 0xbf);
+        match kind {
+            GgmlType::Q8K => block[3] &= 0xbf,
+            GgmlType::Iq1M => block[55] &= 0xbf,
+            GgmlType::Mxfp4 => block[0] &= 0x7f,
+            _ => {}
+        }
     }
     Storage::Ggml(GgmlBlocks::new(kind, SHAPE[0], SHAPE[1], bytes.into()).unwrap())
 }
@@ -232,6 +238,9 @@ fn linears_take_no_more_memory_than_their_bits() {
         let more = match kind {
             GgmlType::Q2K => WEIGHTS / 16,
             GgmlType::Q3K | GgmlType::Q4K | GgmlType::Q5K => WEIGHTS / 64,
+            GgmlType::Iq4Xs => WEIGHTS / 128,
+            // Two bits instead of five values in a byte.
+            GgmlType::Tq1_0 => WEIGHTS * 3 / 64,
             _ => 0,
         };
         all.push(Case::new(kind.name(), move || QuantizedLinear::uniform(ggml(kind), None), more));
@@ -284,7 +293,9 @@ fn a_token_allocates_nothing() {
     let dense = Tensor::from_f32(Dtype::BF16, &SHAPE, &scales(WEIGHTS)).unwrap();
     let int = |bits| int(bits, Group::Columns(64), "codes");
     let ours = [int(3), int(4), int(8), ggml(GgmlType::Q4K), Storage::Dense(dense)];
+    let blocks = [GgmlType::Iq4Xs, GgmlType::Iq3S].map(ggml);
     let others = [table(true), nested(), vector(), trellis(), two_of_four(), lattice(SecondStage::E8P)];
+    let others = others.into_iter().chain(blocks);
     for storage in ours.into_iter().chain(others) {
         let linear = Arc::new(QuantizedLinear::uniform(storage, None));
         let kernel = choose(vec![linear.clone(), linear], Arithmetic::Fast);

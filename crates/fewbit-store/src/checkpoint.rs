@@ -195,7 +195,7 @@ impl Checkpoint {
             Elements::Blocks(kind) => {
                 GgmlBlocks::new(kind, rows, cols, self.bytes(entry)).map(Storage::Ggml).map_err(place)
             }
-            other => Err(place(unread(other))),
+            Elements::Plain(dtype) => Err(place(no_weight(dtype))),
         }
     }
 
@@ -210,7 +210,6 @@ impl Checkpoint {
             Elements::Blocks(kind) => {
                 Err(Error::input(format!("is stored in blocks of {}, where plain elements are needed", kind.name())))
             }
-            other @ Elements::Unread(_) => Err(unread(other)),
         }
         .map_err(|e| e.tensor(name).file(self.files.get(entry.file).path()))
     }
@@ -252,7 +251,6 @@ impl Checkpoint {
         let first = match entry.elements {
             Elements::Plain(dtype) => finite::first_in_plain(dtype, bytes),
             Elements::Blocks(kind) => finite::first_in_blocks(kind, bytes),
-            Elements::Unread(_) => None,
         };
         Ok(first.map(|(index, value)| (finite::position(index, &entry.shape), value)))
     }
@@ -300,11 +298,10 @@ impl Checkpoint {
     }
 }
 
-fn unread(elements: Elements) -> Error {
-    let way_out = match elements {
-        Elements::Plain(Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::F8E8M0) => "its scales are needed too",
-        Elements::Plain(_) => "it is no weight of a plain model",
-        _ => "get the model in Q8_0, Q4_K_M or F16",
+fn no_weight(dtype: Dtype) -> Error {
+    let way_out = match dtype {
+        Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::F8E8M0 => "its scales are needed too",
+        _ => "it is no weight of a plain model",
     };
-    Error::input(format!("has type {}, which is not read as a weight", elements.name())).hint(way_out)
+    Error::input(format!("has type {}, which is not read as a weight", dtype.name())).hint(way_out)
 }

@@ -7,17 +7,6 @@ pub enum Elements {
     Plain(Dtype),
     /// In blocks that are decoded.
     Blocks(GgmlType),
-    /// In blocks of ggml that are not decoded: only their size is known.
-    Unread(&'static UnreadBlocks),
-}
-
-/// A block type of ggml that is known by name only.
-#[derive(Debug, PartialEq, Eq, Hash)]
-pub struct UnreadBlocks {
-    number: u32,
-    name: &'static str,
-    block_len: usize,
-    block_bytes: usize,
 }
 
 const PLAIN: [(u32, Dtype); 8] = [
@@ -31,38 +20,13 @@ const PLAIN: [(u32, Dtype); 8] = [
     (30, Dtype::BF16),
 ];
 
-const fn unread(number: u32, name: &'static str, block_len: usize, block_bytes: usize) -> UnreadBlocks {
-    UnreadBlocks { number, name, block_len, block_bytes }
-}
-
-static UNREAD: [UnreadBlocks; 17] = [
-    unread(9, "Q8_1", 32, 36),
-    unread(15, "Q8_K", 256, 292),
-    unread(16, "IQ2_XXS", 256, 66),
-    unread(17, "IQ2_XS", 256, 74),
-    unread(18, "IQ3_XXS", 256, 98),
-    unread(19, "IQ1_S", 256, 50),
-    unread(20, "IQ4_NL", 32, 18),
-    unread(21, "IQ3_S", 256, 110),
-    unread(22, "IQ2_S", 256, 82),
-    unread(23, "IQ4_XS", 256, 136),
-    unread(29, "IQ1_M", 256, 56),
-    unread(34, "TQ1_0", 256, 54),
-    unread(35, "TQ2_0", 256, 66),
-    unread(39, "MXFP4", 32, 17),
-    unread(40, "NVFP4", 64, 36),
-    unread(41, "Q1_0", 128, 18),
-    unread(42, "Q2_0", 64, 18),
-];
-
 impl Elements {
     /// The type with a number in a GGUF file.
     pub fn from_ggml_number(number: u32) -> Option<Self> {
         if let Some((_, dtype)) = PLAIN.iter().find(|(n, _)| *n == number) {
             return Some(Self::Plain(*dtype));
         }
-        let blocks = GgmlType::from_number(number).map(Self::Blocks);
-        blocks.or_else(|| UNREAD.iter().find(|u| u.number == number).map(Self::Unread))
+        GgmlType::from_number(number).map(Self::Blocks)
     }
 
     /// The number in a GGUF file; `None` for the types that it cannot hold.
@@ -70,7 +34,6 @@ impl Elements {
         match self {
             Self::Plain(dtype) => PLAIN.iter().find(|(_, d)| *d == dtype).map(|(n, _)| *n),
             Self::Blocks(kind) => Some(kind.number()),
-            Self::Unread(unread) => Some(unread.number),
         }
     }
 
@@ -79,7 +42,6 @@ impl Elements {
         match self {
             Self::Plain(dtype) => dtype.name(),
             Self::Blocks(kind) => kind.name(),
-            Self::Unread(unread) => unread.name,
         }
     }
 
@@ -88,7 +50,6 @@ impl Elements {
         match self {
             Self::Plain(_) => 1,
             Self::Blocks(kind) => kind.block_len(),
-            Self::Unread(unread) => unread.block_len,
         }
     }
 
@@ -97,7 +58,6 @@ impl Elements {
         match self {
             Self::Plain(dtype) => dtype.size_bytes(),
             Self::Blocks(kind) => kind.block_bytes(),
-            Self::Unread(unread) => unread.block_bytes,
         }
     }
 
@@ -120,7 +80,7 @@ mod tests {
     #[test]
     fn numbers_lead_back() {
         let known: Vec<u32> = (0..100).filter(|n| Elements::from_ggml_number(*n).is_some()).collect();
-        assert_eq!(known.len(), PLAIN.len() + GgmlType::ALL.len() + UNREAD.len());
+        assert_eq!(known.len(), PLAIN.len() + GgmlType::ALL.len());
         for n in known {
             assert_eq!(Elements::from_ggml_number(n).unwrap().ggml_number(), Some(n));
         }

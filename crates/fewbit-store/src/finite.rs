@@ -29,12 +29,8 @@ pub(crate) fn first_in_plain(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f32)>
 
 /// The first block with a NaN or infinity among its scales: the index of its first weight, and the scale.
 pub(crate) fn first_in_blocks(kind: GgmlType, bytes: &[u8]) -> Option<(usize, f32)> {
-    let fields = kind.f16_fields();
-    bytes.chunks_exact(kind.block_bytes()).enumerate().find_map(|(i, block)| {
-        let mut scales = fields.iter().map(|at| u16::from_le_bytes([block[*at], block[at + 1]]));
-        let bad = scales.find(|bits| bits & 0x7c00 == 0x7c00)?;
-        Some((i * kind.block_len(), f16::from_bits(bad).to_f32()))
-    })
+    let mut blocks = bytes.chunks_exact(kind.block_bytes()).enumerate();
+    blocks.find_map(|(i, block)| Some((i * kind.block_len(), kind.non_finite_scale(block)?)))
 }
 
 fn first<const N: usize>(

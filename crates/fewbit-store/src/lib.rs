@@ -15,7 +15,7 @@ mod safetensors;
 mod shards;
 
 pub use checkpoint::Checkpoint;
-pub use elements::{Elements, UnreadBlocks};
+pub use elements::Elements;
 pub use gguf::{Gguf, GgufTensor, GgufWriter, NumberType, Numbers, TensorPlan, Value};
 pub use gguf_config::GgufFamily;
 pub use model_file::{ModelFile, PartWeights};

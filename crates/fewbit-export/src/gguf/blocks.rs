@@ -63,7 +63,7 @@ fn encode_storage(storage: &Storage, elements: Elements) -> Result<Bytes> {
         (Storage::Dense(t), Elements::Plain(dtype)) if t.dtype == dtype => Ok(t.bytes.clone()),
         (Storage::Dense(t), Elements::Plain(dtype)) => Ok(Tensor::from_f32(dtype, &t.shape, &t.to_f32()?)?.bytes),
         (Storage::Dense(t), Elements::Blocks(kind)) => {
-            Ok(GgmlBlocks::encode(kind, t.shape[0], t.shape[1], &t.to_f32()?)?.bytes)
+            Ok(GgmlBlocks::encode(kind, t.shape[0], t.shape[1], &t.to_f32()?, None)?.bytes)
         }
         _ => Err(Error::internal(format!("codes cannot be written as {}", elements.name()))),
     }
@@ -88,7 +88,7 @@ fn is_blocks(t: &Tensor, kind: GgmlType) -> bool {
     let mut decoded = vec![0.0; cols];
     cols.is_multiple_of(BLOCK)
         && rows(t).all(|row| {
-            let Ok(blocks) = GgmlBlocks::encode(kind, 1, cols, &row) else { return false };
+            let Ok(blocks) = GgmlBlocks::encode(kind, 1, cols, &row, None) else { return false };
             blocks.decode_rows(0..1, &mut decoded);
             decoded.iter().zip(&row).all(|(a, b)| a == b)
         })

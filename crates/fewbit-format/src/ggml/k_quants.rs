@@ -7,6 +7,7 @@ const _: () = assert!(GgmlType::Q3K.block_bytes() == 32 + 64 + 12 + 2);
 const _: () = assert!(GgmlType::Q4K.block_bytes() == 2 + 2 + 12 + 128);
 const _: () = assert!(GgmlType::Q5K.block_bytes() == 2 + 2 + 12 + 32 + 128);
 const _: () = assert!(GgmlType::Q6K.block_bytes() == 128 + 64 + 16 + 2);
+const _: () = assert!(GgmlType::Q8K.block_bytes() == 4 + 256 + 2 * 16);
 
 /// Where the codes of Q2_K, and the low bits of those of Q3_K, have the 16 weights of sub-block `j`: their first byte
 /// and the shift. Of each half of 128, byte `l` holds weights `l, l + 32, l + 64, l + 96` in its bit pairs.
@@ -97,4 +98,17 @@ pub(super) fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
             *v = scale * f32::from(q as i8 - 32);
         }
     }
+}
+
+/// `d, qs[256], sums[16]`: signed bytes under one f32; the sums of sixteen are for products alone.
+pub(super) fn q8_k(block: &[u8; 292], out: &mut [f32; 256]) {
+    let d = q8_k_scale(block);
+    for (v, q) in out.iter_mut().zip(&block[4..]) {
+        *v = d * f32::from(*q as i8);
+    }
+}
+
+/// The scale of a block of Q8_K.
+pub(super) fn q8_k_scale(block: &[u8]) -> f32 {
+    f32::from_le_bytes([block[0], block[1], block[2], block[3]])
 }

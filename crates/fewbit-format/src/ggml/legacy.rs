@@ -7,6 +7,7 @@ const _: () = assert!(GgmlType::Q4_1.block_bytes() == 2 + 2 + 16);
 const _: () = assert!(GgmlType::Q5_0.block_bytes() == 2 + 4 + 16);
 const _: () = assert!(GgmlType::Q5_1.block_bytes() == 2 + 2 + 4 + 16);
 const _: () = assert!(GgmlType::Q8_0.block_bytes() == 2 + 32);
+const _: () = assert!(GgmlType::Q8_1.block_bytes() == 2 + 2 + 32);
 
 /// `d, qs[16]`: byte `j` holds weight `j` (low half) and `j + 16` (high half).
 pub(super) fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
@@ -54,6 +55,14 @@ fn fifth_bit(high: u32, j: usize) -> u8 {
 pub(super) fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
     let d = f16_at(block, 0);
     for (v, q) in out.iter_mut().zip(&block[2..]) {
+        *v = f32::from(*q as i8) * d;
+    }
+}
+
+/// `d, s, qs[32]`: as Q8_0; `s` is the sum of the weights, which products use and decoding does not.
+pub(super) fn q8_1(block: &[u8; 36], out: &mut [f32; 32]) {
+    let d = f16_at(block, 0);
+    for (v, q) in out.iter_mut().zip(&block[4..]) {
         *v = f32::from(*q as i8) * d;
     }
 }

@@ -1,12 +1,16 @@
 //! The block types of ggml, as they lie in GGUF files.
 //!
-//! A row is cut into blocks of 32 or 256 weights with their scales inside. Multi-byte fields are little-endian,
-//! scales are f16. Decoding is bit-equal to ggml's C functions: each f32 product and sum rounds by itself.
+//! A row is cut into blocks of 32 to 256 weights with their scales inside. Multi-byte fields are little-endian,
+//! most scales are f16. Decoding is bit-equal to ggml's C functions: each f32 product and sum rounds by itself.
 
 mod codes;
 mod encode;
+mod grids;
+mod iq;
 mod k_quants;
 mod legacy;
+mod levels;
+mod ternary;
 
 use std::ops::Range;
 
@@ -14,6 +18,8 @@ use bytes::Bytes;
 use half::f16;
 
 use crate::{Error, Result};
+
+pub use levels::{E2M1_TWICE, IQ4_LEVELS};
 
 /// The block types of ggml that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,42 +30,109 @@ pub enum GgmlType {
     Q5_0,
     Q5_1,
     Q8_0,
+    Q8_1,
     Q2K,
     Q3K,
     Q4K,
     Q5K,
     Q6K,
+    Q8K,
+    Iq2Xxs,
+    Iq2Xs,
+    Iq3Xxs,
+    Iq1S,
+    Iq4Nl,
+    Iq3S,
+    Iq2S,
+    Iq4Xs,
+    Iq1M,
+    Tq1_0,
+    Tq2_0,
+    Mxfp4,
+    Nvfp4,
+    Q1_0,
+    Q2_0,
+}
+
+/// What a file says of a type, and how its blocks are cut.
+struct Facts {
+    number: u32,
+    name: &'static str,
+    block_len: usize,
+    block_bytes: usize,
+}
+
+const fn facts(number: u32, name: &'static str, block_len: usize, block_bytes: usize) -> Facts {
+    Facts { number, name, block_len, block_bytes }
 }
 
 impl GgmlType {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 27] = [
         Self::Q4_0,
         Self::Q4_1,
         Self::Q5_0,
         Self::Q5_1,
         Self::Q8_0,
+        Self::Q8_1,
         Self::Q2K,
         Self::Q3K,
         Self::Q4K,
         Self::Q5K,
         Self::Q6K,
+        Self::Q8K,
+        Self::Iq2Xxs,
+        Self::Iq2Xs,
+        Self::Iq3Xxs,
+        Self::Iq1S,
+        Self::Iq4Nl,
+        Self::Iq3S,
+        Self::Iq2S,
+        Self::Iq4Xs,
+        Self::Iq1M,
+        Self::Tq1_0,
+        Self::Tq2_0,
+        Self::Mxfp4,
+        Self::Nvfp4,
+        Self::Q1_0,
+        Self::Q2_0,
     ];
+
+    const fn facts(self) -> Facts {
+        match self {
+            Self::Q4_0 => facts(2, "Q4_0", 32, 18),
+            Self::Q4_1 => facts(3, "Q4_1", 32, 20),
+            Self::Q5_0 => facts(6, "Q5_0", 32, 22),
+            Self::Q5_1 => facts(7, "Q5_1", 32, 24),
+            Self::Q8_0 => facts(8, "Q8_0", 32, 34),
+            Self::Q8_1 => facts(9, "Q8_1", 32, 36),
+            Self::Q2K => facts(10, "Q2_K", 256, 84),
+            Self::Q3K => facts(11, "Q3_K", 256, 110),
+            Self::Q4K => facts(12, "Q4_K", 256, 144),
+            Self::Q5K => facts(13, "Q5_K", 256, 176),
+            Self::Q6K => facts(14, "Q6_K", 256, 210),
+            Self::Q8K => facts(15, "Q8_K", 256, 292),
+            Self::Iq2Xxs => facts(16, "IQ2_XXS", 256, 66),
+            Self::Iq2Xs => facts(17, "IQ2_XS", 256, 74),
+            Self::Iq3Xxs => facts(18, "IQ3_XXS", 256, 98),
+            Self::Iq1S => facts(19, "IQ1_S", 256, 50),
+            Self::Iq4Nl => facts(20, "IQ4_NL", 32, 18),
+            Self::Iq3S => facts(21, "IQ3_S", 256, 110),
+            Self::Iq2S => facts(22, "IQ2_S", 256, 82),
+            Self::Iq4Xs => facts(23, "IQ4_XS", 256, 136),
+            Self::Iq1M => facts(29, "IQ1_M", 256, 56),
+            Self::Tq1_0 => facts(34, "TQ1_0", 256, 54),
+            Self::Tq2_0 => facts(35, "TQ2_0", 256, 66),
+            Self::Mxfp4 => facts(39, "MXFP4", 32, 17),
+            Self::Nvfp4 => facts(40, "NVFP4", 64, 36),
+            Self::Q1_0 => facts(41, "Q1_0", 128, 18),
+            Self::Q2_0 => facts(42, "Q2_0", 64, 18),
+        }
+    }
 
     /// The number in a GGUF file.
     pub const fn number(self) -> u32 {
-        match self {
-            Self::Q4_0 => 2,
-            Self::Q4_1 => 3,
-            Self::Q5_0 => 6,
-            Self::Q5_1 => 7,
-            Self::Q8_0 => 8,
-            Self::Q2K => 10,
-            Self::Q3K => 11,
-            Self::Q4K => 12,
-            Self::Q5K => 13,
-            Self::Q6K => 14,
-        }
+        self.facts().number
     }
 
     /// The type with a number, if it is one of those that are read.
@@ -69,42 +142,17 @@ impl GgmlType {
 
     /// ggml's name.
     pub const fn name(self) -> &'static str {
-        match self {
-            Self::Q4_0 => "Q4_0",
-            Self::Q4_1 => "Q4_1",
-            Self::Q5_0 => "Q5_0",
-            Self::Q5_1 => "Q5_1",
-            Self::Q8_0 => "Q8_0",
-            Self::Q2K => "Q2_K",
-            Self::Q3K => "Q3_K",
-            Self::Q4K => "Q4_K",
-            Self::Q5K => "Q5_K",
-            Self::Q6K => "Q6_K",
-        }
+        self.facts().name
     }
 
     /// Weights of one block.
     pub const fn block_len(self) -> usize {
-        match self {
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
-            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => 256,
-        }
+        self.facts().block_len
     }
 
     /// Bytes of one block.
     pub const fn block_bytes(self) -> usize {
-        match self {
-            Self::Q4_0 => 18,
-            Self::Q4_1 => 20,
-            Self::Q5_0 => 22,
-            Self::Q5_1 => 24,
-            Self::Q8_0 => 34,
-            Self::Q2K => 84,
-            Self::Q3K => 110,
-            Self::Q4K => 144,
-            Self::Q5K => 176,
-            Self::Q6K => 210,
-        }
+        self.facts().block_bytes
     }
 
     /// Bytes of a row of `cols` weights; `None` if blocks do not tile it.
@@ -116,14 +164,31 @@ impl GgmlType {
         }
     }
 
-    /// Where the f16 fields of a block begin (one or two), for checks that look at nothing else.
+    /// Where the f16 fields of a block begin that its weights are multiplied with or moved by: none, one or two.
     pub const fn f16_fields(self) -> &'static [usize] {
         match self {
-            Self::Q4_0 | Self::Q5_0 | Self::Q8_0 => &[0],
+            Self::Q8K | Self::Iq1M | Self::Mxfp4 | Self::Nvfp4 => &[],
             Self::Q4_1 | Self::Q5_1 | Self::Q4K | Self::Q5K => &[0, 2],
             Self::Q2K => &[80, 82],
             Self::Q3K => &[108],
             Self::Q6K => &[208],
+            Self::Tq1_0 => &[52],
+            Self::Tq2_0 => &[64],
+            _ => &[0],
+        }
+    }
+
+    /// The first scale of a block that is NaN or infinite, from a look at its scales alone.
+    ///
+    /// The scales of NVFP4 are numbers whatever their bits.
+    pub fn non_finite_scale(self, block: &[u8]) -> Option<f32> {
+        let bad = |scale: f32| (!scale.is_finite()).then_some(scale);
+        match self {
+            Self::Q8K => bad(k_quants::q8_k_scale(block)),
+            Self::Iq1M => bad(iq::iq1_m_scale(block).to_f32()),
+            // The bits of MX's NaN.
+            Self::Mxfp4 => (block[0] == u8::MAX).then_some(f32::NAN),
+            _ => self.f16_fields().iter().find_map(|at| bad(f16_at(block, *at))),
         }
     }
 }
@@ -203,6 +268,23 @@ fn decode_row(kind: GgmlType, blocks: &[u8], out: &mut [f32]) {
         GgmlType::Q4K => blockwise(blocks, out, k_quants::q4_k),
         GgmlType::Q5K => blockwise(blocks, out, k_quants::q5_k),
         GgmlType::Q6K => blockwise(blocks, out, k_quants::q6_k),
+        GgmlType::Q8_1 => blockwise(blocks, out, legacy::q8_1),
+        GgmlType::Q8K => blockwise(blocks, out, k_quants::q8_k),
+        GgmlType::Iq2Xxs => blockwise(blocks, out, iq::iq2_xxs),
+        GgmlType::Iq2Xs => blockwise(blocks, out, iq::iq2_xs),
+        GgmlType::Iq2S => blockwise(blocks, out, iq::iq2_s),
+        GgmlType::Iq3Xxs => blockwise(blocks, out, iq::iq3_xxs),
+        GgmlType::Iq3S => blockwise(blocks, out, iq::iq3_s),
+        GgmlType::Iq1S => blockwise(blocks, out, iq::iq1_s),
+        GgmlType::Iq1M => blockwise(blocks, out, iq::iq1_m),
+        GgmlType::Iq4Nl => blockwise(blocks, out, levels::iq4_nl),
+        GgmlType::Iq4Xs => blockwise(blocks, out, levels::iq4_xs),
+        GgmlType::Mxfp4 => blockwise(blocks, out, levels::mxfp4),
+        GgmlType::Nvfp4 => blockwise(blocks, out, levels::nvfp4),
+        GgmlType::Tq1_0 => blockwise(blocks, out, ternary::tq1_0),
+        GgmlType::Tq2_0 => blockwise(blocks, out, ternary::tq2_0),
+        GgmlType::Q1_0 => blockwise(blocks, out, ternary::q1_0),
+        GgmlType::Q2_0 => blockwise(blocks, out, ternary::q2_0),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Any integer storage as rows of `scale · code + offset` per group: what is repacked at load.
 
-use fewbit_format::{GgmlBlocks, GgmlType, Group, IntCodes, Signs, Storage, Zero, Zeros};
+use fewbit_format::{GgmlBlocks, GgmlType, Group, IntCodes, Signs, Storage, Zero, Zeros, unpack_bits};
 use half::f16;
 
 /// How the zero point of a group is given.
@@ -53,7 +53,8 @@ impl Row {
     }
 }
 
-/// The layout of a storage of integers; `None` for plain floats and codes into tables, lattices, codebooks, trellises.
+/// The layout of a storage of integers; `None` for plain floats and codes into tables, grids, lattices, codebooks,
+/// trellises.
 pub(super) fn layout(storage: &Storage) -> Option<Layout> {
     match storage {
         Storage::Dense(_)
@@ -96,12 +97,20 @@ pub(super) fn layout(storage: &Storage) -> Option<Layout> {
                 GgmlType::Q4_1 | GgmlType::Q4K => (4, 32, Origin::Offsets),
                 GgmlType::Q5_0 => (5, 32, Origin::Middle(16)),
                 GgmlType::Q5_1 | GgmlType::Q5K => (5, 32, Origin::Offsets),
-                GgmlType::Q8_0 => (8, 32, Origin::Middle(128)),
+                GgmlType::Q8_0 | GgmlType::Q8_1 => (8, 32, Origin::Middle(128)),
+                GgmlType::Q8K => (8, 256, Origin::Middle(128)),
                 GgmlType::Q2K => (2, 16, Origin::Offsets),
                 GgmlType::Q3K => (3, 16, Origin::Middle(4)),
                 GgmlType::Q6K => (6, 16, Origin::Middle(32)),
+                // TQ1_0 takes two bits too, as three values do elsewhere.
+                GgmlType::Tq1_0 | GgmlType::Tq2_0 => (2, 256, Origin::Middle(1)),
+                GgmlType::Q2_0 => (2, 64, Origin::Middle(1)),
+                // Levels of a table, or points of a grid.
+                _ => return None,
             };
-            let shared = (blocks.kind.block_len() > 32).then(|| blocks.kind.block_len() / group);
+            let has_shared =
+                matches!(blocks.kind, GgmlType::Q2K | GgmlType::Q3K | GgmlType::Q4K | GgmlType::Q5K | GgmlType::Q6K);
+            let shared = has_shared.then(|| blocks.kind.block_len() / group);
             Some(Layout { rows: blocks.rows, cols: blocks.cols, bits, group, origin, shared })
         }
     }
@@ -141,7 +150,7 @@ fn read_ggml(blocks: &GgmlBlocks, r: usize, row: &mut Row) {
         let scales = &mut row.scales[b * groups..(b + 1) * groups];
         let offsets = &mut row.offsets[b * groups..(b + 1) * groups];
         match kind {
-            GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1 | GgmlType::Q8_0 => {
+            GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1 | GgmlType::Q8_0 | GgmlType::Q8_1 => {
                 scales[0] = half_at(block, 0);
                 offsets[0] = if kind == GgmlType::Q4_1 || kind == GgmlType::Q5_1 { half_at(block, 2) } else { 0.0 };
                 legacy_codes(kind, block, codes);
@@ -201,22 +210,59 @@ fn read_ggml(blocks: &GgmlBlocks, r: usize, row: &mut Row) {
                     }
                 }
             }
+            GgmlType::Q8K => {
+                scales[0] = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
+                signed_bytes(&block[4..260], codes);
+            }
+            GgmlType::Tq1_0 => {
+                scales[0] = half_at(block, 52);
+                three_values(&block[..52], codes);
+            }
+            GgmlType::Tq2_0 => {
+                scales[0] = half_at(block, 64);
+                bit_pairs(&block[..64], codes);
+            }
+            GgmlType::Q2_0 => {
+                scales[0] = half_at(block, 0);
+                unpack_bits(&block[2..], 2, codes);
+            }
+            _ => unreachable!("only integers have such a layout"),
         }
     }
 }
 
 fn legacy_codes(kind: GgmlType, block: &[u8], codes: &mut [u8]) {
-    let bytes = &block[block.len() - if kind == GgmlType::Q8_0 { 32 } else { 16 }..];
-    if kind == GgmlType::Q8_0 {
-        codes.iter_mut().zip(bytes).for_each(|(q, b)| *q = b ^ 0x80);
+    if kind == GgmlType::Q8_0 || kind == GgmlType::Q8_1 {
+        signed_bytes(&block[block.len() - 32..], codes);
         return;
     }
+    let bytes = &block[block.len() - 16..];
     for (j, byte) in bytes.iter().enumerate() {
         (codes[j], codes[j + 16]) = (byte & 15, byte >> 4);
     }
     if kind == GgmlType::Q5_0 || kind == GgmlType::Q5_1 {
         let high = &block[block.len() - 20..];
         codes.iter_mut().enumerate().for_each(|(j, q)| *q |= (high[j / 8] >> (j % 8) & 1) << 4);
+    }
+}
+
+/// Bytes with a sign, offset by 128.
+fn signed_bytes(bytes: &[u8], codes: &mut [u8]) {
+    codes.iter_mut().zip(bytes).for_each(|(q, b)| *q = b ^ 0x80);
+}
+
+/// The values of TQ1_0, five in a byte as a fraction of 256 in base three: first those of 32 bytes, then of 16, then
+/// four in each of the last four.
+fn three_values(bytes: &[u8], codes: &mut [u8]) {
+    let (mut bytes, mut codes) = (bytes, codes);
+    for (len, count) in [(32, 5), (16, 5), (4, 4)] {
+        let (these, later) = std::mem::take(&mut codes).split_at_mut(len * count);
+        for (power, codes) in [1u8, 3, 9, 27, 81].into_iter().zip(these.chunks_exact_mut(len)) {
+            for (q, byte) in codes.iter_mut().zip(bytes) {
+                *q = ((3 * u16::from(byte.wrapping_mul(power))) >> 8) as u8;
+            }
+        }
+        (bytes, codes) = (&bytes[len..], later);
     }
 }
 
@@ -256,15 +302,20 @@ mod tests {
             state = state.wrapping_mul(1664525).wrapping_add(1013904223);
             (state >> 24) as u8
         };
+        let mut integers = 0;
         for kind in GgmlType::ALL {
             let (rows, cols) = (3, 2 * kind.block_len());
             let mut bytes: Vec<u8> = (0..rows * 2 * kind.block_bytes()).map(|_| byte()).collect();
             for block in bytes.chunks_exact_mut(kind.block_bytes()) {
                 // Finite scales.
                 kind.f16_fields().iter().for_each(|at| block[at + 1] &= 0xbf);
+                if kind == GgmlType::Q8K {
+                    block[3] &= 0xbf;
+                }
             }
             let storage = Storage::Ggml(GgmlBlocks::new(kind, rows, cols, Bytes::from(bytes)).unwrap());
-            let layout = layout(&storage).unwrap();
+            let Some(layout) = layout(&storage) else { continue };
+            integers += 1;
             let mut want = vec![0.0; cols];
             let mut row = Row::of(&layout);
             for r in 0..rows {
@@ -281,5 +332,6 @@ mod tests {
                 }
             }
         }
+        assert_eq!(integers, 15);
     }
 }

@@ -2,19 +2,46 @@
 
 use std::sync::Arc;
 
-use fewbit_format::QuantizedLinear;
+use fewbit_format::{QuantizedLinear, Storage};
 
-use super::{Arithmetic, Kernel, choose_at};
+use super::{Arithmetic, Kernel, choose_at, rows, tiled};
 use crate::{Level, Team};
 
-/// Takes several linears of which some are dense and some are not, so that the others keep their fast kernel.
+/// How the weights of a linear reach the products.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Dense,
+    /// As integers.
+    Integers,
+    /// By a decoder of tiles.
+    Tiles,
+    /// Row by row.
+    Rows,
+}
+
+impl Way {
+    /// That of the first band.
+    fn of(linear: &QuantizedLinear) -> Self {
+        if linear.is_dense() {
+            return Self::Dense;
+        }
+        match linear.bands.first().map(|b| &b.storage) {
+            Some(storage) if rows::layout(storage).is_some() => Self::Integers,
+            Some(Storage::Ggml(blocks)) if !tiled::has_levels(blocks.kind) => Self::Rows,
+            _ => Self::Tiles,
+        }
+    }
+}
+
+/// Takes several linears whose weights reach the products in several ways, so that each keeps its fastest kernel.
 pub(super) fn candidate(
     linears: &[Arc<QuantizedLinear>],
     arithmetic: Arithmetic,
     level: Level,
 ) -> Option<Box<dyn Kernel>> {
-    let some_dense = linears.iter().any(|l| l.is_dense());
-    if linears.len() < 2 || !some_dense || linears.iter().all(|l| l.is_dense()) {
+    let mut ways = linears.iter().map(|l| Way::of(l));
+    let first = ways.next();
+    if ways.all(|way| Some(way) == first) {
         return None;
     }
     let each = linears.iter().map(|l| choose_at(level, std::slice::from_ref(l), arithmetic)).collect();

@@ -1,6 +1,6 @@
 use fewbit_format::{
-    ActivationGrid, Band, Dtype, Group, IntCodes, IntGrid, LowRank, Minifloat, Number, Online, ScaleType, Sharing,
-    Sides, Sparse, SparseValues, Storage, Tensor, Zeros,
+    ActivationGrid, Band, Dtype, GgmlBlocks, GgmlType, Group, IntCodes, IntGrid, LowRank, Minifloat, Number, Online,
+    ScaleType, Sharing, Sides, Sparse, SparseValues, Storage, Tensor, Zeros,
 };
 use proptest::prelude::*;
 
@@ -122,6 +122,29 @@ fn a_dense_linear_beside_integers_leaves_them_their_kernel() {
         let kernel = choose_at(level, &linears, Arithmetic::Exact);
         check(&check_invariance(&*kernel, &linears, 5, &x), &linears, 5, &x, 1e-5);
     }
+}
+
+/// As the mixes of llama.cpp have it: what is queried in levels, what is looked up in integers, and points of grids.
+#[test]
+fn blocks_of_several_kinds_keep_their_kernels() {
+    let n = &mut Numbers(5);
+    let mut blocks = |kind: GgmlType| {
+        let mut bytes: Vec<u8> = (0..20 * kind.row_bytes(512).unwrap()).map(|_| n.bits() as u8).collect();
+        for block in bytes.chunks_exact_mut(kind.block_bytes()) {
+            kind.f16_fields().iter().for_each(|at| block[at + 1] = block[at + 1] & 0x83 | 0x20);
+        }
+        let blocks = GgmlBlocks::new(kind, 20, 512, bytes.into()).unwrap();
+        Arc::new(QuantizedLinear::uniform(Storage::Ggml(blocks), None))
+    };
+    let linears = [blocks(GgmlType::Iq4Xs), blocks(GgmlType::Q5K), blocks(GgmlType::Iq3S)];
+    let x = n.take(5 * 512);
+    for level in Level::of_machine() {
+        assert_eq!(choose_at(level, &linears, Arithmetic::Fast).name(), "separate");
+        let kernel = choose_at(level, &linears, Arithmetic::Exact);
+        check(&check_invariance(&*kernel, &linears, 5, &x), &linears, 5, &x, 1e-5);
+    }
+    let alone = linears.map(|l| choose_at(Level::Scalar, &[l], Arithmetic::Exact).name());
+    assert_eq!(alone, ["tiled", "unpacked", "decoded"]);
 }
 
 /// `y = output(W · input(x)) + b` with everything that may stand beside the codes, against plain loops.

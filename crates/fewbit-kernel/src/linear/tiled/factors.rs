@@ -21,6 +21,8 @@ pub(super) enum Factors {
     Lanes { kind: ScaleType, bytes: Vec<u8>, groups: usize, by: Option<f32> },
     /// The same for `height` rows, a multiple of 16: `[row / height][group]`.
     Bands { kind: ScaleType, bytes: Vec<u8>, groups: usize, height: usize, by: Option<f32> },
+    /// Integers of six bits from −32 on `[tile][group][16]`, times an f16 that `2^shift` groups of a row share.
+    Stepped { shared: Vec<u8>, steps: Vec<u8>, groups: usize, shift: u32 },
     /// As codes of a second level.
     Nested(Box<SecondLevel>),
 }
@@ -82,6 +84,29 @@ impl Factors {
         })
     }
 
+    /// Of `groups` in each of `rows` rows, from the bytes of each number.
+    pub(super) fn of_bytes<const N: usize>(
+        kind: ScaleType,
+        rows: usize,
+        groups: usize,
+        get: impl Fn(usize, usize) -> [u8; N],
+    ) -> Self {
+        Self::Lanes { kind, bytes: in_lanes(rows, groups, get), groups, by: None }
+    }
+
+    /// Integers of `groups` in each of `rows` rows, offset by 32; a power of two `together` of them share an f16.
+    pub(super) fn stepped(
+        rows: usize,
+        groups: usize,
+        together: usize,
+        shared: impl Fn(usize, usize) -> [u8; 2],
+        step: impl Fn(usize, usize) -> u8,
+    ) -> Self {
+        let shared = in_lanes(rows, groups / together, shared);
+        let steps = in_lanes(rows, groups, |r, k| [step(r, k)]);
+        Self::Stepped { shared, steps, groups, shift: together.ilog2() }
+    }
+
     fn lanes(kind: ScaleType, rows: usize, groups: usize, get: impl Fn(usize, usize) -> f32) -> Self {
         let mut numbers = vec![0.0; rows.div_ceil(TILE) * groups * TILE];
         for r in 0..rows {
@@ -96,6 +121,7 @@ impl Factors {
         match self {
             Self::One(_) => 4,
             Self::Lanes { bytes, .. } | Self::Bands { bytes, .. } => bytes.len(),
+            Self::Stepped { shared, steps, .. } => shared.len() + steps.len(),
             Self::Nested(nested) => nested.len_bytes(),
         }
     }
@@ -127,6 +153,17 @@ impl Factors {
                     *out = [by.map_or(scale, |by| scale / by); TILE];
                 }
             }
+            Self::Stepped { shared, steps, groups, shift } => {
+                let (tiles, steps) = (tile * (groups >> shift), &steps[tile * groups * TILE..][..groups * TILE]);
+                for (k, out) in (first..).zip(out) {
+                    let factor = &shared[(tiles + (k >> shift)) * 2 * TILE..][..2 * TILE];
+                    // SAFETY: there are sixteen of each, and places.
+                    unsafe {
+                        let step = s.sub(s.number(s.bytes(steps[k * TILE..][..TILE].as_ptr())), s.splat(32.0));
+                        s.store(out.as_mut_ptr(), s.mul(s.halves(factor.as_ptr()), step));
+                    }
+                }
+            }
             Self::Nested(nested) => {
                 for (k, out) in out.iter_mut().enumerate() {
                     let v = nested.number(s, tile, first + k);
@@ -136,6 +173,17 @@ impl Factors {
             }
         }
     }
+}
+
+/// The bytes of a number for each row and group, `[tile][group][16]`, zeros past the last row.
+fn in_lanes<const N: usize>(rows: usize, groups: usize, get: impl Fn(usize, usize) -> [u8; N]) -> Vec<u8> {
+    let mut numbers = vec![[0; N]; rows.div_ceil(TILE) * groups * TILE];
+    for r in 0..rows {
+        for k in 0..groups {
+            numbers[(r / TILE * groups + k) * TILE + r % TILE] = get(r, k);
+        }
+    }
+    numbers.concat()
 }
 
 /// # Safety

@@ -9,6 +9,7 @@ mod factors;
 mod halves;
 mod lanes;
 mod lattice;
+mod levels;
 mod multiply;
 mod signs;
 mod small_float;
@@ -20,7 +21,7 @@ mod vector;
 use std::ops::Range;
 use std::sync::Arc;
 
-use fewbit_format::{QuantizedLinear, Storage};
+use fewbit_format::{GgmlType, QuantizedLinear, Storage};
 use smallvec::SmallVec;
 
 use self::factors::Spread;
@@ -40,6 +41,11 @@ use super::{Arithmetic, Kernel};
 use crate::product::{self, K_BLOCK};
 use crate::team::Disjoint;
 use crate::{Level, Team};
+
+/// Whether blocks of ggml have a decoder here.
+pub(super) fn has_levels(kind: GgmlType) -> bool {
+    levels::of(kind).is_some()
+}
 
 /// Takes linears whose bands all have a decoder; what is dense only where memory may be spent on speed.
 pub(super) fn candidate(
@@ -90,14 +96,13 @@ impl Decoder {
             Storage::Float(_) => {
                 SmallFloat::new(storage).map(Self::SmallFloat).or_else(|| Table::new(storage).map(Self::Table))
             }
-            Storage::Table(_) | Storage::Int(_) => Table::new(storage).map(Self::Table),
+            Storage::Table(_) | Storage::Int(_) | Storage::Ggml(_) => Table::new(storage).map(Self::Table),
             Storage::Signs(_) => SignTiles::new(storage).map(Self::Signs),
             Storage::Lattice(_) => Lattice::new(storage).map(Self::Lattice),
             Storage::Vector(_) => Vector::new(storage).map(Self::Vector),
             Storage::Trellis(_) => Trellis::new(storage).map(Self::Trellis),
             Storage::TwoOfFour(_) => Masked::new(storage).map(Self::Masked),
             Storage::Dense(_) => Halves::new(storage).map(Self::Halves),
-            Storage::Ggml(_) => None,
         }
     }
 

@@ -3,14 +3,14 @@
 //!
 //! A table of sixteen is a register: a permutation looks up sixteen rows at once.
 
-use fewbit_format::{FloatCodes, Group, IntCodes, Storage, TableCodes, Zeros, packed_len, unpack_bits};
+use fewbit_format::{FloatCodes, GgmlBlocks, Group, IntCodes, Storage, TableCodes, Zeros, packed_len, unpack_bits};
 use half::f16;
 
 use super::super::packed::{BLOCK, TILE};
 use super::codes::{Codes, each_code};
 use super::factors::{Factors, Spread};
 use super::lanes::{LANES, Sixteen, at_level};
-use super::{Part, Room};
+use super::{Part, Room, levels};
 use crate::Level;
 
 /// The rows of a storage.
@@ -68,6 +68,7 @@ impl Table {
             Storage::Table(table) => Self::of_table(table),
             Storage::Float(floats) => Self::of_floats(floats),
             Storage::Int(int) => Self::of_integers(int),
+            Storage::Ggml(blocks) => Self::of_blocks(blocks),
             _ => None,
         }
     }
@@ -119,6 +120,12 @@ impl Table {
         };
         let codes = interleaved([rows, cols], grid.bits, |r, out| int.row_codes(r, out));
         Some(Self { codes, group, scales, meaning })
+    }
+
+    fn of_blocks(blocks: &GgmlBlocks) -> Option<Self> {
+        let levels::Levels { bits, group, table } = levels::of(blocks.kind)?;
+        let codes = interleaved(blocks.shape(), bits, |r, out| levels::read(blocks, r, out));
+        Some(Self { codes, group, scales: levels::scales(blocks, group), meaning: Meaning::Level(filled(table)) })
     }
 
     pub(super) fn len_bytes(&self) -> usize {

@@ -1,7 +1,8 @@
 use fewbit_format::{
-    Band as Rows, Blocks, Dtype, FloatCodes, FloatGrid, Group, IntCodes, IntGrid, LatticeCodes, LatticeGrid, Levels,
-    Minifloat, Nested, NestedGrid, Numbers, ScaleType, SecondStage, SignCodes, SignGrid, Signs, TableCodes, TableGrid,
-    Tensor, TrellisCode, TrellisCodes, TrellisGrid, TwoOfFour, VectorCodes, VectorGrid, Zeros, packed_len,
+    Band as Rows, Blocks, Dtype, FloatCodes, FloatGrid, GgmlBlocks, GgmlType, Group, IntCodes, IntGrid, LatticeCodes,
+    LatticeGrid, Levels, Minifloat, Nested, NestedGrid, Numbers, ScaleType, SecondStage, SignCodes, SignGrid, Signs,
+    TableCodes, TableGrid, Tensor, TrellisCode, TrellisCodes, TrellisGrid, TwoOfFour, VectorCodes, VectorGrid, Zeros,
+    packed_len,
 };
 use proptest::prelude::*;
 
@@ -261,6 +262,21 @@ fn two_of_four(n: &mut Draws, rows: usize) -> Storage {
     Storage::TwoOfFour(TwoOfFour::new(cols, mask, kept).unwrap())
 }
 
+fn blocks(n: &mut Draws, rows: usize) -> Storage {
+    let kinds = [GgmlType::Iq4Nl, GgmlType::Iq4Xs, GgmlType::Mxfp4, GgmlType::Nvfp4, GgmlType::Q1_0];
+    let kind = kinds[n.below(kinds.len())];
+    let cols = kind.block_len() * (1 + n.below(600 / kind.block_len()));
+    let mut bytes = n.codes(rows * kind.row_bytes(cols).unwrap(), 8);
+    for block in bytes.chunks_exact_mut(kind.block_bytes()) {
+        match kind {
+            // Powers of two that leave room for sums.
+            GgmlType::Mxfp4 => block[0] %= 200,
+            _ => kind.f16_fields().iter().for_each(|at| block[at + 1] &= 0xbf),
+        }
+    }
+    Storage::Ggml(GgmlBlocks::new(kind, rows, cols, bytes.into()).unwrap())
+}
+
 fn halves(n: &mut Draws, rows: usize) -> Storage {
     let (dtype, kind) = [(Dtype::BF16, ScaleType::BF16), (Dtype::F16, ScaleType::F16)][n.below(2)];
     let cols = 1 + n.below(600);
@@ -317,6 +333,13 @@ proptest! {
         let bias = Some(n.numbers(rows + 40, ScaleType::F32));
         let banded = QuantizedLinear::of_bands([rows + 40, cols], bands, bias);
         check(&[banded, QuantizedLinear::uniform(other, None)].map(Arc::new), tokens, n);
+    }
+
+    #[test]
+    fn blocks_of_levels_are_what_they_decode_to(rows in 1usize..200, tokens in 1usize..20, seed: u64) {
+        let n = &mut Draws(seed);
+        let storage = blocks(n, rows);
+        check_storage(storage, tokens, n);
     }
 
     #[test]
