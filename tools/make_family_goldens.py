@@ -37,6 +37,7 @@ IDS = (12, 40)  # the second is longer than every window
 LEAST_SHIFT = 0.05  # a mistake must move some logit by this much; f32 and f64 differ by 2e-5 at most
 LEAST_SHIFT_OF_GELU = 0.001  # the exact and the tanh form differ by less than 5e-4 before any weight
 
+BUFFERS = ("masked_bias", "inv_freq", "attention.bias", ".attn.bias")  # that files carry and nothing needs
 GEMMAS = ("gemma2", "gemma3_text")  # gains are stored less one
 
 LLAMA = dict(bos_token_id=1, eos_token_id=2, hidden_act="silu", initializer_range=0.02, attention_dropout=0.0,
@@ -51,6 +52,10 @@ FALCON = dict(architectures=["FalconForCausalLM"], model_type="falcon", vocab_si
               num_hidden_layers=2, num_attention_heads=4, activation="gelu", alibi=False, layer_norm_epsilon=1e-5,
               initializer_range=0.02, bos_token_id=0, eos_token_id=0, attention_dropout=0.0, hidden_dropout=0.0,
               use_cache=True, max_position_embeddings=128, rope_theta=10000.0)
+
+GPT2 = dict(architectures=["GPT2LMHeadModel"], model_type="gpt2", vocab_size=64, n_embd=32, n_layer=2, n_head=4,
+            n_positions=512, n_ctx=512, activation_function="gelu_new", layer_norm_epsilon=1e-5, initializer_range=0.02,
+            attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, bos_token_id=0, eos_token_id=0, use_cache=True)
 
 # `store`: type of the stored weights. `mistakes`: edits of config.json that a wrong loader would amount to; a value
 # of None removes the key. `unseen`: ends of names of tensors of which an edit cannot show.
@@ -357,6 +362,18 @@ CASES = {
             max_position_embeddings=512, use_cache=True, tie_word_embeddings=True),
         mistakes=[dict(activation_function="gelu")],
     ),
+    # As the first release: no prefix, no `n_inner`, masks beside the weights, a head that no key speaks of.
+    "gpt2": dict(
+        store="bfloat16", buffers=True, unseen=("wpe.weight",),
+        config=GPT2,
+        mistakes=[dict(activation_function="gelu"), dict(layer_norm_epsilon=1e-1)],
+    ),
+    # Scores that fall with the depth, as Mistral's (Stanford's) GPT-2 has them.
+    "gpt2-inner": dict(
+        store="float16", unseen=("wpe.weight",),
+        config=dict(GPT2, n_inner=48, scale_attn_by_inverse_layer_idx=True, tie_word_embeddings=True),
+        mistakes=[dict(scale_attn_by_inverse_layer_idx=False), dict(scale_attn_weights=False)],
+    ),
 }
 
 
@@ -388,8 +405,13 @@ def weight(case, name, shape, config):
         if "q_norm" in name or "k_norm" in name:
             gain *= 1.6
         return gain - 1.0 if is_gemma else gain
-    if "embed" in name and "embed_out" not in name:
+    if "wte" in name or "wpe" in name or "embed" in name and "embed_out" not in name:
         return rng.standard_normal(shape) * (0.5 if is_gemma else 1.0)
+    if config["model_type"] == "gpt2":  # stored `[in, out]`
+        values = rng.standard_normal(shape) / np.sqrt(shape[0])
+        if "c_attn" in name:
+            values[:, :2 * shape[0]] *= 1.7
+        return values * 3.0 if "mlp.c_proj" in name else values
     values = rng.standard_normal(shape) / np.sqrt(shape[1])
     if "q_proj" in name or "k_proj" in name:
         values *= 1.7  # scores of standard deviation near 3: attention is sharp
@@ -426,7 +448,13 @@ def checkpoint(case, spec):
     tensors = {}
     for name, shape in sorted(stored_shapes(config, spec.get("is_fused", False)).items()):
         tensors[name] = torch.from_numpy(np.ascontiguousarray(weight(case, name, shape, config))).to(dtype)
-    if spec.get("buffers"):
+    if spec.get("buffers") and config["model_type"] == "gpt2":
+        tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+        n = 16  # as many as there are positions in real files
+        for layer in range(config["n_layer"]):
+            tensors[f"h.{layer}.attn.bias"] = torch.ones(1, 1, n, n, dtype=torch.float32).tril()
+            tensors[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    elif spec.get("buffers"):
         n, head_dim = config["max_position_embeddings"], config["hidden_size"] // config["num_attention_heads"]
         rotary = int(head_dim * config["rotary_pct"])
         for layer in range(config["num_hidden_layers"]):
@@ -473,7 +501,7 @@ def write_checkpoint(folder, case, spec):
 def load(folder):
     model, info = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
-    unexpected = [k for k in info["unexpected_keys"] if not k.endswith(("masked_bias", "inv_freq", "attention.bias"))]
+    unexpected = [k for k in info["unexpected_keys"] if not k.endswith(BUFFERS)]
     if info["missing_keys"] or unexpected or info["mismatched_keys"]:
         raise SystemExit(f"{folder}: transformers did not take every tensor: {info}")
     return model.eval()
@@ -540,7 +568,7 @@ def sensitivity(case, spec, root, golden):
         shifts[f"config {json.dumps(mistake)}"] = shift(folder, golden, config=config)
     names = sorted({n for path in folder.glob("model*.safetensors") for n in load_file(path)})
     for name in names:
-        if name.endswith(("masked_bias", "inv_freq", "attention.bias", *spec.get("unseen", ()))):
+        if name.endswith((*BUFFERS, *spec.get("unseen", ()))):
             continue
         neutral = 0.0 if name.endswith("bias") or spec["config"]["model_type"] in GEMMAS else 1.0
 
@@ -554,7 +582,7 @@ def sensitivity(case, spec, root, golden):
     for name, value in sorted(shifts.items(), key=lambda item: item[1]):
         print(f"  {value:9.4f}  {name}")
     unseen = [name for name, value in shifts.items()
-              if value < (LEAST_SHIFT_OF_GELU if '"hidden_act"' in name else LEAST_SHIFT)]
+              if value < (LEAST_SHIFT_OF_GELU if '"hidden_act"' in name or '"gelu"' in name else LEAST_SHIFT)]
     if unseen:
         raise SystemExit(f"{case}: would pass unseen: {', '.join(unseen)}")
 

@@ -5,6 +5,15 @@ use serde_json::{Map, Value};
 #[derive(Clone, Copy, Debug)]
 pub struct Config<'a>(&'a Map<String, Value>);
 
+/// Figures of every family, and what GPT-2 calls them.
+const OLDER: [(&str, &str); 5] = [
+    ("hidden_size", "n_embd"),
+    ("num_hidden_layers", "n_layer"),
+    ("num_attention_heads", "n_head"),
+    ("intermediate_size", "n_inner"),
+    ("max_position_embeddings", "n_positions"),
+];
+
 /// The largest size that any figure of a configuration may have.
 const MOST: u64 = 1 << 24;
 
@@ -15,7 +24,9 @@ impl<'a> Config<'a> {
     }
 
     fn get(&self, key: &str) -> Option<&'a Value> {
-        self.0.get(key).filter(|v| !v.is_null())
+        let present = |key: &str| self.0.get(key).filter(|v| !v.is_null());
+        let older = || OLDER.iter().find(|(k, _)| *k == key).and_then(|(_, older)| present(older));
+        present(key).or_else(older)
     }
 
     /// The error for a value that does not fit its key.

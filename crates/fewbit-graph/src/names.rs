@@ -118,12 +118,15 @@ pub struct Source {
     pub alias: Option<String>,
     /// For an expert's matrix, where it lies if the module has no tensors of its own.
     pub fused: Option<Fused>,
+    /// Whether a matrix of plain numbers is stored `[in, out]`, its rows as columns (GPT-2). Codes are stored by rows.
+    pub is_transposed: bool,
 }
 
 impl Source {
     /// A tensor that is read as it is.
     pub fn plain(name: impl Into<String>) -> Self {
-        Self { name: name.into(), rows: Rows::All, stored: Stored::AsIs, alias: None, fused: None }
+        let (rows, stored) = (Rows::All, Stored::AsIs);
+        Self { name: name.into(), rows, stored, alias: None, fused: None, is_transposed: false }
     }
 }
 

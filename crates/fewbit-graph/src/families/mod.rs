@@ -10,6 +10,7 @@ mod experts;
 mod falcon;
 mod gemma;
 mod glm4;
+mod gpt2;
 mod gpt_neox;
 mod gpt_oss;
 mod granite;
@@ -46,6 +47,7 @@ pub const FAMILIES: &[&dyn Architecture] = &[
     &qwen3::Qwen3,
     &gemma::Gemma2,
     &gemma::Gemma3,
+    &gpt2::Gpt2,
     &gpt_neox::GptNeox,
     &mixtral::Mixtral,
     &qwen2_moe::Qwen2Moe,
