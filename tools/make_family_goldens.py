@@ -57,6 +57,11 @@ GPT2 = dict(architectures=["GPT2LMHeadModel"], model_type="gpt2", vocab_size=64,
             n_positions=512, n_ctx=512, activation_function="gelu_new", layer_norm_epsilon=1e-5, initializer_range=0.02,
             attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, bos_token_id=0, eos_token_id=0, use_cache=True)
 
+DEEPSEEK = {k: v for k, v in LLAMA.items() if k != "rms_norm_eps"} | dict(
+    vocab_size=40, hidden_size=24, intermediate_size=32, moe_intermediate_size=12, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=4, attention_bias=False, rms_norm_eps=1e-6, rope_theta=10000.0,
+    tie_word_embeddings=False)
+
 # `store`: type of the stored weights. `mistakes`: edits of config.json that a wrong loader would amount to; a value
 # of None removes the key. `unseen`: ends of names of tensors of which an edit cannot show.
 CASES = {
@@ -362,6 +367,50 @@ CASES = {
             max_position_embeddings=512, use_cache=True, tie_word_embeddings=True),
         mistakes=[dict(activation_function="gelu")],
     ),
+    # Queries from a latent, keys wider than values, the best groups' experts with weights that do not sum to one, two
+    # shared experts in one, a dense layer; yarn with its two scales.
+    "deepseek_v2": dict(
+        store="bfloat16",
+        config=dict(
+            DEEPSEEK, architectures=["DeepseekV2ForCausalLM"], model_type="deepseek_v2", q_lora_rank=12,
+            kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=6, v_head_dim=8, n_routed_experts=6,
+            n_shared_experts=2, num_experts_per_tok=3, first_k_dense_replace=1, topk_method="group_limited_greedy",
+            n_group=3, topk_group=2, norm_topk_prob=False, routed_scaling_factor=1.7, scoring_func="softmax",
+            rope_scaling=dict(type="yarn", factor=4.0, original_max_position_embeddings=32, beta_fast=4, beta_slow=1,
+                              mscale=0.5, mscale_all_dim=1.5)),
+        mistakes=[dict(topk_method="greedy"), dict(topk_group=1), dict(n_group=2), dict(routed_scaling_factor=1.0),
+                  dict(num_experts_per_tok=2), dict(rope_theta=100.0), dict(rope_scaling=None),
+                  dict(rope_scaling=dict(type="yarn", factor=4.0, original_max_position_embeddings=32, beta_fast=4,
+                                         beta_slow=1, mscale=1.5, mscale_all_dim=1.5)),
+                  dict(rope_scaling=dict(type="yarn", factor=4.0, original_max_position_embeddings=32, beta_fast=4,
+                                         beta_slow=1))],
+    ),
+    # As V2-Lite: queries without a latent, no groups. Values as wide as keys, experts in one tensor, biases.
+    "deepseek_v2-lite": dict(
+        store="bfloat16", is_fused=True, style=5,
+        config=dict(
+            {k: v for k, v in DEEPSEEK.items() if k != "rope_theta"}, architectures=["DeepseekV2ForCausalLM"],
+            model_type="deepseek_v2", q_lora_rank=None, kv_lora_rank=12, qk_rope_head_dim=4, qk_nope_head_dim=4,
+            v_head_dim=8, n_routed_experts=5, n_shared_experts=1, num_experts_per_tok=2, first_k_dense_replace=0,
+            topk_method="greedy", norm_topk_prob=False, routed_scaling_factor=1.0, attention_bias=True,
+            rope_parameters=dict(rope_theta=10000.0, rope_type="default")),
+        mistakes=[dict(num_experts_per_tok=1), dict(rope_parameters=dict(rope_theta=100.0, rope_type="default"))],
+    ),
+    # Sigmoids, a bias where experts are chosen, groups by their two best, weights that sum to the factor.
+    "deepseek_v3": dict(
+        store="bfloat16",
+        config=dict(
+            DEEPSEEK, architectures=["DeepseekV3ForCausalLM"], model_type="deepseek_v3", q_lora_rank=16,
+            kv_lora_rank=12, qk_rope_head_dim=6, qk_nope_head_dim=8, v_head_dim=8, n_routed_experts=8,
+            n_shared_experts=1, num_experts_per_tok=3, first_k_dense_replace=1, topk_method="noaux_tc", n_group=4,
+            topk_group=2, norm_topk_prob=True, routed_scaling_factor=2.5, scoring_func="sigmoid", moe_layer_freq=1,
+            num_nextn_predict_layers=0,
+            rope_scaling=dict(type="yarn", factor=4.0, original_max_position_embeddings=32, beta_fast=4, beta_slow=1,
+                              mscale=1.0, mscale_all_dim=1.0)),
+        mistakes=[dict(topk_group=1), dict(topk_group=4), dict(n_group=2), dict(routed_scaling_factor=1.0),
+                  dict(norm_topk_prob=False), dict(num_experts_per_tok=2), dict(rope_theta=100.0),
+                  dict(rope_scaling=None)],
+    ),
     # As the first release: no prefix, no `n_inner`, masks beside the weights, a head that no key speaks of.
     "gpt2": dict(
         store="bfloat16", buffers=True, unseen=("wpe.weight",),
@@ -390,6 +439,8 @@ def weight(case, name, shape, config):
     """Values of one tensor: every mistake with it should show in the logits."""
     rng = generator(case, name)
     is_gemma = config["model_type"] in GEMMAS
+    if name.endswith("e_score_correction_bias"):
+        return away_from_zero(rng, shape, 0.05, 0.2)  # beside sigmoids
     if name.endswith("bias"):
         return away_from_zero(rng, shape, 0.2, 0.8)
     if name.endswith("sinks"):
@@ -413,7 +464,7 @@ def weight(case, name, shape, config):
             values[:, :2 * shape[0]] *= 1.7
         return values * 3.0 if "mlp.c_proj" in name else values
     values = rng.standard_normal(shape) / np.sqrt(shape[1])
-    if "q_proj" in name or "k_proj" in name:
+    if "q_proj" in name or "k_proj" in name or "q_b_proj" in name or "kv_a_proj" in name:
         values *= 1.7  # scores of standard deviation near 3: attention is sharp
     if "query_key_value" in name and config["model_type"] == "gpt_neox":  # per head: query rows, key rows, value rows
         per_head = values.reshape(config["num_attention_heads"], 3, -1, shape[1])

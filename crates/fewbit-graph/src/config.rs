@@ -51,6 +51,17 @@ impl<'a> Config<'a> {
         self.usize_opt(key)?.ok_or_else(|| Error::input(format!("config.json: `{key}` is absent")))
     }
 
+    /// A number from 0 to 2²⁴, or the default where it is absent.
+    pub fn count_or(&self, key: &str, default: usize) -> Result<usize> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(v) => match v.as_u64() {
+                Some(n @ 0..=MOST) => Ok(n as usize),
+                _ => Err(self.wrong(key, v)),
+            },
+        }
+    }
+
     /// The number of blocks: from 1 to 10,000.
     pub fn layers(&self) -> Result<usize> {
         let n = self.usize("num_hidden_layers")?;

@@ -507,15 +507,21 @@ impl ModelFile {
         let vectors = self.model.blocks.first().map(|g| g.vectors.iter()).into_iter().flatten();
         // A table of positions is in the first block alone.
         let Some(first) = vectors.into_iter().find(|v| v.rows.is_none()) else { return Ok(()) };
-        let name = self.source(Part::Block(layers), first.name)?.name;
+        let behind = layers + self.further_blocks()?;
+        let name = self.source(Part::Block(behind), first.name)?.name;
         if !self.checkpoint.contains(&name) {
             return Ok(());
         }
         Err(self.place(
-            Error::input(format!("belongs to block {layers}, where config.json says that there are {layers} blocks"))
+            Error::input(format!("belongs to block {behind}, where config.json says that there are {layers} blocks"))
                 .hint("the configuration belongs to another model"),
             &name,
         ))
+    }
+
+    /// Blocks behind the last that predict further tokens (DeepSeek-V3), which nothing here needs.
+    fn further_blocks(&self) -> Result<usize> {
+        Config::new(self.checkpoint.config()).count_or("num_nextn_predict_layers", 0)
     }
 
     fn check_shape(&self, name: &str, expected: &[usize]) -> Result<()> {
@@ -539,9 +545,16 @@ impl ModelFile {
             "rope_factors_short.weight",
             "rope_factors_long.weight",
         ];
-        let unused: Vec<&str> = (self.checkpoint.names())
-            .filter(|n| !used.contains(*n) && !derived.iter().any(|d| n.ends_with(d)))
-            .collect();
+        let unused =
+            (self.checkpoint.names()).filter(|n| !used.contains(*n) && !derived.iter().any(|d| n.ends_with(d)));
+        let layers = self.model.blocks.len();
+        let further: Vec<String> =
+            (0..self.further_blocks().unwrap_or(0)).map(|i| format!("model.layers.{}.", layers + i)).collect();
+        let (further, unused): (Vec<&str>, Vec<&str>) =
+            unused.partition(|n| further.iter().any(|block| n.starts_with(block)));
+        if !further.is_empty() {
+            self.notes.push(format!("not used: what follows block {}, which predicts further tokens", layers - 1));
+        }
         if let Some(first) = unused.first() {
             let more = if unused.len() > 1 { format!(" and {} more", unused.len() - 1) } else { String::new() };
             self.notes.push(format!("not used: tensor `{first}`{more}, which this architecture does not know"));

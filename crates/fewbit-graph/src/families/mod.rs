@@ -6,6 +6,7 @@ use crate::{Config, Container, Model, Part, Source};
 mod attention;
 mod cohere;
 mod decoder;
+mod deepseek;
 mod experts;
 mod falcon;
 mod gemma;
@@ -62,6 +63,8 @@ pub const FAMILIES: &[&dyn Architecture] = &[
     &glm4::Glm { has_post_norms: false },
     &glm4::Glm { has_post_norms: true },
     &falcon::Falcon,
+    &deepseek::DeepSeek { is_v3: false },
+    &deepseek::DeepSeek { is_v3: true },
     &opt::Opt,
 ];
 
