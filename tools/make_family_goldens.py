@@ -37,6 +37,7 @@ IDS = (12, 40)  # the second is longer than every window
 LEAST_SHIFT = 0.05  # a mistake must move some logit by this much; f32 and f64 differ by 2e-5 at most
 LEAST_SHIFT_OF_GELU = 0.001  # the exact and the tanh form differ by less than 5e-4 before any weight
 
+BUFFERS = ("masked_bias", "inv_freq", "attention.bias", ".attn.bias")  # that files carry and nothing needs
 GEMMAS = ("gemma2", "gemma3_text")  # gains are stored less one
 
 LLAMA = dict(bos_token_id=1, eos_token_id=2, hidden_act="silu", initializer_range=0.02, attention_dropout=0.0,
@@ -51,6 +52,15 @@ FALCON = dict(architectures=["FalconForCausalLM"], model_type="falcon", vocab_si
               num_hidden_layers=2, num_attention_heads=4, activation="gelu", alibi=False, layer_norm_epsilon=1e-5,
               initializer_range=0.02, bos_token_id=0, eos_token_id=0, attention_dropout=0.0, hidden_dropout=0.0,
               use_cache=True, max_position_embeddings=128, rope_theta=10000.0)
+
+GPT2 = dict(architectures=["GPT2LMHeadModel"], model_type="gpt2", vocab_size=64, n_embd=32, n_layer=2, n_head=4,
+            n_positions=512, n_ctx=512, activation_function="gelu_new", layer_norm_epsilon=1e-5, initializer_range=0.02,
+            attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, bos_token_id=0, eos_token_id=0, use_cache=True)
+
+DEEPSEEK = {k: v for k, v in LLAMA.items() if k != "rms_norm_eps"} | dict(
+    vocab_size=40, hidden_size=24, intermediate_size=32, moe_intermediate_size=12, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=4, attention_bias=False, rms_norm_eps=1e-6, rope_theta=10000.0,
+    tie_word_embeddings=False)
 
 # `store`: type of the stored weights. `mistakes`: edits of config.json that a wrong loader would amount to; a value
 # of None removes the key. `unseen`: ends of names of tensors of which an edit cannot show.
@@ -357,6 +367,62 @@ CASES = {
             max_position_embeddings=512, use_cache=True, tie_word_embeddings=True),
         mistakes=[dict(activation_function="gelu")],
     ),
+    # Queries from a latent, keys wider than values, the best groups' experts with weights that do not sum to one, two
+    # shared experts in one, a dense layer; yarn with its two scales.
+    "deepseek_v2": dict(
+        store="bfloat16",
+        config=dict(
+            DEEPSEEK, architectures=["DeepseekV2ForCausalLM"], model_type="deepseek_v2", q_lora_rank=12,
+            kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=6, v_head_dim=8, n_routed_experts=6,
+            n_shared_experts=2, num_experts_per_tok=3, first_k_dense_replace=1, topk_method="group_limited_greedy",
+            n_group=3, topk_group=2, norm_topk_prob=False, routed_scaling_factor=1.7, scoring_func="softmax",
+            rope_scaling=dict(type="yarn", factor=4.0, original_max_position_embeddings=32, beta_fast=4, beta_slow=1,
+                              mscale=0.5, mscale_all_dim=1.5)),
+        mistakes=[dict(topk_method="greedy"), dict(topk_group=1), dict(n_group=2), dict(routed_scaling_factor=1.0),
+                  dict(num_experts_per_tok=2), dict(rope_theta=100.0), dict(rope_scaling=None),
+                  dict(rope_scaling=dict(type="yarn", factor=4.0, original_max_position_embeddings=32, beta_fast=4,
+                                         beta_slow=1, mscale=1.5, mscale_all_dim=1.5)),
+                  dict(rope_scaling=dict(type="yarn", factor=4.0, original_max_position_embeddings=32, beta_fast=4,
+                                         beta_slow=1))],
+    ),
+    # As V2-Lite: queries without a latent, no groups. Values as wide as keys, experts in one tensor, biases.
+    "deepseek_v2-lite": dict(
+        store="bfloat16", is_fused=True, style=5,
+        config=dict(
+            {k: v for k, v in DEEPSEEK.items() if k != "rope_theta"}, architectures=["DeepseekV2ForCausalLM"],
+            model_type="deepseek_v2", q_lora_rank=None, kv_lora_rank=12, qk_rope_head_dim=4, qk_nope_head_dim=4,
+            v_head_dim=8, n_routed_experts=5, n_shared_experts=1, num_experts_per_tok=2, first_k_dense_replace=0,
+            topk_method="greedy", norm_topk_prob=False, routed_scaling_factor=1.0, attention_bias=True,
+            rope_parameters=dict(rope_theta=10000.0, rope_type="default")),
+        mistakes=[dict(num_experts_per_tok=1), dict(rope_parameters=dict(rope_theta=100.0, rope_type="default"))],
+    ),
+    # Sigmoids, a bias where experts are chosen, groups by their two best, weights that sum to the factor.
+    "deepseek_v3": dict(
+        store="bfloat16",
+        config=dict(
+            DEEPSEEK, architectures=["DeepseekV3ForCausalLM"], model_type="deepseek_v3", q_lora_rank=16,
+            kv_lora_rank=12, qk_rope_head_dim=6, qk_nope_head_dim=8, v_head_dim=8, n_routed_experts=8,
+            n_shared_experts=1, num_experts_per_tok=3, first_k_dense_replace=1, topk_method="noaux_tc", n_group=4,
+            topk_group=2, norm_topk_prob=True, routed_scaling_factor=2.5, scoring_func="sigmoid", moe_layer_freq=1,
+            num_nextn_predict_layers=0,
+            rope_scaling=dict(type="yarn", factor=4.0, original_max_position_embeddings=32, beta_fast=4, beta_slow=1,
+                              mscale=1.0, mscale_all_dim=1.0)),
+        mistakes=[dict(topk_group=1), dict(topk_group=4), dict(n_group=2), dict(routed_scaling_factor=1.0),
+                  dict(norm_topk_prob=False), dict(num_experts_per_tok=2), dict(rope_theta=100.0),
+                  dict(rope_scaling=None)],
+    ),
+    # As the first release: no prefix, no `n_inner`, masks beside the weights, a head that no key speaks of.
+    "gpt2": dict(
+        store="bfloat16", buffers=True, unseen=("wpe.weight",),
+        config=GPT2,
+        mistakes=[dict(activation_function="gelu"), dict(layer_norm_epsilon=1e-1)],
+    ),
+    # Scores that fall with the depth, as Mistral's (Stanford's) GPT-2 has them.
+    "gpt2-inner": dict(
+        store="float16", unseen=("wpe.weight",),
+        config=dict(GPT2, n_inner=48, scale_attn_by_inverse_layer_idx=True, tie_word_embeddings=True),
+        mistakes=[dict(scale_attn_by_inverse_layer_idx=False), dict(scale_attn_weights=False)],
+    ),
 }
 
 
@@ -373,6 +439,8 @@ def weight(case, name, shape, config):
     """Values of one tensor: every mistake with it should show in the logits."""
     rng = generator(case, name)
     is_gemma = config["model_type"] in GEMMAS
+    if name.endswith("e_score_correction_bias"):
+        return away_from_zero(rng, shape, 0.05, 0.2)  # beside sigmoids
     if name.endswith("bias"):
         return away_from_zero(rng, shape, 0.2, 0.8)
     if name.endswith("sinks"):
@@ -388,10 +456,15 @@ def weight(case, name, shape, config):
         if "q_norm" in name or "k_norm" in name:
             gain *= 1.6
         return gain - 1.0 if is_gemma else gain
-    if "embed" in name and "embed_out" not in name:
+    if "wte" in name or "wpe" in name or "embed" in name and "embed_out" not in name:
         return rng.standard_normal(shape) * (0.5 if is_gemma else 1.0)
+    if config["model_type"] == "gpt2":  # stored `[in, out]`
+        values = rng.standard_normal(shape) / np.sqrt(shape[0])
+        if "c_attn" in name:
+            values[:, :2 * shape[0]] *= 1.7
+        return values * 3.0 if "mlp.c_proj" in name else values
     values = rng.standard_normal(shape) / np.sqrt(shape[1])
-    if "q_proj" in name or "k_proj" in name:
+    if "q_proj" in name or "k_proj" in name or "q_b_proj" in name or "kv_a_proj" in name:
         values *= 1.7  # scores of standard deviation near 3: attention is sharp
     if "query_key_value" in name and config["model_type"] == "gpt_neox":  # per head: query rows, key rows, value rows
         per_head = values.reshape(config["num_attention_heads"], 3, -1, shape[1])
@@ -426,7 +499,13 @@ def checkpoint(case, spec):
     tensors = {}
     for name, shape in sorted(stored_shapes(config, spec.get("is_fused", False)).items()):
         tensors[name] = torch.from_numpy(np.ascontiguousarray(weight(case, name, shape, config))).to(dtype)
-    if spec.get("buffers"):
+    if spec.get("buffers") and config["model_type"] == "gpt2":
+        tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+        n = 16  # as many as there are positions in real files
+        for layer in range(config["n_layer"]):
+            tensors[f"h.{layer}.attn.bias"] = torch.ones(1, 1, n, n, dtype=torch.float32).tril()
+            tensors[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    elif spec.get("buffers"):
         n, head_dim = config["max_position_embeddings"], config["hidden_size"] // config["num_attention_heads"]
         rotary = int(head_dim * config["rotary_pct"])
         for layer in range(config["num_hidden_layers"]):
@@ -473,7 +552,7 @@ def write_checkpoint(folder, case, spec):
 def load(folder):
     model, info = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
-    unexpected = [k for k in info["unexpected_keys"] if not k.endswith(("masked_bias", "inv_freq", "attention.bias"))]
+    unexpected = [k for k in info["unexpected_keys"] if not k.endswith(BUFFERS)]
     if info["missing_keys"] or unexpected or info["mismatched_keys"]:
         raise SystemExit(f"{folder}: transformers did not take every tensor: {info}")
     return model.eval()
@@ -540,7 +619,7 @@ def sensitivity(case, spec, root, golden):
         shifts[f"config {json.dumps(mistake)}"] = shift(folder, golden, config=config)
     names = sorted({n for path in folder.glob("model*.safetensors") for n in load_file(path)})
     for name in names:
-        if name.endswith(("masked_bias", "inv_freq", "attention.bias", *spec.get("unseen", ()))):
+        if name.endswith((*BUFFERS, *spec.get("unseen", ()))):
             continue
         neutral = 0.0 if name.endswith("bias") or spec["config"]["model_type"] in GEMMAS else 1.0
 
@@ -554,7 +633,7 @@ def sensitivity(case, spec, root, golden):
     for name, value in sorted(shifts.items(), key=lambda item: item[1]):
         print(f"  {value:9.4f}  {name}")
     unseen = [name for name, value in shifts.items()
-              if value < (LEAST_SHIFT_OF_GELU if '"hidden_act"' in name else LEAST_SHIFT)]
+              if value < (LEAST_SHIFT_OF_GELU if '"hidden_act"' in name or '"gelu"' in name else LEAST_SHIFT)]
     if unseen:
         raise SystemExit(f"{case}: would pass unseen: {', '.join(unseen)}")
 

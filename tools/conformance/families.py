@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 FAMILIES = Path(__file__).resolve().parents[2] / "tests" / "families"
 CASES = ["llama", "llama-bias", "mistral", "qwen2", "qwen3", "gemma2", "gemma3-six", "olmo2", "granite", "stablelm",
-         "stablelm-parallel", "cohere", "cohere2", "glm4", "falcon", "falcon-new"]
+         "stablelm-parallel", "cohere", "cohere2", "glm4", "falcon", "falcon-new", "gpt2"]
 MOST = 0.05  # of the logits' standard deviation, root mean square
 
 

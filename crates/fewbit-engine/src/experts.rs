@@ -92,7 +92,7 @@ pub(crate) fn warning(i: usize, counts: &[usize], short: usize) -> Option<String
 
 #[cfg(test)]
 mod tests {
-    use fewbit_graph::{Builder, Share};
+    use fewbit_graph::{Builder, Routing, Share};
 
     use super::*;
 
@@ -100,7 +100,7 @@ mod tests {
     fn graph() -> Graph {
         let mut g = Builder::new("x", 2);
         let logits = g.gate(Graph::INPUT, "router", 3, false);
-        let routing = g.route(logits, 1, Share::Chosen);
+        let routing = g.route(logits, Routing::softmax(1, Share::Chosen), None);
         let rows = g.dispatch("expert_in", Graph::INPUT, routing);
         let h = g.expert_linear(rows, "experts", "up", 3, false);
         let y = g.expert_linear(h, "experts", "down", 2, false);

@@ -11,7 +11,7 @@ use crate::stop::crash_point;
 use fewbit_format::{ActivationFormat, Band, Dtype, Error, Online, QuantizedLinear, Result, Sides, Storage, Tensor};
 use fewbit_graph::{Fused, Part, Rows, Stored, WeightId};
 use fewbit_store::layout::{Awq, CompressedTensors, Fewbit, Float8, Gptq, Layout, Scheme, is_tiles};
-use fewbit_store::{ModelFile, experts};
+use fewbit_store::{ModelFile, experts, transposed};
 use safetensors::tensor::{Metadata, TensorInfo};
 
 /// What is written.
@@ -69,6 +69,8 @@ impl Format {
 /// A module of the written model, with its weight's bands.
 struct Module {
     name: String,
+    /// Whether plain numbers are stored `[in, out]`.
+    is_transposed: bool,
     bands: Vec<Band>,
     sides: Sides,
     /// What runs on its input and output.
@@ -120,14 +122,15 @@ impl<'a> Shard<'a> {
 
     fn module(&mut self, part: Part, module: Module) -> Result<()> {
         let name = format!("{}.weight", module.name);
+        let stored = |t: Tensor| if module.is_transposed { transposed(&t) } else { Ok(t) };
         if let [Band { storage: Storage::Dense(t), .. }] = &module.bands[..] {
-            self.tensors.push((name, t.clone()));
+            self.tensors.push((name, stored(t.clone())?));
             if part != Part::Embed {
                 self.schemes.push((module.name.clone(), None));
             }
         } else if module.bands.iter().any(|b| matches!(b.storage, Storage::Ggml(_))) {
             // Blocks of ggml have no place in safetensors: the values are kept, not the blocks.
-            self.tensors.push((name, exact(&module.bands)?));
+            self.tensors.push((name, stored(exact(&module.bands)?)?));
             if part != Part::Embed {
                 self.schemes.push((module.name.clone(), None));
             }
@@ -190,7 +193,7 @@ impl<'a> Shard<'a> {
         written: &BTreeSet<WeightId>,
     ) -> Result<Vec<Module>> {
         let graph = self.file.model().part(part);
-        let mut fused: BTreeMap<String, Vec<(Rows, &QuantizedLinear)>> = BTreeMap::new();
+        let mut fused: BTreeMap<(String, bool), Vec<(Rows, &QuantizedLinear)>> = BTreeMap::new();
         let mut modules = Vec::new();
         let others = graph.weights.iter().zip(linears).enumerate().filter(|(w, _)| !written.contains(w));
         for (_, (w, linear)) in others {
@@ -198,6 +201,7 @@ impl<'a> Shard<'a> {
             if source.rows == Rows::All {
                 modules.push(Module {
                     name: source.name,
+                    is_transposed: source.is_transposed,
                     bands: linear.bands.clone(),
                     sides: linear.sides.clone(),
                     online: [linear.input.clone(), linear.output.clone()],
@@ -205,11 +209,11 @@ impl<'a> Shard<'a> {
                     bias: linear.bias.clone(),
                 });
             } else {
-                fused.entry(source.name).or_default().push((source.rows, linear));
+                fused.entry((source.name, source.is_transposed)).or_default().push((source.rows, linear));
             }
         }
-        for (name, parts) in fused {
-            modules.push(fuse(name, &parts)?);
+        for ((name, is_transposed), parts) in fused {
+            modules.push(Module { is_transposed, ..fuse(name, &parts)? });
         }
         Ok(modules)
     }
@@ -243,7 +247,7 @@ fn fuse(name: String, parts: &[(Rows, &QuantizedLinear)]) -> Result<Module> {
     let storage = stacked.select_rows(&order).map_err(|e| e.tensor(&name))?;
     let bands = vec![Band { rows: 0..total, storage }];
     let (online, activation) = ([parts[0].1.input.clone(), Vec::new()], parts[0].1.activation);
-    Ok(Module { name, bands, sides: Sides::default(), online, activation, bias })
+    Ok(Module { name, is_transposed: false, bands, sides: Sides::default(), online, activation, bias })
 }
 
 /// The values of bands in the smallest plain type that holds them all exactly.

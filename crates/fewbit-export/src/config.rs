@@ -18,6 +18,10 @@ pub fn config(file: &ModelFile, quantization_config: Option<Value>, is_tied: boo
         config.insert("quantization_config".into(), quantization);
     }
     config.insert("tie_word_embeddings".into(), json!(is_tied));
+    // Blocks that predict further tokens are not written.
+    if config.contains_key("num_nextn_predict_layers") {
+        config.insert("num_nextn_predict_layers".into(), json!(0));
+    }
     if file.checkpoint().container() == Container::Gguf {
         if config.contains_key("rope_freq_factors") {
             return Err(Error::input("the factors of its rotation's frequencies (`rope_freqs.weight`) are not those of the llama3 rule, and config.json can name no other")

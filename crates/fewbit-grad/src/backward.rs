@@ -2,7 +2,7 @@ use fewbit_graph::{Activation, Graph, Node, Op, ValueId, VectorId, WeightId};
 use fewbit_kernel::attention::{Forward, attention_backward, sinks_backward};
 use fewbit_kernel::product::{product_nn, product_tn};
 use fewbit_kernel::{Team, elementwise};
-use fewbit_runtime::{Batch, Rotations};
+use fewbit_runtime::{Batch, Rotations, fit_heads};
 
 use crate::function::attention_shape;
 use crate::input::seen;
@@ -189,7 +189,9 @@ impl Step<'_> {
                 flow.add(team, inputs[1], dim, up, &mut saved.pool);
                 saved.pool.give_back(d);
             }
-            Op::Route { share, .. } => self.route(*share, d, flow, saved),
+            Op::Route { routing, .. } => self.route(routing, d, flow, saved),
+            Op::JoinHeads { heads } => self.join_heads(*heads, d, flow, saved),
+            Op::FitHeads { heads, head_dim } => self.fit_heads(*heads, *head_dim, d, flow, saved),
             Op::Dispatch => self.dispatch(d, flow, saved),
             Op::ExpertLinear { first } => self.expert_linear(*first, d, flow, saved, gradients),
             Op::Combine => self.combine(d, flow, saved),
@@ -216,6 +218,40 @@ impl Step<'_> {
             return saved.pool.take_zeroed(self.batch.tokens() * self.graph.values[value].width());
         }
         std::mem::take(&mut flow.of[value])
+    }
+
+    /// What all heads share is the sum over them.
+    fn join_heads(&self, heads: usize, d: Vec<f32>, flow: &mut Flow, saved: &mut Saved) {
+        let Self { team, node, dim, .. } = *self;
+        let [shared, own] = [0, 1].map(|i| self.graph.values[node.inputs[i]].dim);
+        let (tokens, piece) = (d.len() / dim, (PIECE / dim).max(1));
+        let mut of_shared = saved.pool.take_zeroed(tokens * shared);
+        let mut of_own = saved.pool.take(tokens * own);
+        team.for_paired_pieces(&mut of_shared, piece * shared, &mut of_own, piece * own, |i, of_shared, of_own| {
+            let rows = d[i * piece * dim..].chunks_exact(dim);
+            for ((a, b), d) in of_shared.chunks_exact_mut(shared).zip(of_own.chunks_exact_mut(own)).zip(rows) {
+                for (d, b) in d.chunks_exact(dim / heads).zip(b.chunks_exact_mut(own / heads)) {
+                    elementwise::add(a, &d[..shared]);
+                    b.copy_from_slice(&d[shared..]);
+                }
+            }
+        });
+        flow.add(team, node.inputs[0], shared, of_shared, &mut saved.pool);
+        flow.add(team, node.inputs[1], own, of_own, &mut saved.pool);
+        saved.pool.give_back(d);
+    }
+
+    /// What was cut off has no gradient, and zeros take none.
+    fn fit_heads(&self, heads: usize, head_dim: usize, d: Vec<f32>, flow: &mut Flow, saved: &mut Saved) {
+        let Self { team, node, dim, .. } = *self;
+        let width = self.graph.values[node.inputs[0]].dim;
+        let mut dx = saved.pool.take(d.len() / dim * width);
+        team.for_rows(width, &mut dx, &|at, dx| {
+            let rows = at / width * dim..(at + dx.len()) / width * dim;
+            fit_heads(&d[rows], head_dim, width / heads, dx);
+        });
+        flow.add(team, node.inputs[0], width, dx, &mut saved.pool);
+        saved.pool.give_back(d);
     }
 
     fn attention(&self, index: usize, d: Vec<f32>, flow: &mut Flow, saved: &mut Saved, gradients: &mut Gradients) {

@@ -1,6 +1,6 @@
 //! Gradients through gates, routing, and experts.
 
-use fewbit_graph::{Share, WeightId};
+use fewbit_graph::{Routing, Score, Share, WeightId};
 use fewbit_kernel::elementwise;
 
 use crate::backward::{Flow, PIECE, Step, multiply_back};
@@ -30,24 +30,31 @@ impl Step<'_> {
     }
 
     /// From the weights of the chosen experts to the logits; which are chosen has no gradient.
-    pub(crate) fn route(&self, share: Share, d: Vec<f32>, flow: &mut Flow, saved: &mut Saved) {
+    pub(crate) fn route(&self, routing: &Routing, d: Vec<f32>, flow: &mut Flow, saved: &mut Saved) {
+        let Routing { score, share, scale, .. } = *routing;
         let Self { team, node, dim, .. } = *self;
         let (top, experts) = (dim / 2, self.graph.values[node.inputs[0]].dim);
         let mut d_logits = saved.pool.take_zeroed(self.batch.tokens() * experts);
-        let (routing, logits) = (&saved.values[node.output], &saved.values[node.inputs[0]]);
+        let (routed, logits) = (&saved.values[node.output], &saved.values[node.inputs[0]]);
         team.for_rows(experts, &mut d_logits, &|at, out| {
             for (token, out) in (at / experts..).zip(out.chunks_exact_mut(experts)) {
-                let (chosen, weights) = routing[token * dim..(token + 1) * dim].split_at(top);
+                let (chosen, weights) = routed[token * dim..(token + 1) * dim].split_at(top);
                 let d = &d[token * dim + top..(token + 1) * dim];
-                let mean: f32 = weights.iter().zip(d).map(|(w, d)| w * d).sum();
-                if share == Share::All {
+                let logits = &logits[token * experts..(token + 1) * experts];
+                let sum: f32 = weights.iter().zip(d).map(|(w, d)| w * d).sum();
+                if share == Share::All && score == Score::Softmax {
                     // Every expert had its share, and the chosen ones did not get it.
-                    out.copy_from_slice(&logits[token * experts..(token + 1) * experts]);
+                    out.copy_from_slice(logits);
                     elementwise::softmax_in_place(out);
-                    elementwise::scale(out, -mean);
+                    elementwise::scale(out, -sum);
                 }
+                // Weights that sum to `scale` only share it out.
+                let mean = if share == Share::Chosen { sum / scale } else { 0.0 };
                 for ((e, w), d) in chosen.iter().zip(weights).zip(d) {
-                    out[*e as usize] += if share == Share::All { w * d } else { w * (d - mean) };
+                    let e = *e as usize;
+                    // `d ln w / d logit`, but for the sum: 1 of an exponential, `1 − σ` of a sigmoid.
+                    let slope = if score == Score::Sigmoid { 1.0 / (1.0 + logits[e].exp()) } else { 1.0 };
+                    out[e] += w * (d - mean) * slope;
                 }
             }
         });

@@ -233,6 +233,8 @@ fn check(graph: &Graph, node: &Node) -> Result<()> {
             | Op::Rope { .. }
             | Op::Positions { .. }
             | Op::Cache { .. }
+            | Op::JoinHeads { .. }
+            | Op::FitHeads { .. }
             | Op::Attention { .. }
             | Op::Gate
             | Op::ClampedGlu { .. }
@@ -258,7 +260,12 @@ fn check(graph: &Graph, node: &Node) -> Result<()> {
 /// The values that the backward step of a node reads.
 fn kept_by(node: &Node) -> Vec<ValueId> {
     match node.op {
-        Op::Scale { .. } | Op::Add | Op::Rope { .. } | Op::Cache { .. } => Vec::new(),
+        Op::Scale { .. }
+        | Op::Add
+        | Op::Rope { .. }
+        | Op::Cache { .. }
+        | Op::JoinHeads { .. }
+        | Op::FitHeads { .. } => Vec::new(),
         // The weights of routing are a softmax, whose slopes are made of its values.
         Op::Attention { .. } | Op::Route { .. } => node.inputs.iter().copied().chain([node.output]).collect(),
         Op::Dispatch => vec![node.inputs[1]],

@@ -1,6 +1,6 @@
 use std::borrow::Cow;
 
-use crate::{Graph, Node, Op, Routed, Share, Value, ValueId, Vector, VectorId, Weight, WeightId};
+use crate::{Graph, Node, Op, Routed, Routing, Value, ValueId, Vector, VectorId, Weight, WeightId};
 
 /// Writes a [`Graph`] the way the paper's equations read.
 #[derive(Debug)]
@@ -87,9 +87,22 @@ impl Builder {
         self.node(weight, out, Op::ExpertLinear { first }, &[x])
     }
 
-    /// [`Op::Route`].
-    pub fn route(&mut self, logits: ValueId, top: usize, share: Share) -> ValueId {
-        self.node("routing", 2 * top, Op::Route { top, share }, &[logits])
+    /// [`Op::Route`], with the vector of that name as its bias.
+    pub fn route(&mut self, logits: ValueId, routing: Routing, bias: Option<&'static str>) -> ValueId {
+        let experts = self.dim(logits);
+        let bias = bias.map(|b| self.vector(b, experts));
+        self.node("routing", 2 * routing.top, Op::Route { routing, bias }, &[logits])
+    }
+
+    /// [`Op::JoinHeads`].
+    pub fn join_heads(&mut self, name: &'static str, shared: ValueId, x: ValueId, heads: usize) -> ValueId {
+        let dim = heads * self.dim(shared) + self.dim(x);
+        self.node(name, dim, Op::JoinHeads { heads }, &[shared, x])
+    }
+
+    /// [`Op::FitHeads`].
+    pub fn fit_heads(&mut self, name: &'static str, x: ValueId, heads: usize, head_dim: usize) -> ValueId {
+        self.node(name, heads * head_dim, Op::FitHeads { heads, head_dim }, &[x])
     }
 
     /// [`Op::Dispatch`] of `x` to the experts that [`route`](Self::route) chose.

@@ -5,6 +5,15 @@ use serde_json::{Map, Value};
 #[derive(Clone, Copy, Debug)]
 pub struct Config<'a>(&'a Map<String, Value>);
 
+/// Figures of every family, and what GPT-2 calls them.
+const OLDER: [(&str, &str); 5] = [
+    ("hidden_size", "n_embd"),
+    ("num_hidden_layers", "n_layer"),
+    ("num_attention_heads", "n_head"),
+    ("intermediate_size", "n_inner"),
+    ("max_position_embeddings", "n_positions"),
+];
+
 /// The largest size that any figure of a configuration may have.
 const MOST: u64 = 1 << 24;
 
@@ -15,7 +24,9 @@ impl<'a> Config<'a> {
     }
 
     fn get(&self, key: &str) -> Option<&'a Value> {
-        self.0.get(key).filter(|v| !v.is_null())
+        let present = |key: &str| self.0.get(key).filter(|v| !v.is_null());
+        let older = || OLDER.iter().find(|(k, _)| *k == key).and_then(|(_, older)| present(older));
+        present(key).or_else(older)
     }
 
     /// The error for a value that does not fit its key.
@@ -38,6 +49,17 @@ impl<'a> Config<'a> {
     /// A size from 1 to 2²⁴.
     pub fn usize(&self, key: &str) -> Result<usize> {
         self.usize_opt(key)?.ok_or_else(|| Error::input(format!("config.json: `{key}` is absent")))
+    }
+
+    /// A number from 0 to 2²⁴, or the default where it is absent.
+    pub fn count_or(&self, key: &str, default: usize) -> Result<usize> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(v) => match v.as_u64() {
+                Some(n @ 0..=MOST) => Ok(n as usize),
+                _ => Err(self.wrong(key, v)),
+            },
+        }
     }
 
     /// The number of blocks: from 1 to 10,000.

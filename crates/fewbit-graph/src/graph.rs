@@ -99,13 +99,55 @@ pub enum Activation {
     Relu,
 }
 
-/// Of which experts' logits the weights of the chosen ones are a softmax.
+/// What an expert's score is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Score {
+    /// Its share of a softmax over all logits.
+    Softmax,
+    /// The sigmoid of its own logit (DeepSeek-V3).
+    Sigmoid,
+}
+
+/// What the weights of the chosen experts are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Share {
-    /// Of all: the weights of the chosen sum to less than one (Qwen2-MoE).
+    /// Their scores: of a softmax, the weights sum to less than one (Qwen2-MoE).
     All,
-    /// Of the chosen: the weights sum to one (Mixtral, gpt-oss, `norm_topk_prob`).
+    /// Their scores divided by the sum of these: the weights sum to one (Mixtral, gpt-oss, `norm_topk_prob`).
     Chosen,
+}
+
+/// Only experts of the best groups can be chosen (DeepSeek): the experts of a group stand side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Groups {
+    /// Groups of equal size.
+    pub count: usize,
+    /// How many of them stay.
+    pub kept: usize,
+    /// How many of a group's best experts are summed to what it is measured by.
+    pub best: usize,
+}
+
+/// How experts are chosen and weighted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Routing {
+    /// Experts that a token goes to.
+    pub top: usize,
+    /// What they are chosen by.
+    pub score: Score,
+    /// What their weights are.
+    pub share: Share,
+    /// Which of them can be chosen, if not all.
+    pub groups: Option<Groups>,
+    /// Multiplies the weights.
+    pub scale: f32,
+}
+
+impl Routing {
+    /// The `top` greatest of a softmax.
+    pub fn softmax(top: usize, share: Share) -> Self {
+        Self { top, score: Score::Softmax, share, groups: None, scale: 1.0 }
+    }
 }
 
 /// What a node computes. Inputs are in the order that the comment gives.
@@ -178,6 +220,18 @@ pub enum Op {
         /// Number within the block.
         slot: usize,
     },
+    /// `a, b` → for each of `heads` heads all of `a`, then the head's values of `b`.
+    JoinHeads {
+        /// Heads of `b`.
+        heads: usize,
+    },
+    /// `x` → the first `head_dim` values of each head, with zeros behind them where a head has fewer.
+    FitHeads {
+        /// Heads in a row.
+        heads: usize,
+        /// Values that a head then has.
+        head_dim: usize,
+    },
     /// `q, k, v` → causal attention, `[heads · head_dim]`.
     Attention {
         /// Query heads.
@@ -204,12 +258,12 @@ pub enum Op {
         /// Where both inputs are cut off.
         limit: f32,
     },
-    /// Logits of experts → the indices of the `top` greatest, ascending, then their weights: `[2 · top]`.
+    /// Logits of experts → the indices of the chosen, ascending, then their weights: `[2 · top]`.
     Route {
-        /// Experts that a token goes to.
-        top: usize,
-        /// What the weights are.
-        share: Share,
+        /// How they are chosen and weighted.
+        routing: Routing,
+        /// `[experts]`: added to the scores where experts are chosen, not where they are weighted.
+        bias: Option<VectorId>,
     },
     /// `x, routing` → each token's row once for each of its experts, in the order of [`Routed`].
     Dispatch,

@@ -17,7 +17,10 @@ mod site;
 pub use builder::Builder;
 pub use config::Config;
 pub use families::{Architecture, FAMILIES, architecture_of};
-pub use graph::{Activation, Edge, Graph, Node, Op, Routed, Share, Value, ValueId, Vector, VectorId, Weight, WeightId};
+pub use graph::{
+    Activation, Edge, Graph, Groups, Node, Op, Routed, Routing, Score, Share, Value, ValueId, Vector, VectorId, Weight,
+    WeightId,
+};
 pub use model::{Model, Part};
 pub use names::{Container, Fused, Rows, Source, Stored};
 pub use residual::{Reader, Residual};

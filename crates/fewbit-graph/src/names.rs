@@ -29,6 +29,16 @@ pub enum Rows {
         /// Those of them that turn, which come first.
         rotary_dims: usize,
     },
+    /// Of every `block` rows those from `offset` to its end, stored as adjacent rotary pairs and read as half-split
+    /// ones, then `rest` rows from the block's beginning (DeepSeek's heads, whose last part turns).
+    PairsBehind {
+        /// Rows of a block.
+        block: usize,
+        /// First row within a block that turns.
+        offset: usize,
+        /// Rows taken from the beginning of each block: those of a head that do not turn.
+        rest: usize,
+    },
 }
 
 impl Rows {
@@ -47,6 +57,16 @@ impl Rows {
                 };
                 head * head_dim + within
             }
+            Self::PairsBehind { block, offset, rest } => {
+                let turning = block - offset;
+                let (b, i, half) = (r / (turning + rest), r % (turning + rest), turning / 2);
+                let within = match i {
+                    _ if i < half => offset + 2 * i,
+                    _ if i < turning => offset + 2 * (i - half) + 1,
+                    _ => i - turning,
+                };
+                b * block + within
+            }
         }
     }
 
@@ -54,6 +74,7 @@ impl Rows {
     pub fn stored_count(self, rows: usize) -> usize {
         match self {
             Self::Blocks { block, rows: taken, .. } => rows / taken * block,
+            Self::PairsBehind { block, offset, rest } => rows / (block - offset + rest) * block,
             _ => rows,
         }
     }
@@ -118,12 +139,15 @@ pub struct Source {
     pub alias: Option<String>,
     /// For an expert's matrix, where it lies if the module has no tensors of its own.
     pub fused: Option<Fused>,
+    /// Whether a matrix of plain numbers is stored `[in, out]`, its rows as columns (GPT-2). Codes are stored by rows.
+    pub is_transposed: bool,
 }
 
 impl Source {
     /// A tensor that is read as it is.
     pub fn plain(name: impl Into<String>) -> Self {
-        Self { name: name.into(), rows: Rows::All, stored: Stored::AsIs, alias: None, fused: None }
+        let (rows, stored) = (Rows::All, Stored::AsIs);
+        Self { name: name.into(), rows, stored, alias: None, fused: None, is_transposed: false }
     }
 }
 
@@ -147,6 +171,16 @@ mod tests {
         let map: Vec<usize> = (0..4).map(|r| k.stored(r)).collect();
         assert_eq!(map, [2, 3, 8, 9]);
         assert_eq!(k.stored_count(4), 12);
+    }
+
+    #[test]
+    fn pairs_behind_come_first() {
+        let map = |rows: Rows, count: usize| (0..count).map(|r| rows.stored(r)).collect::<Vec<_>>();
+        let heads = Rows::PairsBehind { block: 7, offset: 3, rest: 3 };
+        assert_eq!(map(heads, 14), [3, 5, 4, 6, 0, 1, 2, 10, 12, 11, 13, 7, 8, 9]);
+        assert_eq!(heads.stored_count(14), 14);
+        let last = Rows::PairsBehind { block: 9, offset: 5, rest: 0 };
+        assert_eq!((map(last, 4), last.stored_count(4)), (vec![5, 7, 6, 8], 9));
     }
 
     #[test]

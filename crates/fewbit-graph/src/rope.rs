@@ -77,6 +77,21 @@ impl Rope {
         Ok(Self { inverse_frequency: inv, scale, reach })
     }
 
+    /// What DeepSeek's scores are multiplied by under YaRN beside the factor of cos and sin: `m²`, where `m` belongs to
+    /// `mscale_all_dim`.
+    ///
+    /// # Errors
+    /// If a number of the scaling is out of range.
+    pub(crate) fn scores_scale(c: &Config<'_>) -> Result<f64> {
+        let Some(s) = c.object("rope_parameters")?.or(c.object("rope_scaling")?) else { return Ok(1.0) };
+        let weight = s.get("mscale_all_dim").and_then(Value::as_f64).unwrap_or(0.0);
+        let kind = s.get("rope_type").or_else(|| s.get("type")).and_then(Value::as_str);
+        if weight == 0.0 || kind.is_none_or(|k| k == "default") {
+            return Ok(1.0);
+        }
+        Ok(yarn_scale(number(s, "factor")?, weight).powi(2))
+    }
+
     /// cos and sin of one position, `[pairs]` each. Angles are formed in f32, as the models were trained.
     pub fn fill(&self, position: usize, cos: &mut [f32], sin: &mut [f32]) {
         for ((f, c), s) in self.inverse_frequency.iter().zip(cos).zip(sin) {
@@ -152,5 +167,14 @@ fn yarn(c: &Config<'_>, s: &Map<String, Value>, theta: f64, dims: usize, inv: &m
         let ramp = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
         *f = *f / factor * ramp + *f * (1.0 - ramp);
     }
-    Ok(s.get("attention_factor").and_then(Value::as_f64).unwrap_or(0.1 * factor.ln() + 1.0))
+    let scale = match (get("mscale", 0.0), get("mscale_all_dim", 0.0)) {
+        (all, of_scores) if all != 0.0 && of_scores != 0.0 => yarn_scale(factor, all) / yarn_scale(factor, of_scores),
+        _ => yarn_scale(factor, 1.0),
+    };
+    Ok(s.get("attention_factor").and_then(Value::as_f64).unwrap_or(scale))
+}
+
+/// What YaRN multiplies by where frequencies are divided by `factor`, with a weight of its own for the logarithm.
+fn yarn_scale(factor: f64, weight: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 }
 }

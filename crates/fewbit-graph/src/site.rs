@@ -148,6 +148,12 @@ fn absorb(graph: &Graph, Edge { value, expert }: Edge, symmetry: Symmetry) -> Ab
             _ => None,
         },
         Op::Cache { .. } => through(0),
+        // Zeros behind the values on their way into attention, and what is cut off behind it: the values are the same.
+        Op::FitHeads { head_dim, .. } => {
+            let (tied, producers) = through(0)?;
+            let tied = if let Tied::PerHead { .. } = tied { Tied::PerHead { head_dim } } else { tied };
+            Some((tied, producers))
+        }
         Op::Activation(Activation::Relu | Activation::Silu | Activation::GeluErf | Activation::GeluTanh)
             if symmetry == Permutation =>
         {

@@ -30,7 +30,7 @@ pub use hooks::{Hooks, NoHooks};
 pub use layer::{Layer, Rotations, Workspace, add_positions};
 pub use reader::PROMPT_CHUNK;
 pub use routing::Dispatched;
-pub use rowwise::run_rowwise;
+pub use rowwise::{fit_heads, run_rowwise};
 pub use runtime::{Runtime, check_ids, embed};
 pub use sample::{Sampler, Sampling};
 pub use seen::Seen;

@@ -5,7 +5,7 @@ use crate::Rotations;
 use crate::routing::route;
 
 /// Computes an operation whose rows depend on the rows of its inputs alone: norms, sums, products, activations,
-/// rotations, gates, the choice of experts. Returns whether `op` is one of these.
+/// rotations, heads put together, gates, the choice of experts. Returns whether `op` is one of these.
 ///
 /// `reused` says which input `out` holds already, if any; `vector` gives the graph's vectors.
 pub fn run_rowwise<'a>(
@@ -74,16 +74,45 @@ pub fn run_rowwise<'a>(
             first(at, out);
             elementwise::clamped_glu(out, &inputs[1][at..at + out.len()], *alpha, *limit);
         }),
-        Op::Route { top, share } => {
-            let experts = inputs[0].len() / (out.len() / dim).max(1);
+        Op::JoinHeads { heads } => {
+            let rows = (out.len() / dim).max(1);
+            let [shared, own] = [inputs[0].len() / rows, inputs[1].len() / rows];
+            team.for_rows(dim, out, &|at, out| {
+                for (row, out) in (at / dim..).zip(out.chunks_exact_mut(dim)) {
+                    let [a, b] = [&inputs[0][row * shared..][..shared], &inputs[1][row * own..][..own]];
+                    for (out, b) in out.chunks_exact_mut(dim / heads).zip(b.chunks_exact(own / heads)) {
+                        out[..shared].copy_from_slice(a);
+                        out[shared..].copy_from_slice(b);
+                    }
+                }
+            });
+        }
+        Op::FitHeads { heads, head_dim } => {
+            let width = inputs[0].len() / (out.len() / dim).max(1);
+            team.for_rows(dim, out, &|at, out| {
+                let rows = at / dim * width..(at + out.len()) / dim * width;
+                fit_heads(&inputs[0][rows], width / heads, *head_dim, out);
+            });
+        }
+        Op::Route { routing, bias } => {
+            let (experts, bias) = (inputs[0].len() / (out.len() / dim).max(1), bias.map(vector));
             team.for_rows(dim, out, &|at, out| {
                 let rows = at / dim..(at + out.len()) / dim;
-                route(&inputs[0][rows.start * experts..rows.end * experts], experts, *top, *share, out);
+                route(&inputs[0][rows.start * experts..rows.end * experts], experts, routing, bias, out);
             });
         }
         _ => return false,
     }
     true
+}
+
+/// Copies heads of `from` values to heads of `to` values: cut off, or with zeros behind.
+pub fn fit_heads(x: &[f32], from: usize, to: usize, out: &mut [f32]) {
+    let both = from.min(to);
+    for (out, x) in out.chunks_exact_mut(to).zip(x.chunks_exact(from)) {
+        out[..both].copy_from_slice(&x[..both]);
+        out[both..].fill(0.0);
+    }
 }
 
 /// An activation in place.

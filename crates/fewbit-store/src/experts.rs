@@ -3,6 +3,8 @@
 use fewbit_format::{Error, Result, Storage, Tensor};
 use fewbit_graph::Fused;
 
+use crate::transposed::each;
+
 /// One expert's matrix `[out, in]` out of the tensor of all, without a copy where its rows lie one after the other.
 ///
 /// # Errors
@@ -57,20 +59,6 @@ pub fn fuse(matrices: &[(Fused, &Tensor, Option<&[f32]>)]) -> Option<(Tensor, Op
         }
     }
     Some((Tensor { dtype, shape: stored.to_vec(), bytes: bytes.into() }, biases))
-}
-
-/// Visits all elements in squares, so that neither order of a transposition leaves the cache.
-fn each([rows, columns]: [usize; 2], mut visit: impl FnMut(usize, usize)) {
-    const SIDE: usize = 32;
-    for r0 in (0..rows).step_by(SIDE) {
-        for c0 in (0..columns).step_by(SIDE) {
-            for r in r0..(r0 + SIDE).min(rows) {
-                for c in c0..(c0 + SIDE).min(columns) {
-                    visit(r, c);
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod model_file;
 mod place;
 mod safetensors;
 mod shards;
+mod transposed;
 
 pub use checkpoint::Checkpoint;
 pub use elements::Elements;
@@ -20,3 +21,4 @@ pub use gguf::{Gguf, GgufTensor, GgufWriter, NumberType, Numbers, TensorPlan, Va
 pub use gguf_config::GgufFamily;
 pub use model_file::{ModelFile, PartWeights};
 pub use safetensors::Safetensors;
+pub use transposed::transposed;

@@ -9,7 +9,7 @@ use fewbit_graph::{
 use serde_json::Value;
 
 use crate::layout::{self, Quantization};
-use crate::{Checkpoint, experts, json};
+use crate::{Checkpoint, experts, json, transposed};
 
 /// The tensors of one graph.
 #[derive(Clone, Debug, Default)]
@@ -38,8 +38,8 @@ pub struct ModelFile {
 /// How this checkpoint deviates from its family's names.
 #[derive(Debug, Default)]
 struct Names {
-    /// What stands in front of all names beside the head, where the family has `model.`.
-    prefix: Option<&'static str>,
+    /// What the family has in front of all names beside the head, and what stands there instead.
+    prefix: Option<[&'static str; 2]>,
     /// The module that holds the embedding, and the one that holds the head.
     embedding: String,
     head: String,
@@ -155,10 +155,10 @@ impl ModelFile {
             (Part::Embed, _) => source.name.clone_from(&self.names.embedding),
             (Part::Head, "lm_head") => source.name.clone_from(&self.names.head),
             _ => {
-                if let Some(prefix) = self.names.prefix {
+                if let Some([of_family, prefix]) = self.names.prefix {
                     let fused = source.fused.as_mut().map(|f| [&mut f.tensor, &mut f.bias]);
                     for name in [&mut source.name].into_iter().chain(fused.into_iter().flatten()) {
-                        if let Some(rest) = name.strip_prefix("model.") {
+                        if let Some(rest) = name.strip_prefix(of_family) {
                             *name = format!("{prefix}{rest}");
                         }
                     }
@@ -178,6 +178,12 @@ impl ModelFile {
         if let Some(fused) = self.fused_at(&source) {
             return self.fused_linear(w, &fused);
         }
+        if source.is_transposed && !self.is_weight_quantized(part, weight) {
+            let name = format!("{}.weight", source.name);
+            let storage = transposed::columns(&self.checkpoint.tensor(&name)?, source.rows, w.shape)
+                .map_err(|e| self.place(e, &name))?;
+            return Ok(QuantizedLinear::uniform(storage, self.bias(w, &source)?));
+        }
         let stored = [source.rows.stored_count(w.shape[0]), w.shape[1]];
         let mut bands = self.bands(&source.name, stored)?;
         let mut sides = layout::read_sides(&self.quantization, &self.checkpoint, &source.name, stored)
@@ -193,16 +199,19 @@ impl ModelFile {
             bands = vec![Band { rows: 0..w.shape[0], storage: select(&bands, &rows)? }];
             sides = sides.select_rows(&rows)?;
         }
-        let bias = if w.has_bias {
-            let name = format!("{}.bias", source.name);
-            let all = self.checkpoint.tensor(&name)?.to_f32().map_err(|e| self.place(e, &name))?;
-            Some((0..w.shape[0]).map(|r| all[source.rows.stored(r)]).collect())
-        } else {
-            None
-        };
+        let bias = self.bias(w, &source)?;
         let activation = layout::read_activation(&self.quantization, &self.checkpoint, &source.name, stored)
             .map_err(|e| e.file(self.checkpoint.path()))?;
         Ok(QuantizedLinear { sides, input, output, activation, ..QuantizedLinear::of_bands(w.shape, bands, bias) })
+    }
+
+    fn bias(&self, w: &Weight, source: &Source) -> Result<Option<Vec<f32>>> {
+        if !w.has_bias {
+            return Ok(None);
+        }
+        let name = format!("{}.bias", source.name);
+        let all = self.checkpoint.tensor(&name)?.to_f32().map_err(|e| self.place(e, &name))?;
+        Ok(Some((0..w.shape[0]).map(|r| all[source.rows.stored(r)]).collect()))
     }
 
     /// Where a matrix lies, if it is in one tensor with those of all experts.
@@ -407,18 +416,20 @@ impl ModelFile {
             self.architecture.source(container, &config, part, name).map(|s| s.name).ok_or_else(|| no_name(name))
         };
         let (mut embedding, head) = (of(Part::Embed, &model.embed.weights[0].name)?, of(Part::Head, "lm_head")?);
-        if let (Container::HuggingFace, Some(rest)) = (container, embedding.strip_prefix("model."))
+        let of_family = ["model.", "transformer."].into_iter().find(|p| embedding.starts_with(p));
+        if let (Container::HuggingFace, Some(of_family)) = (container, of_family)
             && !self.has_module(&embedding)
         {
+            let rest = &embedding[of_family.len()..];
             let norm = of(Part::Head, model.head.vectors[0].name)?;
-            let norm = norm.strip_prefix("model.").unwrap_or(&norm).to_owned();
+            let norm = norm.strip_prefix(of_family).unwrap_or(&norm).to_owned();
             let prefixes = ["", "model.language_model.", "language_model.model.", "transformer."];
             let found = prefixes
                 .into_iter()
                 .find(|p| self.has_module(&format!("{p}{rest}")) || self.checkpoint.contains(&format!("{p}{norm}")));
             if let Some(prefix) = found {
                 embedding = format!("{prefix}{rest}");
-                self.names.prefix = Some(prefix);
+                self.names.prefix = Some([of_family, prefix]);
             }
         }
         let (has_embedding, has_head) = (self.has_module(&embedding), self.has_module(&head));
@@ -473,7 +484,10 @@ impl ModelFile {
                     continue;
                 }
                 if self.checkpoint.container() == Container::Gguf || !self.is_weight_quantized(part, i) {
-                    let shape = [source.rows.stored_count(w.shape[0]), w.shape[1]];
+                    let mut shape = [source.rows.stored_count(w.shape[0]), w.shape[1]];
+                    if source.is_transposed {
+                        shape.reverse();
+                    }
                     self.check_shape(&format!("{}.weight", source.name), &shape)?;
                 }
                 if w.has_bias {
@@ -493,15 +507,21 @@ impl ModelFile {
         let vectors = self.model.blocks.first().map(|g| g.vectors.iter()).into_iter().flatten();
         // A table of positions is in the first block alone.
         let Some(first) = vectors.into_iter().find(|v| v.rows.is_none()) else { return Ok(()) };
-        let name = self.source(Part::Block(layers), first.name)?.name;
+        let behind = layers + self.further_blocks()?;
+        let name = self.source(Part::Block(behind), first.name)?.name;
         if !self.checkpoint.contains(&name) {
             return Ok(());
         }
         Err(self.place(
-            Error::input(format!("belongs to block {layers}, where config.json says that there are {layers} blocks"))
+            Error::input(format!("belongs to block {behind}, where config.json says that there are {layers} blocks"))
                 .hint("the configuration belongs to another model"),
             &name,
         ))
+    }
+
+    /// Blocks behind the last that predict further tokens (DeepSeek-V3), which nothing here needs.
+    fn further_blocks(&self) -> Result<usize> {
+        Config::new(self.checkpoint.config()).count_or("num_nextn_predict_layers", 0)
     }
 
     fn check_shape(&self, name: &str, expected: &[usize]) -> Result<()> {
@@ -519,13 +539,22 @@ impl ModelFile {
             ".rotary_emb.inv_freq",
             ".attention.bias",
             ".attention.masked_bias",
+            ".attn.bias",
+            ".attn.masked_bias",
             "rope_freqs.weight",
             "rope_factors_short.weight",
             "rope_factors_long.weight",
         ];
-        let unused: Vec<&str> = (self.checkpoint.names())
-            .filter(|n| !used.contains(*n) && !derived.iter().any(|d| n.ends_with(d)))
-            .collect();
+        let unused =
+            (self.checkpoint.names()).filter(|n| !used.contains(*n) && !derived.iter().any(|d| n.ends_with(d)));
+        let layers = self.model.blocks.len();
+        let further: Vec<String> =
+            (0..self.further_blocks().unwrap_or(0)).map(|i| format!("model.layers.{}.", layers + i)).collect();
+        let (further, unused): (Vec<&str>, Vec<&str>) =
+            unused.partition(|n| further.iter().any(|block| n.starts_with(block)));
+        if !further.is_empty() {
+            self.notes.push(format!("not used: what follows block {}, which predicts further tokens", layers - 1));
+        }
         if let Some(first) = unused.first() {
             let more = if unused.len() > 1 { format!(" and {} more", unused.len() - 1) } else { String::new() };
             self.notes.push(format!("not used: tensor `{first}`{more}, which this architecture does not know"));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use fewbit_format::{Dtype, Storage, Tensor};
-use fewbit_store::Checkpoint;
+use fewbit_store::{Checkpoint, ModelFile, Safetensors};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -175,4 +175,29 @@ proptest! {
             }
         }
     }
+}
+
+/// DeepSeek-V3's files go on behind the last block with one that predicts the token after the next.
+#[test]
+fn blocks_that_predict_further_tokens_are_passed_over() {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/families/deepseek_v3");
+    let dir = tempfile::tempdir().unwrap();
+    let shard = dir.path().join(SHARDS[0]);
+    std::fs::copy(from.join("model.safetensors"), &shard).unwrap();
+    let further = "model.layers.2.input_layernorm.weight";
+    weights(dir.path(), SHARDS[1], &[(further, &[1.0])]);
+    let shard = Safetensors::open(&shard).unwrap();
+    let places: Vec<_> = shard.names().map(|n| (n, SHARDS[0])).chain([(further, SHARDS[1])]).collect();
+    index(dir.path(), &places);
+    let text = std::fs::read_to_string(from.join("config.json")).unwrap();
+    let open = |further: usize| {
+        let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        config["num_nextn_predict_layers"] = further.into();
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        ModelFile::open(dir.path())
+    };
+    let notes = open(1).unwrap().notes().to_vec();
+    assert!(matches!(&notes[..], [one] if one.contains("block 1, which predicts further tokens")), "{notes:?}");
+    let e = open(0).unwrap_err().to_string();
+    assert!(e.contains("belongs to block 2, where config.json says that there are 2 blocks"), "{e}");
 }

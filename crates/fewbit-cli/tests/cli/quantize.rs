@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use fewbit_store::Safetensors;
 use serde_json::Value;
 
 use crate::bench::{files, same_bytes, small_model};
@@ -83,6 +84,46 @@ fn every_recipe_writes_every_format_and_all_mean_the_same() {
         // A logit that is no number would be null.
         let finite = |row: &Value| row.as_array().unwrap().iter().all(Value::is_f64);
         assert!([&seen[0], &logits(&out)].iter().all(|l| l.as_array().unwrap().iter().all(finite)), "{recipe}");
+    }
+}
+
+/// GPT-2 stores plain matrices `[in, out]`: kept ones lie as they did, codes by rows as other tools have them.
+#[test]
+fn transposed_matrices_are_kept_and_rounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/families/gpt2");
+    let logits = |model: &Path| -> Vec<f64> {
+        let args = ["logits", model.to_str().unwrap(), "--ids", "0,17,30,40", "--arithmetic", "weights-only", "--json"];
+        let rows = fewbit(&args).good()["logits"].take();
+        rows.as_array().unwrap().iter().flat_map(|r| r.as_array().unwrap()).map(|v| v.as_f64().unwrap()).collect()
+    };
+    let write = |name: &str, more: &[&str]| {
+        let (out, args) = (dir.path().join(name), ["quantize", model, "--recipe", "rtn", "--json", "--out"]);
+        fewbit(&[&args[..], &[out.to_str().unwrap()], more].concat()).good();
+        out
+    };
+    let tensors = |folder: &Path| -> BTreeMap<String, (Vec<usize>, Vec<u8>)> {
+        let shards = files(folder).into_keys().filter(|n| n.starts_with("model") && n.ends_with(".safetensors"));
+        let shards = shards.map(|n| Safetensors::open(&folder.join(n)).unwrap());
+        let of = |shard: &Safetensors, n: &str| shard.tensor(n).map(|t| (t.shape, t.bytes.to_vec())).unwrap();
+        shards.flat_map(|s| s.names().map(|n| (n.to_owned(), of(&s, n))).collect::<Vec<_>>()).collect()
+    };
+    let (source, before) = (tensors(Path::new(model)), logits(Path::new(model)));
+    let kept = tensors(&write("kept", &["--keep", "*"]));
+    assert_eq!(kept["transformer.h.0.attn.c_attn.weight"].0, [32, 96]);
+    let weights = source.iter().filter(|(name, _)| !name.ends_with(".attn.bias") && !name.ends_with("masked_bias"));
+    for (name, tensor) in weights.clone() {
+        assert!(kept.get(&format!("transformer.{name}")) == Some(tensor), "{name}");
+    }
+    assert_eq!(kept.len(), weights.count());
+    for format in ["compressed-tensors", "fewbit"] {
+        let out = write(format, &["--format", format, "--bits", "8", "--group", "32"]);
+        if format == "compressed-tensors" {
+            assert_eq!(tensors(&out)["transformer.h.0.attn.c_attn.weight_packed"].0, [96, 8]);
+        }
+        let (after, largest) = (logits(&out), before.iter().fold(0.0f64, |m, v| m.max(v.abs())));
+        let off = before.iter().zip(&after).fold(0.0f64, |m, (a, b)| m.max((a - b).abs())) / largest;
+        assert!(off > 0.0 && off < 0.05, "{format}: {off}");
     }
 }
 

@@ -62,7 +62,7 @@ fn distance(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// Families whose stream cannot be rotated: norms stand between it and the linears, or learned positions are added.
-const FIXED: [&str; 6] = ["gemma2", "gemma3", "gemma3-six", "glm4", "olmo2", "opt"];
+const FIXED: [&str; 8] = ["gemma2", "gemma3", "gemma3-six", "glm4", "gpt2", "gpt2-inner", "olmo2", "opt"];
 
 /// A recipe that rotates these spaces and rounds nothing.
 fn recipe(kind: &str, spaces: &[&str]) -> String {
@@ -99,7 +99,11 @@ fn rotations_leave_the_logits_of_every_family() {
             println!("{name} {kind}: {off:.1e}");
             assert!(off < TOLERANCE, "{name} {kind}: {off}");
             let config: Value = serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
-            assert_eq!(config["tie_word_embeddings"], json!(name.starts_with("gemma") || name == "opt"), "{name}");
+            assert_eq!(
+                config["tie_word_embeddings"],
+                json!(name.starts_with("gemma") || name.starts_with("gpt2") || name == "opt"),
+                "{name}"
+            );
             let made = files(&out);
             run(recipe(kind, spaces), &["--threads", "3"]).good();
             same_bytes(&made, &files(&out), &format!("{name} {kind} with another number of threads"));
@@ -171,11 +175,12 @@ fn inputs_of_every_family_take_hadamard_matrices() {
         let (down, query) = match &*name {
             n if n.starts_with("gpt_neox") || n.starts_with("falcon") => ("dense_4h_to_h", "query_key_value"),
             "opt" => ("fc2", "q_proj"),
+            n if n.starts_with("gpt2") => ("mlp.c_proj", "attn.c_attn"),
             n if n.starts_with("phi3") => ("down_proj", "qkv_proj"),
             _ => ("down_proj", "q_proj"),
         };
         assert!(has_map(down) || index.contains("w2.input.0.hadamard"), "{name}: {index}");
         assert_eq!(has_map(query), is_fixed, "{name}: what a rotation reaches needs no map");
-        assert!(!has_map("o_proj") && !has_map("attention.dense."), "{name}");
+        assert!(!has_map("o_proj") && !has_map("attention.dense.") && !has_map("attn.c_proj"), "{name}");
     }
 }

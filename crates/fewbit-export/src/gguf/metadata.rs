@@ -1,7 +1,7 @@
 //! The keys of a GGUF file.
 
 use fewbit_format::{Dtype, Error, GgmlType, Result};
-use fewbit_graph::{Config, Graph, Op, architecture_of};
+use fewbit_graph::{Activation, Config, Graph, Op, architecture_of};
 use fewbit_store::{Elements, Gguf, GgufFamily, ModelFile, Value};
 use serde_json::Value as Json;
 
@@ -25,6 +25,7 @@ pub(crate) fn family(file: &ModelFile) -> Result<&'static GgufFamily> {
     let model = file.model();
     check_window(file, family)?;
     check_queries(file, family)?;
+    check_gpt2(file, family)?;
     let has_bias = model.blocks.iter().flat_map(|g| &g.weights).any(|w| w.has_bias);
     if has_bias && matches!(family.name, "qwen3" | "falcon") {
         return Err(refused(&format!("it has biases, which llama.cpp does not read for `{}`", family.name)));
@@ -82,6 +83,25 @@ fn check_queries(file: &ModelFile, family: &GgufFamily) -> Result<()> {
         return Ok(());
     }
     Err(refused(&format!("`query_pre_attn_scalar` is {scalar}, where llama.cpp takes {by_size} for these sizes")))
+}
+
+/// llama.cpp has one GPT-2: the tanh form of gelu, and scores by the size of a head in every layer.
+fn check_gpt2(file: &ModelFile, family: &GgufFamily) -> Result<()> {
+    if family.name != "gpt2" {
+        return Ok(());
+    }
+    for (layer, node) in file.model().blocks.iter().enumerate().flat_map(|(i, g)| g.nodes.iter().map(move |n| (i, n))) {
+        match node.op {
+            Op::Attention { head_dim, scale, .. } if scale != (head_dim as f32).powf(-0.5) => {
+                return Err(refused(&format!("it scales the scores of layer {layer} otherwise than llama.cpp")));
+            }
+            Op::Activation(f) if f != Activation::GeluTanh => {
+                return Err(refused("its `activation_function` is not the `gelu_new` that llama.cpp has for `gpt2`"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// All keys, in the order of the file.

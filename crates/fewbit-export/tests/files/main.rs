@@ -93,6 +93,7 @@ fn every_family_that_is_written_has_its_logits() {
         "glm4",
         "falcon",
         "falcon-new",
+        "gpt2",
     ];
     for name in names {
         let dir = tempfile::tempdir().unwrap();
@@ -114,6 +115,7 @@ fn what_llama_cpp_does_not_run_is_refused_in_a_sentence() {
         ("phi3", "a window of 8"),
         ("phi3-longrope", "a rotation of type `longrope`"),
         ("glm", "this is `glm`"),
+        ("gpt2-inner", "scales the scores of layer 1 otherwise"),
     ] {
         let dir = tempfile::tempdir().unwrap();
         family(name, dir.path());

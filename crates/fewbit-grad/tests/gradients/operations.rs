@@ -1,4 +1,4 @@
-use fewbit_graph::{Activation, Builder, Graph, Op, Rope, Share};
+use fewbit_graph::{Activation, Builder, Graph, Groups, Op, Rope, Routing, Score, Share};
 
 use crate::check::{Noise, check, random_parameters};
 
@@ -94,17 +94,48 @@ fn gates() {
 }
 
 #[test]
+fn heads() {
+    run("joined", 6, |g| {
+        let (a, b) = (g.linear(X, "a", 3, true), g.linear(X, "b", 8, true));
+        g.join_heads("y", a, b, 4)
+    });
+    for head_dim in [2, 3, 5] {
+        run(&format!("{head_dim} values of 3"), 12, |g| g.fit_heads("y", X, 4, head_dim));
+    }
+}
+
+#[test]
 fn experts() {
-    for (experts, top, share) in [(4, 2, Share::Chosen), (5, 3, Share::All), (3, 1, Share::Chosen), (9, 1, Share::All)]
-    {
-        run(&format!("{top} of {experts}, {share:?}"), 6, |g| {
-            let logits = g.gate(X, "router", experts, true);
-            let routing = g.route(logits, top, share);
-            let rows = g.dispatch("rows", X, routing);
-            let h = g.expert_linear(rows, "experts", "up", 7, true);
-            let h = g.apply("h", Op::Activation(Activation::Silu), &[h]);
-            let y = g.expert_linear(h, "experts", "down", 6, false);
-            g.combine("y", y, routing)
-        });
+    let softmax = Routing::softmax;
+    for (experts, routing) in [
+        (4, softmax(2, Share::Chosen)),
+        (5, softmax(3, Share::All)),
+        (3, softmax(1, Share::Chosen)),
+        (9, softmax(1, Share::All)),
+        (6, Routing { scale: 1.7, ..softmax(2, Share::Chosen) }),
+        (6, Routing { scale: 1.7, groups: Some(Groups { count: 3, kept: 2, best: 1 }), ..softmax(3, Share::All) }),
+        (6, Routing { score: Score::Sigmoid, ..softmax(2, Share::All) }),
+        (8, Routing { score: Score::Sigmoid, scale: 2.5, ..softmax(3, Share::Chosen) }),
+        (
+            8,
+            Routing {
+                score: Score::Sigmoid,
+                scale: 2.5,
+                groups: Some(Groups { count: 4, kept: 2, best: 2 }),
+                ..softmax(3, Share::Chosen)
+            },
+        ),
+    ] {
+        for bias in [None, Some("bias")] {
+            run(&format!("{routing:?} of {experts}, {bias:?}"), 6, |g| {
+                let logits = g.gate(X, "router", experts, true);
+                let routing = g.route(logits, routing, bias);
+                let rows = g.dispatch("rows", X, routing);
+                let h = g.expert_linear(rows, "experts", "up", 7, true);
+                let h = g.apply("h", Op::Activation(Activation::Silu), &[h]);
+                let y = g.expert_linear(h, "experts", "down", 6, false);
+                g.combine("y", y, routing)
+            });
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use fewbit_grad::Parameters;
-use fewbit_graph::{Activation, Graph, Node, Op, Rope, Share, ValueId};
+use fewbit_graph::{Activation, Graph, Node, Op, Rope, Routing, Score, Share, ValueId};
 
 /// A tensor of the graph.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -189,7 +189,22 @@ impl Twin<'_> {
                 };
                 x.iter().zip(&values[node.inputs[1]]).map(glu).collect()
             }
-            Op::Route { top, share } => x.chunks_exact(width).flat_map(|row| routing(row, *top, *share)).collect(),
+            Op::JoinHeads { heads } => {
+                let (b, own) = (&values[node.inputs[1]], self.graph.values[node.inputs[1]].dim);
+                let head = |(a, b): (&[f64], &[f64])| [a, b].concat();
+                let row = |(a, b): (&[f64], &[f64])| -> Vec<f64> {
+                    b.chunks_exact(own / heads).flat_map(|b| head((a, b))).collect()
+                };
+                x.chunks_exact(width).zip(b.chunks_exact(own)).flat_map(row).collect()
+            }
+            Op::FitHeads { heads, head_dim } => {
+                let head = |x: &[f64]| (0..*head_dim).map(|i| x.get(i).copied().unwrap_or(0.0)).collect::<Vec<_>>();
+                x.chunks_exact(width / heads).flat_map(head).collect()
+            }
+            Op::Route { routing, bias } => {
+                let bias = bias.map(|b| &*point.vectors[b]);
+                x.chunks_exact(width).flat_map(|row| choose(row, routing, bias)).collect()
+            }
             Op::Dispatch => {
                 let rows = self.routed(node.output, values);
                 rows.into_iter().flat_map(|(_, token, _)| x[token * dim..(token + 1) * dim].to_vec()).collect()
@@ -216,15 +231,28 @@ impl Twin<'_> {
     }
 }
 
-/// The indices of the `top` greatest, ascending, then their weights.
-fn routing(logits: &[f64], top: usize, share: Share) -> Vec<f64> {
-    let mut chosen: Vec<usize> = (0..logits.len()).collect();
-    chosen.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
-    chosen.truncate(top);
+/// The indices of the chosen, ascending, then their weights.
+fn choose(logits: &[f64], routing: &Routing, bias: Option<&[f64]>) -> Vec<f64> {
+    let (count, sum) = (logits.len(), logits.iter().map(|l| l.exp()).sum::<f64>());
+    let score = |e: usize| match routing.score {
+        Score::Softmax => logits[e].exp() / sum,
+        Score::Sigmoid => 1.0 / (1.0 + (-logits[e]).exp()),
+    };
+    let by: Vec<f64> = (0..count).map(|e| score(e) + bias.map_or(0.0, |b| b[e])).collect();
+    let mut chosen: Vec<usize> = (0..count).collect();
+    chosen.sort_by(|a, b| by[*b].total_cmp(&by[*a]));
+    if let Some(groups) = routing.groups {
+        let size = count / groups.count;
+        let sum = |g: usize| chosen.iter().filter(|e| **e / size == g).take(groups.best).map(|e| by[*e]).sum::<f64>();
+        let mut best: Vec<usize> = (0..groups.count).collect();
+        best.sort_by(|a, b| sum(*b).total_cmp(&sum(*a)));
+        chosen.retain(|e| best[..groups.kept].contains(&(e / size)));
+    }
+    chosen.truncate(routing.top);
     chosen.sort_unstable();
-    let all: Vec<usize> = (0..logits.len()).collect();
-    let sum: f64 = if share == Share::All { &all } else { &chosen }.iter().map(|e| logits[*e].exp()).sum();
-    let weights = chosen.iter().map(|e| logits[*e].exp() / sum);
+    let sum: f64 = chosen.iter().map(|e| score(*e)).sum();
+    let part = if routing.share == Share::Chosen { sum } else { 1.0 };
+    let weights = chosen.iter().map(|e| score(*e) / part * f64::from(routing.scale));
     chosen.iter().map(|e| *e as f64).chain(weights).collect()
 }
 

@@ -4,7 +4,7 @@ use fewbit_format::Result;
 
 use super::llama::swiglu;
 use super::llama_like_module;
-use crate::{Activation, Builder, Config, Container, Fused, Op, Part, Rows, Share, Source, ValueId};
+use crate::{Activation, Builder, Config, Container, Fused, Op, Part, Routing, Rows, Share, Source, ValueId};
 
 /// The modules of a mixture of experts.
 pub(super) struct Names {
@@ -20,24 +20,30 @@ pub(super) struct Names {
 pub(super) const QWEN: Names =
     Names { router: "mlp.gate", experts: "mlp.experts", matrices: ["gate_proj", "up_proj", "down_proj"] };
 
-/// `Σₑ wₑ downₑ(silu(gateₑ x) ⊙ upₑ x)` over the `top` experts of each row.
+/// `Σₑ wₑ downₑ(silu(gateₑ x) ⊙ upₑ x)` over the chosen experts of each row.
 pub(super) struct Mixture {
     pub(super) experts: usize,
-    pub(super) top: usize,
+    pub(super) routing: Routing,
+    /// Added to the scores where experts are chosen.
+    pub(super) choice_bias: Option<&'static str>,
     /// Width of an expert.
     pub(super) width: usize,
-    pub(super) share: Share,
     pub(super) has_bias: bool,
     /// What stands for the product of `silu(gate)` and `up`.
     pub(super) glu: Option<Op>,
 }
 
 impl Mixture {
+    /// Gated by silu, without biases.
+    pub(super) fn plain(experts: usize, routing: Routing, width: usize) -> Self {
+        Self { experts, routing, choice_bias: None, width, has_bias: false, glu: None }
+    }
+
     /// Adds the mixture to a block.
     pub(super) fn build(&self, g: &mut Builder, x: ValueId, names: &Names) -> ValueId {
         let ([gate, up, down], bias) = (names.matrices, self.has_bias);
         let logits = g.gate(x, names.router, self.experts, bias);
-        let routing = g.route(logits, self.top, self.share);
+        let routing = g.route(logits, self.routing, self.choice_bias);
         let rows = g.dispatch("expert_in", x, routing);
         let gate = g.expert_linear(rows, names.experts, gate, self.width, bias);
         let up = g.expert_linear(rows, names.experts, up, self.width, bias);
@@ -65,7 +71,7 @@ impl Qwen {
         let (experts, top) = c.experts(&["num_experts", "num_local_experts"])?;
         let share = if c.bool_or("norm_topk_prob", false)? { Share::Chosen } else { Share::All };
         let width = c.usize("moe_intermediate_size")?;
-        let mixture = Mixture { experts, top, width, share, has_bias: false, glu: None };
+        let mixture = Mixture::plain(experts, Routing::softmax(top, share), width);
         let step = c.usize_opt("decoder_sparse_step")?.unwrap_or(1);
         let mut is_dense: Vec<bool> = (1..=c.layers()?).map(|n| !n.is_multiple_of(step)).collect();
         for v in c.array("mlp_only_layers")?.into_iter().flatten() {

@@ -3,7 +3,7 @@ use fewbit_format::{Error, Result};
 use super::Architecture;
 use super::experts::{FusedLayout, Mixture, Names, source};
 use super::llama::{PreNorm, Window, pre_norm_model_with, window};
-use crate::{Config, Container, Model, Op, Part, Share, Source};
+use crate::{Config, Container, Model, Op, Part, Routing, Share, Source};
 
 /// gpt-oss: biases everywhere, sinks in attention, windows on every second layer, experts with a clamped gate.
 #[derive(Debug)]
@@ -39,7 +39,8 @@ impl Architecture for GptOss {
         let bias = c.bool_or("attention_bias", true)?;
         let family = PreNorm { qkv_bias: bias, output_bias: bias, has_sinks: true, ..PreNorm::default() };
         let glu = Some(Op::ClampedGlu { alpha: ALPHA, limit });
-        let mixture = Mixture { experts, top, width, share: Share::Chosen, has_bias: true, glu };
+        let routing = Routing::softmax(top, Share::Chosen);
+        let mixture = Mixture { has_bias: true, glu, ..Mixture::plain(experts, routing, width) };
         pre_norm_model_with(c, &family, &window, &|g, _, x| mixture.build(g, x, &NAMES))
     }
 

@@ -3,7 +3,7 @@ use fewbit_format::Result;
 use super::Architecture;
 use super::experts::{FusedLayout, Mixture, Names, source};
 use super::llama::{PreNorm, pre_norm_model_with, window};
-use crate::{Config, Container, Model, Part, Share, Source};
+use crate::{Config, Container, Model, Part, Routing, Share, Source};
 
 /// Mixtral: Mistral with eight experts, of which each token takes two.
 #[derive(Debug)]
@@ -19,8 +19,7 @@ impl Architecture for Mixtral {
 
     fn model(&self, c: &Config<'_>) -> Result<Model> {
         let (experts, top) = c.experts(&["num_local_experts"])?;
-        let (width, share) = (c.usize("intermediate_size")?, Share::Chosen);
-        let mixture = Mixture { experts, top, width, share, has_bias: false, glu: None };
+        let mixture = Mixture::plain(experts, Routing::softmax(top, Share::Chosen), c.usize("intermediate_size")?);
         let family = PreNorm { has_window: true, ..PreNorm::default() };
         pre_norm_model_with(c, &family, &window(c, true)?, &|g, _, n| mixture.build(g, n, &NAMES))
     }

@@ -6,10 +6,12 @@ use crate::{Config, Container, Model, Part, Source};
 mod attention;
 mod cohere;
 mod decoder;
+mod deepseek;
 mod experts;
 mod falcon;
 mod gemma;
 mod glm4;
+mod gpt2;
 mod gpt_neox;
 mod gpt_oss;
 mod granite;
@@ -46,6 +48,7 @@ pub const FAMILIES: &[&dyn Architecture] = &[
     &qwen3::Qwen3,
     &gemma::Gemma2,
     &gemma::Gemma3,
+    &gpt2::Gpt2,
     &gpt_neox::GptNeox,
     &mixtral::Mixtral,
     &qwen2_moe::Qwen2Moe,
@@ -60,6 +63,8 @@ pub const FAMILIES: &[&dyn Architecture] = &[
     &glm4::Glm { has_post_norms: false },
     &glm4::Glm { has_post_norms: true },
     &falcon::Falcon,
+    &deepseek::DeepSeek { is_v3: false },
+    &deepseek::DeepSeek { is_v3: true },
     &opt::Opt,
 ];
 

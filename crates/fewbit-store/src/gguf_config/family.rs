@@ -34,7 +34,7 @@ const LOGIT_SCALE: &[(&str, &str)] = &[("logit_scale", "logit_scale")];
 
 impl GgufFamily {
     /// Those that are known.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         plain("llama", "llama", "LlamaForCausalLM"),
         plain("qwen2", "qwen2", "Qwen2ForCausalLM"),
         plain("qwen3", "qwen3", "Qwen3ForCausalLM"),
@@ -49,6 +49,7 @@ impl GgufFamily {
             ..plain("gemma3", "gemma3_text", "Gemma3ForCausalLM")
         },
         Self { has_layer_norm: true, ..plain("falcon", "falcon", "FalconForCausalLM") },
+        Self { has_layer_norm: true, ..plain("gpt2", "gpt2", "GPT2LMHeadModel") },
         plain("olmo2", "olmo2", "Olmo2ForCausalLM"),
         Self {
             numbers: &[

@@ -130,12 +130,13 @@ fn sizes(keys: &Keys<'_>, family: &GgufFamily, checkpoint: &Checkpoint, config: 
     match keys.family {
         "gemma2" | "gemma3" => config.insert("hidden_activation".into(), json!("gelu_pytorch_tanh")),
         "falcon" => config.insert("activation".into(), json!("gelu")),
+        "gpt2" => config.insert("activation_function".into(), json!("gelu_new")),
         _ => config.insert("hidden_act".into(), json!("silu")),
     };
-    let (key, to) = if family.has_layer_norm {
-        ("attention.layer_norm_epsilon", "layer_norm_eps")
-    } else {
-        ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
+    let (key, to) = match (family.has_layer_norm, family.name) {
+        (true, "falcon" | "gpt2") => ("attention.layer_norm_epsilon", "layer_norm_epsilon"),
+        (true, _) => ("attention.layer_norm_epsilon", "layer_norm_eps"),
+        (false, _) => ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
     };
     let eps = keys.number(key)?;
     let eps = eps.ok_or_else(|| absent(&format!("{}.{key}", keys.family)).file(keys.gguf.path()))?;
@@ -185,6 +186,7 @@ fn particulars(
             config.insert("num_kv_heads".into(), config["num_key_value_heads"].clone());
             config.insert("ffn_hidden_size".into(), config["intermediate_size"].clone());
         }
+        "gpt2" => _ = config.insert("n_inner".into(), config["intermediate_size"].clone()),
         "command-r" | "cohere2" => _ = config.insert("use_qk_norm".into(), has("blk.0.attn_q_norm.weight")),
         "stablelm" => {
             config.insert("use_qkv_bias".into(), has("blk.0.attn_q.bias"));
