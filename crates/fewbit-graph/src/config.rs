@@ -16,6 +16,9 @@ const OLDER: [(&str, &str); 5] = [
 
 /// The largest size that any figure of a configuration may have.
 const MOST: u64 = 1 << 24;
+/// Experts of all blocks: five times those of the largest models. A graph names each expert's matrices, so that a file of
+/// a few kilobytes could ask for gigabytes.
+const MOST_EXPERTS: usize = 1 << 17;
 
 impl<'a> Config<'a> {
     /// Reads from `map`.
@@ -71,11 +74,12 @@ impl<'a> Config<'a> {
         Ok(n)
     }
 
-    /// Experts, from 1 to 4096, under any of these keys, and how many of them a token goes to.
+    /// Experts of a block, from 1 to 4096 and at most 2¹⁷ in all, under any of these keys, and how many of them a token
+    /// goes to.
     pub fn experts(&self, keys: &[&str]) -> Result<(usize, usize)> {
         let key = keys.iter().find(|k| self.get(k).is_some()).or(keys.first()).copied().unwrap_or_default();
         let experts = self.usize(key)?;
-        if experts > 4096 {
+        if experts > 4096 || experts * self.layers()? > MOST_EXPERTS {
             return Err(self.wrong(key, &experts.into()));
         }
         let top = self.usize("num_experts_per_tok")?;
@@ -158,5 +162,23 @@ impl<'a> Config<'a> {
             )));
         }
         Ok((heads, kv_heads, head_dim))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn experts_are_bounded_over_all_blocks() {
+        let refusal = |layers: u64, experts: u64| {
+            let config = json!({"num_hidden_layers": layers, "num_experts": experts, "num_experts_per_tok": 2});
+            Config::new(config.as_object().unwrap()).experts(&["num_experts"]).map_err(|e| e.to_string())
+        };
+        assert_eq!(refusal(61, 384), Ok((384, 2)));
+        assert_eq!(refusal(1, 4097).unwrap_err(), "config.json: `num_experts` is 4097, which is out of range");
+        assert_eq!(refusal(10_000, 4096).unwrap_err(), "config.json: `num_experts` is 4096, which is out of range");
     }
 }

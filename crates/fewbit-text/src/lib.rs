@@ -6,6 +6,7 @@
 
 mod clock;
 mod gguf;
+mod growth;
 mod pieces;
 mod pre;
 mod python;

@@ -6,6 +6,9 @@ use serde_json::Value;
 
 /// Highest id that a vocabulary may hold; beyond it a table by id would not be sensible.
 const MAX_ID: u32 = 1 << 24;
+/// Bytes that one token may stand for, and all of them: replacements one after another can make gigabytes of one letter.
+const MAX_TOKEN_BYTES: usize = 1 << 20;
+const MAX_BYTES: usize = 256 << 20;
 
 /// The bytes that each token stands for in decoded text.
 ///
@@ -82,7 +85,7 @@ impl Spelling {
         Ok(())
     }
 
-    fn write(&self, piece: &str, out: &mut Vec<u8>) {
+    fn write(&self, piece: &str, out: &mut Vec<u8>) -> Result<()> {
         if self.byte_level {
             let start = out.len();
             for c in piece.chars() {
@@ -91,7 +94,7 @@ impl Spelling {
                 } else {
                     out.truncate(start);
                     out.extend_from_slice(piece.as_bytes());
-                    return;
+                    return Ok(());
                 }
             }
         } else if let Some(byte) = self.byte_tokens.then(|| byte_of(piece)).flatten() {
@@ -99,12 +102,17 @@ impl Spelling {
         } else {
             let mut text = std::borrow::Cow::Borrowed(piece);
             for (from, to) in &self.replace {
-                if text.contains(from.as_str()) {
+                let places = text.matches(from.as_str()).count();
+                if text.len().saturating_add(places.saturating_mul(to.len())) > MAX_TOKEN_BYTES {
+                    return Err(Error::input(format!("a token stands for more than {MAX_TOKEN_BYTES} bytes of text")));
+                }
+                if places > 0 {
                     text = text.replace(from.as_str(), to).into();
                 }
             }
             out.extend_from_slice(text.as_bytes());
         }
+        Ok(())
     }
 }
 
@@ -140,26 +148,34 @@ pub(crate) enum Token {
 
 impl Pieces {
     /// Lays out the bytes of every token; ids without a token have none.
-    pub(crate) fn new(tokens: Vec<(u32, Token)>, spelling: &Spelling) -> Result<Self> {
+    ///
+    /// Of several tokens with one id the last counts.
+    pub(crate) fn new(mut tokens: Vec<(u32, Token)>, spelling: &Spelling) -> Result<Self> {
         let count = tokens.iter().map(|(id, _)| *id as usize + 1).max().unwrap_or(0);
         if count > MAX_ID as usize {
             return Err(Error::input(format!("a token has the id {}, but ids go up to {MAX_ID}", count - 1)));
         }
-        let mut by_id: Vec<Option<Token>> = vec![None; count];
-        for (id, token) in tokens {
-            by_id[id as usize] = Some(token);
-        }
+        tokens.sort_by_key(|(id, _)| *id);
+        let mut tokens = tokens.into_iter().peekable();
         let mut bytes = Vec::new();
         let mut ends = Vec::with_capacity(count);
-        for token in by_id {
+        for id in 0..count as u32 {
+            let mut token = None;
+            while let Some((_, next)) = tokens.next_if(|(of, _)| *of == id) {
+                token = Some(next);
+            }
             match token {
-                Some(Token::Piece(piece)) => spelling.write(&piece, &mut bytes),
+                Some(Token::Piece(piece)) => spelling.write(&piece, &mut bytes)?,
                 Some(Token::Added(text)) if spelling.byte_level => bytes.extend_from_slice(text.as_bytes()),
-                Some(Token::Added(text)) => spelling.write(&text, &mut bytes),
+                Some(Token::Added(text)) => spelling.write(&text, &mut bytes)?,
                 Some(Token::Control) | None => {}
             }
-            let end = u32::try_from(bytes.len());
-            ends.push(end.map_err(|_| Error::input("the tokens of the vocabulary are more than 4 GiB of text"))?);
+            if bytes.len() > MAX_BYTES {
+                return Err(Error::input(format!(
+                    "the tokens of the vocabulary are more than {MAX_BYTES} bytes of text"
+                )));
+            }
+            ends.push(bytes.len() as u32);
         }
         Ok(Self { bytes, ends, prefix_spaces: spelling.prefix_spaces })
     }
@@ -219,6 +235,27 @@ mod tests {
         let p = Pieces::new(tokens, &Spelling::sentencepiece(true)).unwrap();
         assert_eq!((p.bytes(4), p.bytes(5)), (&b" x"[..], &b"A"[..]));
         assert_eq!(p.without_prefix_space(b"  a"), b" a");
+    }
+
+    #[test]
+    fn replacements_make_no_token_longer_than_a_bound() {
+        let double = serde_json::json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"});
+        let decoder = serde_json::json!({"type": "Sequence", "decoders": vec![double; 60]});
+        let spelling = Spelling::from_decoder(&decoder).unwrap();
+        let e = Pieces::new(vec![(0, Token::Piece("a".to_owned()))], &spelling).unwrap_err().to_string();
+        assert_eq!(e, "a token stands for more than 1048576 bytes of text");
+        let long = serde_json::json!({"type": "Replace", "pattern": {"String": "a"}, "content": "b".repeat(1 << 19)});
+        let spelling = Spelling::from_decoder(&long).unwrap();
+        let tokens = |n: u32| (0..n).map(|id| (id, Token::Piece("a".to_owned()))).collect();
+        assert_eq!(Pieces::new(tokens(3), &spelling).unwrap().bytes(2).len(), 1 << 19);
+        let e = Pieces::new(tokens(1000), &spelling).unwrap_err().to_string();
+        assert_eq!(e, "the tokens of the vocabulary are more than 268435456 bytes of text");
+    }
+
+    #[test]
+    fn the_last_token_of_an_id_counts() {
+        let tokens = vec![(1, Token::Piece("a".to_owned())), (0, Token::Control), (1, Token::Added("b".to_owned()))];
+        assert_eq!(Pieces::new(tokens, &Spelling::default()).unwrap().bytes(1), b"b");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Values as Python prints them: chat templates were written for a Python engine.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
 use minijinja::value::{Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
@@ -22,8 +22,13 @@ pub(crate) fn from_json(value: &serde_json::Value) -> Value {
         },
         serde_json::Value::String(s) => Value::from(s.as_str()),
         serde_json::Value::Array(items) => items.iter().map(from_json).collect(),
-        serde_json::Value::Object(map) => Value::from_pairs(map.iter().map(|(k, v)| (k.as_str(), from_json(v)))),
+        serde_json::Value::Object(map) => variables(map),
     }
+}
+
+/// The members of a JSON object.
+pub(crate) fn variables(map: &serde_json::Map<String, serde_json::Value>) -> Value {
+    Value::from_pairs(map.iter().map(|(k, v)| (k.as_str(), from_json(v))))
 }
 
 /// The methods of Python's values: those of the engine's own collection, and the string methods that it lacks.
@@ -48,6 +53,12 @@ pub(crate) fn method(state: &mut State, value: &Value, name: &str, args: &[Value
         }
         (Some(s), "rsplit") if !args.is_empty() => {
             let (by, most): (&str, Option<usize>) = from_args(args)?;
+            if by.is_empty() {
+                return Err(Error::new(ErrorKind::InvalidOperation, "empty separator"));
+            }
+            // The engine is paid for the list once it is there, which may be too late.
+            let parts = s.matches(by).count().min(most.unwrap_or(usize::MAX));
+            charge(state, s.len().saturating_add(parts.saturating_mul(size_of::<Value>())))?;
             let mut parts: Vec<&str> = s.rsplitn(most.map_or(usize::MAX, |n| n.saturating_add(1)), by).collect();
             parts.reverse();
             Ok(parts.into_iter().map(Value::from).collect())
@@ -55,6 +66,14 @@ pub(crate) fn method(state: &mut State, value: &Value, name: &str, args: &[Value
         _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args),
     }
 }
+
+/// Takes a rendering's allowance of work for bytes that are made or looked at.
+fn charge(state: &State, bytes: usize) -> Result<(), Error> {
+    state.consume_fuel((bytes / 64) as u64)
+}
+
+/// Walking through a value takes longer than copying its text.
+const WALK: usize = 4;
 
 /// Options of Python's `json.dumps`.
 #[derive(Clone, Debug, Default)]
@@ -70,7 +89,13 @@ pub(crate) struct JsonStyle {
 }
 
 /// `json.dumps(value, ensure_ascii=style.ascii, indent=…, separators=…, sort_keys=…)`.
-pub(crate) fn json(value: &Value, style: &JsonStyle) -> Result<String, Error> {
+pub(crate) fn json(state: &State, value: &Value, style: &JsonStyle) -> Result<String, Error> {
+    let text = to_json(value, style)?;
+    charge(state, WALK * text.len())?;
+    Ok(text)
+}
+
+fn to_json(value: &Value, style: &JsonStyle) -> Result<String, Error> {
     let item_separator = if style.indent.is_some() { "," } else { ", " };
     let (item, key) = match &style.separators {
         Some((item, key)) => (item.as_str(), key.as_str()),
@@ -115,7 +140,9 @@ impl Json<'_> {
                 let mut group = Group::open('{', depth, out);
                 for key in keys {
                     group.next(self, out);
-                    self.string(&key.to_string(), out);
+                    let mut text = String::new();
+                    display(&key, &mut text)?;
+                    self.string(&text, out);
                     out.push_str(self.key);
                     self.write(&value.get_item(&key)?, depth + 1, out)?;
                 }
@@ -190,7 +217,15 @@ impl Group {
 }
 
 /// `str(value)`.
-pub(crate) fn text(value: &Value) -> Result<String, Error> {
+pub(crate) fn text(state: &State, value: &Value) -> Result<String, Error> {
+    let text = to_text(value)?;
+    if value.kind() != ValueKind::String {
+        charge(state, WALK * text.len())?;
+    }
+    Ok(text)
+}
+
+fn to_text(value: &Value) -> Result<String, Error> {
     match value.kind() {
         ValueKind::Undefined => Ok(String::new()),
         ValueKind::String => Ok(value.as_str().unwrap_or_default().to_owned()),
@@ -209,8 +244,12 @@ fn repr(value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
         ValueKind::None => out.push_str("None"),
         ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
         ValueKind::Number => out.push_str(&number(value, "nan", "inf")),
-        ValueKind::String => repr_string(value.as_str().unwrap_or_default(), out),
-        ValueKind::Seq => {
+        ValueKind::String => {
+            let text = value.as_str().unwrap_or_default();
+            check(depth, text)?;
+            repr_string(text, out);
+        }
+        ValueKind::Seq | ValueKind::Iterable => {
             let (open, close) = if value.is_tuple() { ('(', ')') } else { ('[', ']') };
             out.push(open);
             for (i, item) in value.try_iter()?.enumerate() {
@@ -232,9 +271,24 @@ fn repr(value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
             }
             out.push('}');
         }
-        _ => out.push_str(&value.to_string()),
+        _ => display(value, out)?,
     }
     Ok(())
+}
+
+/// The engine's own text of a value: few bytes may stand for a list that has itself in it many times over.
+fn display(value: &Value, out: &mut String) -> Result<(), Error> {
+    struct Bounded<'a>(&'a mut String);
+    impl Write for Bounded<'_> {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            if self.0.len() + text.len() > MAX_OUTPUT_BYTES {
+                return Err(fmt::Error);
+            }
+            self.0.push_str(text);
+            Ok(())
+        }
+    }
+    write!(Bounded(out), "{value}").map_err(|_| too_much())
 }
 
 fn repr_string(text: &str, out: &mut String) {
@@ -287,9 +341,13 @@ fn number(value: &Value, nan: &str, infinity: &str) -> String {
 /// Keeps what the engine does not see in bounds: nesting, and the size of a text before it is whole.
 fn check(depth: usize, out: &str) -> Result<(), Error> {
     if depth > MAX_DEPTH || out.len() > MAX_OUTPUT_BYTES {
-        return Err(Error::new(ErrorKind::InvalidOperation, "a value is too deep or too long to be printed"));
+        return Err(too_much());
     }
     Ok(())
+}
+
+fn too_much() -> Error {
+    Error::new(ErrorKind::InvalidOperation, "a value is too deep or too long to be printed")
 }
 
 #[cfg(test)]
@@ -306,21 +364,21 @@ mod tests {
             r#"{"b": [1, 2.0, 1e20, 1e-7], "a": {"é<>&'": "\u0001\n\"\u007f", "n": null, "t": true}, "e": [], "o": {}}"#,
         );
         let one_line = "{\"b\": [1, 2.0, 1e+20, 1e-07], \"a\": {\"é<>&'\": \"\\u0001\\n\\\"\u{7f}\", \"n\": null, \"t\": true}, \"e\": [], \"o\": {}}";
-        assert_eq!(json(&v, &JsonStyle::default()).unwrap(), one_line);
+        assert_eq!(to_json(&v, &JsonStyle::default()).unwrap(), one_line);
         let style = JsonStyle { indent: Some(2), sorted: true, ascii: true, ..JsonStyle::default() };
         let want = "{\n  \"a\": {\n    \"n\": null,\n    \"t\": true,\n    \"\\u00e9<>&'\": \"\\u0001\\n\\\"\u{7f}\"\n  },\n  \"b\": [\n    1,\n    2.0,\n    1e+20,\n    1e-07\n  ],\n  \"e\": [],\n  \"o\": {}\n}";
-        assert_eq!(json(&v, &style).unwrap(), want);
+        assert_eq!(to_json(&v, &style).unwrap(), want);
         let style = JsonStyle { separators: Some((",".to_owned(), ":".to_owned())), ..JsonStyle::default() };
-        assert_eq!(json(&value(r#"[1, {"a": 2}]"#), &style).unwrap(), r#"[1,{"a":2}]"#);
+        assert_eq!(to_json(&value(r#"[1, {"a": 2}]"#), &style).unwrap(), r#"[1,{"a":2}]"#);
     }
 
     #[test]
     fn text_as_python_prints_it() {
         assert_eq!(
-            text(&value(r#"["it's", "a\"b", null, true, 0.5, {"k": "\n"}]"#)).unwrap(),
+            to_text(&value(r#"["it's", "a\"b", null, true, 0.5, {"k": "\n"}]"#)).unwrap(),
             r#"["it's", 'a"b', None, True, 0.5, {'k': '\n'}]"#
         );
-        assert_eq!(text(&Value::from(1e16)).unwrap(), "1e+16");
-        assert_eq!(text(&Value::UNDEFINED).unwrap(), "");
+        assert_eq!(to_text(&Value::from(1e16)).unwrap(), "1e+16");
+        assert_eq!(to_text(&Value::UNDEFINED).unwrap(), "");
     }
 }

@@ -3,13 +3,16 @@ use std::sync::Arc;
 use fewbit_format::{Error, Result};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
-use minijinja::{Environment, ErrorKind, Value};
+use minijinja::{Environment, ErrorKind, State, Value};
 use serde_json::{Map, json};
 
 use crate::{clock, python};
 
-/// Work that one rendering may do: instructions, and one unit for every 64 bytes made (320 MB).
-const FUEL: u64 = 5_000_000;
+/// Work that one rendering may do: instructions, and one unit for every 64 bytes made (128 MB).
+const FUEL: u64 = 2_000_000;
+/// Stack of a rendering: what the allowance of work can nest is walked through by recursion. Pages that are not touched
+/// take no memory.
+const STACK_BYTES: usize = 512 << 20;
 /// Nesting of blocks and macros.
 const MAX_RECURSION: usize = 200;
 /// Longest text that a template may make.
@@ -61,10 +64,15 @@ impl ChatTemplate {
         environment.set_recursion_limit(MAX_RECURSION);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_unknown_method_callback(python::method);
-        environment.set_formatter(|out, _, value| out.write_str(&python::text(value)?).map_err(minijinja::Error::from));
+        environment.set_formatter(|out, state, value| {
+            out.write_str(&python::text(state, value)?).map_err(minijinja::Error::from)
+        });
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", |format: &str| clock::strftime(clock::now(), format));
         environment.add_filter("tojson", tojson);
+        // The engine's own indents: of what is nested deep that takes the cube of its depth.
+        environment.add_filter("pprint", |state: &State, value: &Value| python::text(state, value));
+        environment.remove_global("debug");
         environment.add_template_owned(NAME, without_generation(source)).map_err(|e| sentence(&e))?;
         let (bos_token, eos_token) = (bos_token.to_owned(), eos_token.to_owned());
         Ok(Self { environment: Arc::new(environment), bos_token, eos_token })
@@ -97,9 +105,19 @@ impl ChatTemplate {
         variables.insert("bos_token".to_owned(), self.bos_token.clone().into());
         variables.insert("eos_token".to_owned(), self.eos_token.clone().into());
         variables.extend(extra);
+        // Its own thread, for its stack: the engine lets go of values by recursion.
+        std::thread::scope(|scope| {
+            let builder = std::thread::Builder::new().stack_size(STACK_BYTES);
+            let rendered = builder.spawn_scoped(scope, || self.render_variables(&variables));
+            let rendered = rendered.map_err(|e| Error::input(format!("no thread for a chat template: {e}")))?;
+            rendered.join().map_err(|_| Error::internal("the template engine panicked").place("the chat template"))?
+        })
+    }
+
+    fn render_variables(&self, variables: &Map<String, serde_json::Value>) -> Result<String> {
         let template = self.environment.get_template(NAME).map_err(|e| sentence(&e))?;
         let mut out = Bounded::default();
-        let rendered = template.render_captured_to(python::from_json(&variables.into()), &mut out);
+        let rendered = template.render_captured_to(python::variables(variables), &mut out);
         if out.full {
             return Err(Error::input(format!("makes more than {MAX_OUTPUT_BYTES} bytes")).place("the chat template"));
         }
@@ -138,7 +156,12 @@ fn raise_exception(message: &str) -> std::result::Result<Value, minijinja::Error
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the engine hands options over by value")]
-fn tojson(value: &Value, indent: Option<usize>, options: Kwargs) -> std::result::Result<Value, minijinja::Error> {
+fn tojson(
+    state: &State,
+    value: &Value,
+    indent: Option<usize>,
+    options: Kwargs,
+) -> std::result::Result<Value, minijinja::Error> {
     let indent = match indent {
         Some(n) => Some(n),
         None => options.get::<Option<usize>>("indent")?,
@@ -153,7 +176,7 @@ fn tojson(value: &Value, indent: Option<usize>, options: Kwargs) -> std::result:
         ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
     };
     options.assert_all_used()?;
-    Ok(Value::from_safe_string(python::json(value, &style)?))
+    Ok(Value::from_safe_string(python::json(state, value, &style)?))
 }
 
 fn separators(value: Option<Value>) -> std::result::Result<Option<(String, String)>, minijinja::Error> {
@@ -254,6 +277,42 @@ mod tests {
         let deep = format!("{}x{}", "{% if true %}".repeat(5000), "{% endif %}".repeat(5000));
         assert!(render(&deep, &[]).is_err());
         assert!(render(&format!("{{{{ {}1{} }}}}", "(".repeat(100_000), ")".repeat(100_000)), &[]).is_err());
+    }
+
+    /// What can be nested within the allowance of work is let go of, compared, hashed and printed by recursion.
+    #[test]
+    fn values_as_deep_as_the_allowance_of_work_harm_nobody() {
+        let nest = |inner: &str, then: &str| {
+            format!(
+                "{{% set ns = namespace(x=[]) %}}{{% for a in range(1000) %}}{{% for b in range(1000) %}}{{% set ns.x = {inner} %}}{{% endfor %}}{{% if a == 90 %}}{then}{{% endif %}}{{% endfor %}}"
+            )
+        };
+        for (inner, then) in [
+            ("[ns.x]", ""),
+            ("{'a': ns.x}", "{% set y = ns.x == {'a': ns.x} %}"),
+            ("(ns.x,)", "{% set y = {ns.x: 1} %}"),
+            ("namespace(x=ns.x)", "{% set y = ns.x ~ '' %}"),
+            ("[ns.x]", "{{ ns.x | pprint }}"),
+            ("[ns.x, ns.x]", "{{ ns }}"),
+            ("[ns.x, ns.x]", "{{ ns.x | batch(1) | first | tojson }}"),
+        ] {
+            let e = render(&nest(inner, then), &[]).unwrap_err().to_string();
+            assert!(e.starts_with("the chat template: "), "{inner} {then}: {e}");
+        }
+    }
+
+    /// Methods of Python's values pay for what they make before they make it.
+    #[test]
+    fn lists_longer_than_the_allowance_of_work_are_not_made() {
+        let long =
+            "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(20) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
+        for then in
+            ["{{ ns.x.rsplit('a') | length }}", "{% for i in range(9999) %}{% set y = ns.x.rsplit('b') %}{% endfor %}"]
+        {
+            let e = render(&format!("{long}{then}"), &[]).unwrap_err().to_string();
+            assert!(e.contains("does not come to an end"), "{e}");
+        }
+        assert!(render("{{ 'a'.rsplit('') }}", &[]).unwrap_err().to_string().contains("empty separator"));
     }
 
     /// A template with what engines other than Python's lack; its text is what jinja2 3.1.6 makes of it.

@@ -10,6 +10,7 @@ use tokenizers::{
 };
 
 use crate::gguf::GgufVocabulary;
+use crate::growth;
 use crate::pieces::{Pieces, Spelling, Token};
 use crate::scores::ScoreMerges;
 use crate::settings::Settings;
@@ -54,6 +55,8 @@ pub(crate) struct Rule {
     pub(crate) after: Vec<(u32, String)>,
 }
 
+const BAD_JSON: &str = "re-download it, or convert the model's tokenizer again";
+
 /// An error of the tokenizers library as one of ours.
 pub(crate) fn refused(what: &str, error: &tokenizers::Error) -> Error {
     Error::input(format!("{what} cannot be used ({error})"))
@@ -65,13 +68,12 @@ impl Tokenizer {
     /// # Errors
     /// The reason, without the file, which the caller knows.
     pub fn from_json(bytes: &[u8], settings: &Settings) -> Result<Self> {
-        // The library panics on some vocabularies, such as merges that make more than the longest token.
-        let read = catch_unwind(AssertUnwindSafe(|| serde_json::from_slice::<tokenizers::Tokenizer>(bytes)));
-        let mut library = match read {
-            Ok(Ok(t)) => t.into_inner(),
-            Ok(Err(e)) => return Err(bad_json(&format!("cannot be read ({e})"))),
-            Err(_) => return Err(bad_json("contradicts itself (its merges make what is no token)")),
-        };
+        let read = guarded(|| serde_json::from_slice::<tokenizers::Tokenizer>(bytes).map_err(Into::into));
+        let mut library = read.map_err(|e| bad_json(&format!("cannot be read ({e})")))?.into_inner();
+        let json = |part: serde_json::Result<Value>| part.map_err(|e| Error::internal(e.to_string()));
+        let normalizer = json(serde_json::to_value(library.get_normalizer()))?;
+        let post_processor = json(serde_json::to_value(library.get_post_processor()))?;
+        growth::check(&normalizer, &post_processor).map_err(|e| e.or_hint(BAD_JSON))?;
         library.with_padding(None);
         library.with_truncation(None).map_err(|e| refused("the truncation", &e))?;
         let mut rule = Rule::of(&library)?;
@@ -262,7 +264,8 @@ impl Tokenizer {
 impl Rule {
     /// What the post-processor of a `tokenizer.json` puts around a text.
     fn of(library: &Pipeline<ModelWrapper>) -> Result<Self> {
-        let encode = |around| library.encode_fast("a", around).map_err(|e| refused("the post-processor", &e));
+        let encode =
+            |around| guarded(|| library.encode_fast("a", around)).map_err(|e| refused("the post-processor", &e));
         let (inner, whole) = (encode(false)?, encode(true)?);
         let (inner, whole) = (inner.get_ids(), whole.get_ids());
         let added = whole.len().saturating_sub(inner.len());
@@ -283,7 +286,13 @@ fn overrule(tokens: &mut Vec<(u32, String)>, wanted: Option<bool>, token: Option
 }
 
 fn bad_json(why: &str) -> Error {
-    Error::input(why).hint("re-download it, or convert the model's tokenizer again")
+    Error::input(why).hint(BAD_JSON)
+}
+
+/// Runs a part of the library. It panics where parts of a file contradict each other, such as merges that make more than
+/// the longest token.
+fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err("its parts contradict each other".into()))
 }
 
 fn ids<M: Model>(p: &Pipeline<M>, added: &AddedVocabulary, text: &str) -> tokenizers::Result<Vec<u32>> {
@@ -296,12 +305,14 @@ fn encoding<M: Model>(
     text: &str,
     offsets: OffsetType,
 ) -> tokenizers::Result<Encoding> {
-    let mut parts = added.extract_and_normalize(p.get_normalizer(), text);
-    if let Some(pre) = p.get_pre_tokenizer() {
-        pre.pre_tokenize(&mut parts)?;
-    }
-    p.get_model().tokenize_in_pretokenized(&mut parts, None)?;
-    parts.into_encoding(None, 0, offsets)
+    guarded(|| {
+        let mut parts = added.extract_and_normalize(p.get_normalizer(), text);
+        if let Some(pre) = p.get_pre_tokenizer() {
+            pre.pre_tokenize(&mut parts)?;
+        }
+        p.get_model().tokenize_in_pretokenized(&mut parts, None)?;
+        parts.into_encoding(None, 0, offsets)
+    })
 }
 
 fn without_control<M>(p: &Pipeline<M>) -> AddedVocabulary
