@@ -25,7 +25,7 @@ impl Remove {
                 .hint("give one that `fewbit list` shows; folders of your own are yours to remove")
         })?;
         let freed = fewbit_hub::remove(&name, &hub::settings(session)?)?;
-        session.output.line(&format!("`{name}` is removed, {} are free", size_text(freed)))?;
+        session.output.line(&format!("`{name}` is removed, {} are free again", size_text(freed)))?;
         session.output.object(&json!({ "name": self.name, "freed_bytes": freed }))
     }
 }
