@@ -27,6 +27,9 @@ struct Parting {
     moved: [usize; 2],
 }
 
+/// Finds the best scale and parting of weights with importances, whose order is given.
+type Part<const N: usize> = fn(&[f32; N], &[f32; N], &[usize; N]) -> Option<(f32, Parting)>;
+
 /// `N` weights that share a scale.
 struct Group<const N: usize> {
     scale: f32,
@@ -38,13 +41,7 @@ struct Group<const N: usize> {
 
 impl<const N: usize> Group<N> {
     /// Groups of a magnitude below `nothing` count as zeros.
-    fn of(
-        values: &[f32; N],
-        importance: Option<&[f32]>,
-        mean: f32,
-        nothing: f32,
-        part: fn(&[f32; N], &[f32; N], &[usize; N]) -> Option<(f32, Parting)>,
-    ) -> Self {
+    fn of(values: &[f32; N], importance: Option<&[f32]>, mean: f32, nothing: f32, part: Part<N>) -> Self {
         let mut out = Self { scale: 0.0, weights: [0.0; N], points: [0; 4], moved: [0; 2] };
         match importance {
             Some(importance) => weighted(values, importance, mean, &mut out.weights),
@@ -168,11 +165,7 @@ fn greatest<const N: usize>(groups: &[Group<N>]) -> f32 {
 }
 
 /// The groups of a block.
-fn groups<'a, const N: usize>(
-    source: &'a Block<'_>,
-    nothing: f32,
-    part: fn(&[f32; N], &[f32; N], &[usize; N]) -> Option<(f32, Parting)>,
-) -> Vec<Group<N>> {
+fn groups<const N: usize>(source: &Block<'_>, nothing: f32, part: Part<N>) -> Vec<Group<N>> {
     let mean = 2.0 * power(source.values) / 256.0;
     let importance = |j: usize| source.importance.map(|i| &i[N * j..]);
     let groups = source.values.as_chunks::<N>().0.iter().enumerate();
