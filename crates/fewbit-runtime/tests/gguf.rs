@@ -1,11 +1,5 @@
 //! Logits of small GGUF files of llama.cpp's own tools against a forward in f64 on the weights as they are decoded.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "the helpers of tests fail as tests do, and say what they skip"
-)]
-
 use std::path::Path;
 use std::sync::Arc;
 

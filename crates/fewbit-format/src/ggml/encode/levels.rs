@@ -41,7 +41,7 @@ fn scale(values: &[f32; 32], importance: Option<&[f32]>, mean: f32) -> f32 {
         }
         sums
     });
-    found.scale
+    found.map_or(0.0, |(scale, _)| scale)
 }
 
 fn put_levels(values: &[f32; 32], inverse: f32, qs: &mut [u8]) {

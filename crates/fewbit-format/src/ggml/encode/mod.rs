@@ -2,6 +2,8 @@
 //!
 //! With the same importances they give the same bytes, but where a doc says otherwise.
 
+mod iq;
+mod iq1;
 mod k_quants;
 mod legacy;
 mod levels;
@@ -91,6 +93,13 @@ fn encoder(kind: GgmlType) -> Option<EncodeRow> {
         GgmlType::Q4K => |v, i, b| blockwise(v, i, b, k_quants::q4_k),
         GgmlType::Q5K => |v, i, b| blockwise(v, i, b, k_quants::q5_k),
         GgmlType::Q6K => |v, i, b| blockwise(v, i, b, k_quants::q6_k),
+        GgmlType::Iq2Xxs => |v, i, b| blockwise(v, i, b, iq::iq2_xxs),
+        GgmlType::Iq2Xs => |v, i, b| blockwise(v, i, b, iq::iq2_xs),
+        GgmlType::Iq2S => |v, i, b| blockwise(v, i, b, iq::iq2_s),
+        GgmlType::Iq3Xxs => |v, i, b| blockwise(v, i, b, iq::iq3_xxs),
+        GgmlType::Iq3S => |v, i, b| blockwise(v, i, b, iq::iq3_s),
+        GgmlType::Iq1S => |v, i, b| blockwise(v, i, b, iq1::iq1_s),
+        GgmlType::Iq1M => |v, i, b| blockwise(v, i, b, iq1::iq1_m),
         GgmlType::Iq4Nl => |v, i, b| blockwise(v, i, b, levels::iq4_nl),
         GgmlType::Iq4Xs => |v, i, b| blockwise(v, i, b, levels::iq4_xs),
         GgmlType::Mxfp4 => |v, i, b| blockwise(v, i, b, levels::mxfp4),

@@ -8,28 +8,21 @@ pub(super) fn nearest(v: f32) -> i32 {
     v.round_ties_even() as i32
 }
 
-/// A scale, and the reciprocal of one under which its codes were found.
-#[derive(Clone, Copy)]
-pub(super) struct Found {
-    pub(super) scale: f32,
-    pub(super) inverse: f32,
-}
-
-/// The least squares over candidates: codes follow from an inverse scale, and the best scale for them from `sums`,
+/// The least squares over candidates, each of which gives codes: the best scale for them follows from `sums`, which are
 /// `Σ w x q` and `Σ w q²`.
 ///
-/// The error is `Σ w x² − (Σ w x q)² / Σ w q²`, so that the greatest quotient wins, the first of equal ones; the first
-/// candidate is taken whatever it is.
-pub(super) fn best_scale(inverses: impl IntoIterator<Item = f32>, mut sums: impl FnMut(f32) -> [f32; 2]) -> Found {
-    let mut found = Found { scale: 0.0, inverse: 0.0 };
-    let mut best = None;
-    for inverse in inverses {
-        let [xq, qq] = sums(inverse);
-        let is_better = best.is_none_or(|best| qq > 0.0 && xq * xq > best * qq);
-        if is_better {
-            let scale = if qq > 0.0 { xq / qq } else { 0.0 };
-            found = Found { scale, inverse };
-            best = Some(scale * xq);
+/// The error is `Σ w x² − (Σ w x q)² / Σ w q²`, so that the greatest quotient wins, the first of equal ones. `None` if
+/// no candidate has codes that count.
+pub(super) fn best_scale<C: Copy>(
+    candidates: impl IntoIterator<Item = C>,
+    mut sums: impl FnMut(C) -> [f32; 2],
+) -> Option<(f32, C)> {
+    let (mut found, mut best) = (None, f32::MIN);
+    for candidate in candidates {
+        let [xq, qq] = sums(candidate);
+        if qq > 0.0 && xq * xq > best * qq {
+            let scale = xq / qq;
+            (found, best) = (Some((scale, candidate)), scale * xq);
         }
     }
     found
@@ -57,8 +50,9 @@ pub(super) fn symmetric(values: &[f32], weights: &[f32], reach: i32, codes: &mut
         }
         sums
     });
-    codes.iter_mut().zip(values).for_each(|(q, v)| *q = (code(found.inverse, *v) + reach) as u8);
-    found.scale
+    let (scale, inverse) = found.unwrap_or((0.0, first));
+    codes.iter_mut().zip(values).for_each(|(q, v)| *q = (code(inverse, *v) + reach) as u8);
+    scale
 }
 
 /// The same, with codes that are then moved one by one as long as the error falls, at most five times around; errors
@@ -194,6 +188,8 @@ fn line(values: &[f32], weights: &[f32], codes: &[u8], [sum_w, sum_x]: [f32; 2])
 }
 
 /// Codes from 0 to `most` of values that are not negative, moved one by one at the end: gives the scale.
+///
+/// The code of a value that is negative after all wraps around, as ggml's does.
 pub(super) fn positive(values: &[f32], weights: &[f32], most: u8, codes: &mut [u8]) -> f32 {
     let high = values.iter().fold(0.0f32, |m, v| m.max(*v));
     if high < NOTHING {
@@ -201,27 +197,27 @@ pub(super) fn positive(values: &[f32], weights: &[f32], most: u8, codes: &mut [u
         return 0.0;
     }
     let top = f32::from(most);
-    let code = |inverse: f32, v: f32| nearest(inverse * v).clamp(0, i32::from(most)) as u8;
-    let error = |inverse: f32| {
+    let code = |inverse: f32, v: f32| nearest(inverse * v).min(i32::from(most));
+    let error = |inverse: f32, stored: fn(i32) -> i32| {
         let scale = 1.0 / inverse;
         values.iter().zip(weights).fold(0.0f32, |sum, (v, w)| {
-            let off = v - scale * f32::from(code(inverse, *v));
+            let off = v - scale * stored(code(inverse, *v)) as f32;
             sum + w * off * off
         })
     };
     let mut chosen = top / high;
-    let mut best = error(chosen);
+    let mut best = error(chosen, |q| i32::from(q as u8));
     for i in (-4..=4).filter(|i| *i != 0) {
         let inverse = (0.1 * i as f32 + top) / high;
-        let this = error(inverse);
+        let this = error(inverse, |q| q);
         if this < best {
             (best, chosen) = (this, inverse);
         }
     }
     let mut sums = [0.0f32; 2];
     for ((q, v), w) in codes.iter_mut().zip(values).zip(weights) {
-        *q = code(chosen, *v);
-        let level = f32::from(*q);
+        let level = code(chosen, *v) as f32;
+        *q = code(chosen, *v) as u8;
         sums[0] += w * v * level;
         sums[1] += w * level * level;
     }
@@ -233,15 +229,15 @@ pub(super) fn positive(values: &[f32], weights: &[f32], most: u8, codes: &mut [u
             if !(xq > 0.0 && qq > 0.0) {
                 continue;
             }
-            let q = nearest(v * qq / xq).clamp(0, i32::from(most)) as u8;
-            if q == *code {
+            let q = nearest(v * qq / xq).min(i32::from(most));
+            if q == i32::from(*code) {
                 continue;
             }
-            let level = f32::from(q);
+            let level = q as f32;
             xq += w * v * level;
             qq += w * level * level;
             if xq * xq * sums[1] > sums[0] * sums[0] * qq {
-                (*code, sums, is_changed) = (q, [xq, qq], true);
+                (*code, sums, is_changed) = (q as u8, [xq, qq], true);
             }
         }
         if !is_changed {
