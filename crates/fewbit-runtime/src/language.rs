@@ -37,7 +37,15 @@ pub fn tokenizer_of_gguf(gguf: &Gguf) -> Result<Tokenizer> {
     Tokenizer::from_gguf(&vocabulary(gguf)?).map_err(|e| e.file(gguf.path()))
 }
 
+/// Seven times the largest tokenizer that is known.
+const LONGEST_BYTES: u64 = 256 << 20;
+
 fn read(path: &Path) -> Result<Vec<u8>> {
+    let length = std::fs::metadata(path).map_err(|e| Error::io("reading", path, &e))?.len();
+    if length > LONGEST_BYTES {
+        let e = Error::input(format!("is {length} bytes long, where at most {LONGEST_BYTES} are read"));
+        return Err(e.hint("download it again").file(path));
+    }
     std::fs::read(path).map_err(|e| Error::io("reading", path, &e))
 }
 
@@ -116,7 +124,15 @@ fn vocabulary(gguf: &Gguf) -> Result<GgufVocabulary> {
     let key = |name: &str| format!("{PREFIX}{name}");
     let text = |name: &str| gguf.string(&key(name)).map(|t| t.map(str::to_owned));
     let texts = |name: &str| gguf.strings(&key(name)).map(|t| t.unwrap_or_default().to_vec());
-    let id = |name: &str| gguf.u64(&key(name)).map(|v| v.map(|i| i as u32));
+    let id = |name: &str| match gguf.u64(&key(name))? {
+        // Cut to 32 bits it would be another token.
+        Some(id) if id > u64::from(u32::MAX) => {
+            Err(Error::input(format!("key `{}` is {id}, which is no id", key(name)))
+                .hint("the file is damaged: download it again")
+                .file(gguf.path()))
+        }
+        id => Ok(id.map(|id| id as u32)),
+    };
     let flag = |name: &str| gguf.bool(&key(name));
     let types = gguf.i64s(&key("token_type"))?.unwrap_or_default();
     Ok(GgufVocabulary {
@@ -128,7 +144,7 @@ fn vocabulary(gguf: &Gguf) -> Result<GgufVocabulary> {
         pre: text("pre")?,
         tokens: texts("tokens")?,
         scores: gguf.f32s(&key("scores"))?.unwrap_or_default(),
-        types: types.into_iter().map(|t| t as i32).collect(),
+        types: types.into_iter().map(|t| i32::try_from(t).unwrap_or(0)).collect(),
         merges: texts("merges")?,
         bos: id("bos_token_id")?,
         eos: id("eos_token_id")?,
@@ -138,4 +154,31 @@ fn vocabulary(gguf: &Gguf) -> Result<GgufVocabulary> {
         add_eos: flag("add_eos_token")?,
         add_space_prefix: flag("add_space_prefix")?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use fewbit_store::{GgufWriter, Value};
+
+    use super::*;
+
+    #[test]
+    fn a_file_of_any_length_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        let e = read(&path).unwrap_err().to_string();
+        assert!(e.ends_with("is 1099511627776 bytes long, where at most 268435456 are read; download it again"), "{e}");
+    }
+
+    #[test]
+    fn ids_of_a_vocabulary_are_not_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.gguf");
+        let keys = [("model", Value::String("llama".into())), ("bos_token_id", Value::U64(1 << 32 | 5))];
+        let keys = keys.map(|(k, v)| (format!("tokenizer.ggml.{k}"), v));
+        GgufWriter::create(&path, &keys, &[]).unwrap().finish().unwrap();
+        let e = vocabulary(&Gguf::open(&path).unwrap()).unwrap_err().to_string();
+        assert!(e.contains("key `tokenizer.ggml.bos_token_id` is 4294967301, which is no id; the file is"), "{e}");
+    }
 }

@@ -44,6 +44,10 @@ fn check_names(names: &BTreeSet<&str>, dir: &Path) -> Result<()> {
             return Err(Error::input(format!("names the file `{name}`, which does not lie beside it"))
                 .hint("download the index again"));
         }
+        if Path::new(name).extension().is_none_or(|e| e != "safetensors") {
+            return Err(Error::input(format!("names the file `{name}`, which is no safetensors file"))
+                .hint("save the model again with `safe_serialization=True`: nothing else is read as weights"));
+        }
     }
     let missing: Vec<&&str> = names.iter().filter(|n| !dir.join(n).exists()).collect();
     match &missing[..] {

@@ -82,6 +82,69 @@ fn faults_of_the_index() {
     assert!(refusal(dir.path()).contains("missing field `weight_map`"));
 }
 
+/// Caches of downloads are links to files elsewhere; a link is as good as what it leads to.
+#[cfg(unix)]
+#[test]
+fn shards_that_are_links() {
+    use std::os::unix::fs::symlink;
+    let (dir, elsewhere) = (folder(), tempfile::tempdir().unwrap());
+    weights(elsewhere.path(), "blob", &[("a", &[1.0])]);
+    let shard = dir.path().join(SHARDS[0]);
+    index(dir.path(), &[("a", SHARDS[0])]);
+    let link = |to: &Path| {
+        let _ = std::fs::remove_file(&shard);
+        symlink(to, &shard).unwrap();
+        Checkpoint::open(dir.path()).map(|c| c.names().count()).map_err(|e| e.to_string())
+    };
+    assert_eq!(link(&elsewhere.path().join("blob")), Ok(1));
+    for (to, wanted) in [
+        (Path::new("/dev/zero"), "is no regular file"),
+        (elsewhere.path(), "is no regular file"),
+        (Path::new("/nowhere/at/all"), "which is missing"),
+        (&shard, "which is missing"),
+        (&dir.path().join("config.json"), "says that its header takes"),
+    ] {
+        let e = link(to).unwrap_err();
+        assert!(e.contains(wanted), "{}: {e}", to.display());
+    }
+}
+
+/// A pickle is named and never opened: here it leads nowhere, which a reader would say.
+#[cfg(unix)]
+#[test]
+fn pickles_are_never_read() {
+    let dir = folder();
+    for name in ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "consolidated.00.pth"] {
+        std::os::unix::fs::symlink("/nowhere/at/all", dir.path().join(name)).unwrap();
+    }
+    std::fs::write(dir.path().join("pytorch_model.bin.index.json"), "{}").unwrap();
+    let e = refusal(dir.path());
+    assert!(e.contains("pickle, which can run any program") && e.contains("save_pretrained"), "{e}");
+    index(dir.path(), &[("a", "pytorch_model.bin")]);
+    let e = refusal(dir.path());
+    assert!(
+        e.contains("names the file `pytorch_model.bin`, which is no safetensors file; save the model again"),
+        "{e}"
+    );
+}
+
+#[test]
+fn metadata_without_end_is_passed_over_or_refused() {
+    let dir = folder();
+    for (header, is_sound) in [
+        (format!("{{\"__metadata__\":{}1{}}}", "[".repeat(200_000), "]".repeat(200_000)), true),
+        (format!("{{\"__metadata__\":{}", "{\"a\":".repeat(200_000)), false),
+        (format!("{{\"w\":{}", "[".repeat(200_000)), false),
+    ] {
+        let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+        std::fs::write(dir.path().join("model.safetensors"), file).unwrap();
+        match Checkpoint::open(dir.path()) {
+            Ok(_) => assert!(is_sound),
+            Err(e) => assert!(e.to_string().contains("header: is not valid JSON"), "{e}"),
+        }
+    }
+}
+
 #[test]
 fn faults_of_the_configuration() {
     let dir = folder();
