@@ -35,8 +35,9 @@ impl Bench {
 }
 
 /// The logits of a prompt, weights alone.
+#[track_caller]
 fn logits(model: &str) -> Value {
-    fewbit(&["logits", model, "--prompt", "Once upon a time", "--arithmetic", "weights-only", "--json"]).good()["rows"]
+    fewbit(&["logits", model, "--prompt", "Once upon a time", "--arithmetic", "weights-only", "--json"]).good()["logits"]
         .clone()
 }
 
