@@ -7,7 +7,7 @@ use fewbit_graph::Container;
 use fewbit_store::ModelFile;
 use fewbit_store::layout::{FloatScheme, IntScheme, Quantization, ScaleKind, Scheme};
 
-use crate::verify::{FUSED, Linear, linears, mixed_schemes};
+use crate::verify::{FUSED, Linear, linears, mixed};
 
 /// A program that runs models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,8 +84,7 @@ fn vllm(file: &ModelFile, quantization: &Quantization) -> Result<Vec<Obstacle>> 
     let linears = linears(file)?;
     let scheme_of = |l: &Linear| if l.is_quantized { quantization.scheme_of(&l.module).cloned() } else { None };
     let schemes: Vec<(String, Option<Scheme>)> = linears.iter().map(|l| (l.module.clone(), scheme_of(l))).collect();
-    let mut found: Vec<Obstacle> =
-        mixed_schemes(&schemes).into_iter().map(|why| Obstacle { module: String::new(), why }).collect();
+    let mut found: Vec<Obstacle> = mixed(&schemes).into_iter().map(|(module, why)| Obstacle { module, why }).collect();
     for Product { module, scheme, cols, rows } in products(file, &linears, &schemes) {
         let input = quantization.input_of(&module).map(|grid| grid.number);
         let shape = [rows.iter().sum(), cols];

@@ -102,6 +102,11 @@ fn idle(settings: Option<&Value>, linears: &[Linear]) -> Option<String> {
 ///
 /// Such a folder is sound, but vLLM, among others, does not load it.
 pub fn mixed_schemes(linears: &[(String, Option<Scheme>)]) -> Vec<String> {
+    mixed(linears).into_iter().map(|(parent, what)| format!("`{parent}`: {what}")).collect()
+}
+
+/// By the module that they lie in, linears that runtimes fuse although their schemes differ.
+pub(crate) fn mixed(linears: &[(String, Option<Scheme>)]) -> Vec<(String, String)> {
     // By parent and by which of the two they belong to, with their schemes in words.
     let mut groups: BTreeMap<(&str, usize), Vec<(&str, String)>> = BTreeMap::new();
     for (name, scheme) in linears {
@@ -115,7 +120,7 @@ pub fn mixed_schemes(linears: &[(String, Option<Scheme>)]) -> Vec<String> {
     differ
         .map(|((parent, _), members)| {
             let each: Vec<String> = members.iter().map(|(name, words)| format!("{name} {words}")).collect();
-            format!("`{parent}`: {}; vLLM fuses these and needs one scheme for them", each.join(", "))
+            (parent.to_owned(), format!("{}; vLLM fuses these and needs one scheme for them", each.join(", ")))
         })
         .collect()
 }

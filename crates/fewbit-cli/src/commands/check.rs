@@ -49,18 +49,20 @@ impl Check {
     }
 }
 
-/// One line: which programs load a written model, and the first thing in the way of each other; by program, whether it does.
+/// One line: which programs load a written model, and the first thing in the way of those that know its format; by
+/// program, whether it does.
 pub(crate) fn summary(file: &ModelFile, output: &Output) -> Result<Value> {
-    let (mut loads, mut lines) = (serde_json::Map::new(), Vec::new());
+    let (mut loads, mut others) = (serde_json::Map::new(), Vec::new());
     for program in LoadedBy::ALL {
         let found = obstacles(file, program)?;
         loads.insert(program.name().to_owned(), json!(found.is_empty()));
-        lines.push(match found.first() {
-            None => format!("{} loads it", program.name()),
-            Some(o) => format!("{} does not ({})", program.name(), o.why),
-        });
+        if let Some(first) = found.iter().find(|o| !o.module.is_empty()) {
+            others.push(format!("; not by {}: `{}`: {}", program.name(), first.module, first.why));
+        }
     }
-    output.line(&lines.join("; "))?;
+    let names: Vec<&str> = loads.iter().filter(|(_, loads)| **loads == true).map(|(name, _)| &**name).collect();
+    let names = if names.is_empty() { "fewbit alone".to_owned() } else { names.join(", ") };
+    output.line(&format!("loaded by {names}{}", others.concat()))?;
     Ok(Value::Object(loads))
 }
 

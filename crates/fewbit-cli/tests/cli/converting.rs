@@ -149,7 +149,6 @@ fn files_of_others_are_converted_exactly() {
         ("gptq-w4-g128-sym-descact", "compressed-tensors", false),
         ("gptqv2-w4-g64-asym", "awq", true),
         ("awq-gemm-w4-g128-autoawq", "compressed-tensors", true),
-        ("awq-gemm-w4-g128-autoawq", "gguf", false),
         ("ct-w4a16-g32-asym-rtn", "gptq_v2", true),
         ("ct-w4a16-g32-asym-rtn", "gptq", false),
         ("ct-w4a16-g128-sym-gptq-actstatic", "gptq", true),
