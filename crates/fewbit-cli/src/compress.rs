@@ -22,9 +22,10 @@ use crate::session::Session;
 
 /// Does what the options ask for.
 pub(crate) fn run(options: &Quantize, session: &Session) -> Result<()> {
+    let request = request(options, session)?;
     let team = session.team();
     if options.dry_run {
-        return match plan(&request(options, session)?, flops_per_second(&team)) {
+        return match plan(&request, flops_per_second(&team)) {
             Ok(plan) => say_plan(&plan, &session.output),
             Err(e) => {
                 session.output.object(&json!({
@@ -36,7 +37,7 @@ pub(crate) fn run(options: &Quantize, session: &Session) -> Result<()> {
     }
     let (clock, cpu, memory) = (Instant::now(), cpu_seconds(), PeakMemory::start());
     let mut listener = Listener { output: &session.output, bar: None, is_quiet: false };
-    let report = make(options, &team, &mut listener, session)?;
+    let report = quantize(&request, &team, &mut listener, session.stop)?;
     let (peak_rss, peak_anon) = memory.finish();
     drop(listener);
     let measured = Measured { seconds: clock.elapsed().as_secs_f64(), cpu: cpu_seconds() - cpu, peak_rss, peak_anon };

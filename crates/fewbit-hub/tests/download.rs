@@ -285,7 +285,7 @@ fn an_index_names_its_shards() {
 
 #[test]
 fn a_hostile_index_leads_nowhere() {
-    for file in ["../../../../evil.safetensors", "/tmp/evil.safetensors", "a/evil.safetensors"] {
+    for file in ["../../../../evil.safetensors", "/evil.safetensors", "a/evil.safetensors"] {
         let index = format!(r#"{{"weight_map": {{"a": {file:?}}}}}"#);
         let files: [(&str, &[u8]); 3] =
             [("config.json", b"{}"), ("model.safetensors.index.json", index.as_bytes()), (file, b"evil")];

@@ -1,8 +1,7 @@
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args};
-use fewbit_export::{LoadedBy, Obstacle, obstacles, verify_folder};
+use fewbit_export::{LoadedBy, Obstacle, obstacles};
 use fewbit_format::{Error, Result};
-use fewbit_graph::Container;
 use fewbit_store::ModelFile;
 use serde_json::{Value, json};
 
@@ -12,14 +11,14 @@ use crate::session::Session;
 
 /// Say which programs can load a model, and what is in the way of the others
 ///
-/// Looks at formats, bits, groups and shapes as their kernels take them, and reads every tensor of a folder as its
+/// Looks at formats, bits, groups and shapes as their kernels take them, and reads every matrix as the
 /// configuration describes it.
 ///
 /// JSON: checks (for, loads, obstacles: module, why).
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  fewbit check demo-w4 --for vllm")]
 pub(crate) struct Check {
-    /// Folder, GGUF file, or `demo`
+    /// Folder, GGUF file, `owner/name` of the Hugging Face hub, or `demo`
     model: String,
     /// The program; several may be given [default: all]
     #[arg(long = "for", value_name = "PROGRAM", action = ArgAction::Append, value_parser = program())]
@@ -34,9 +33,7 @@ fn program() -> impl TypedValueParser<Value = LoadedBy> {
 impl Check {
     pub(crate) fn run(&self, session: &Session) -> Result<()> {
         let file = loading::model_file(session, &self.model)?;
-        if file.checkpoint().container() == Container::HuggingFace {
-            verify_folder(file.checkpoint().path())?;
-        }
+        read_all(&file)?;
         let programs = if self.programs.is_empty() { &LoadedBy::ALL[..] } else { &self.programs };
         let checks = say(&file, programs, &session.output)?;
         session.output.object(&json!({ "checks": checks }))?;
@@ -47,6 +44,17 @@ impl Check {
         }
         Err(Error::input(format!("{} cannot load it", refused.join(", "))).file(file.checkpoint().path()))
     }
+}
+
+/// Reads each matrix as the configuration describes it.
+fn read_all(file: &ModelFile) -> Result<()> {
+    for (part, graph) in file.model().parts() {
+        for weight in 0..graph.weights.len() {
+            file.linear(part, weight)?;
+        }
+        file.drop_pages(part);
+    }
+    Ok(())
 }
 
 /// One line: which programs load a written model, and the first thing in the way of those that know its format; by

@@ -21,7 +21,7 @@ use crate::session::Session;
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  fewbit convert model-gptq model.gguf --format gguf")]
 pub(crate) struct Convert {
-    /// Folder, GGUF file, or `demo`
+    /// Folder, GGUF file, `owner/name` of the Hugging Face hub, or `demo`
     model: String,
     /// Folder (or .gguf file) to write
     out: PathBuf,

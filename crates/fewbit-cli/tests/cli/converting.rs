@@ -140,6 +140,16 @@ fn programs_that_load_a_model_are_told_apart() {
     assert_eq!(checked(&gguf), [true, true, true]);
 }
 
+/// Files of other programs are described, whoever wrote them.
+#[test]
+fn files_of_others_are_checked() {
+    for name in ["bnb-nf4-doublequant", "awq-gemm-w4-g128-autoawq", "gptq-w4-g128-sym-descact"] {
+        let Some(model) = shared(&format!("conformance/quantized/{name}")) else { return };
+        let checks = fewbit(&["check", model.to_str().unwrap(), "--json"]).good()["checks"].take();
+        assert_eq!(checks.as_array().unwrap().len(), 3, "{name}");
+    }
+}
+
 /// Files of other programs.
 #[test]
 fn files_of_others_are_converted_exactly() {
