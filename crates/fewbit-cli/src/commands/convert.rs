@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use fewbit_engine::{Conversion, Difference, Format, convert, difference};
 use fewbit_format::{Error, Kind, Result};
@@ -26,7 +27,7 @@ pub(crate) struct Convert {
     /// Folder (or .gguf file) to write
     out: PathBuf,
     /// What to write
-    #[arg(long, value_enum, value_name = "F")]
+    #[arg(long, value_name = "F", value_parser = target())]
     format: Target,
     /// Round what the format cannot hold to the nearest, and say how far the weights moved
     #[arg(long)]
@@ -38,41 +39,24 @@ pub(crate) struct Convert {
     grid: GridOptions,
 }
 
-/// What a model is converted to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Target {
-    /// Safetensors of plain floats, as small as hold the numbers
-    Plain,
-    /// What vLLM and transformers load
-    CompressedTensors,
-    /// GPTQ's layout, version 1: symmetric codes of 2, 3, 4 or 8 bits
-    Gptq,
-    /// GPTQ's layout, version 2: zero points too
-    #[value(name = "gptq_v2")]
-    GptqV2,
-    /// AWQ's layout `gemm`: codes of 4 bits
-    Awq,
-    /// FP8 as DeepSeek stores it, with inputs that are rounded too
-    Fp8,
-    /// What llama.cpp loads
-    Gguf,
-    /// Our documented safetensors layout
-    Fewbit,
+/// What a model is converted to: a format of `quantize`, or plain floats.
+#[derive(Clone, Copy, Debug)]
+struct Target(Option<FormatName>);
+
+const PLAIN: &str = "plain";
+
+/// `plain`, and the formats that `quantize` takes, less the one that chooses for itself.
+fn target() -> impl TypedValueParser<Value = Target> {
+    let plain = PossibleValue::new(PLAIN).help("Safetensors of plain floats, as small as hold the numbers");
+    let formats = FormatName::value_variants().iter().filter(|f| **f != FormatName::Auto);
+    PossibleValuesParser::new([plain].into_iter().chain(formats.filter_map(ValueEnum::to_possible_value)))
+        .map(|name| Target(FormatName::from_str(&name, false).ok()))
 }
 
 impl Target {
-    /// The format with that name of `quantize`.
-    fn format_name(self) -> Option<FormatName> {
-        match self {
-            Self::Plain => None,
-            Self::CompressedTensors => Some(FormatName::CompressedTensors),
-            Self::Gptq => Some(FormatName::Gptq),
-            Self::GptqV2 => Some(FormatName::GptqV2),
-            Self::Awq => Some(FormatName::Awq),
-            Self::Fp8 => Some(FormatName::Fp8),
-            Self::Gguf => Some(FormatName::Gguf),
-            Self::Fewbit => Some(FormatName::Fewbit),
-        }
+    fn name(self) -> String {
+        let format = self.0.and_then(|f| f.to_possible_value());
+        format.map_or(PLAIN.to_owned(), |v| v.get_name().to_owned())
     }
 }
 
@@ -86,7 +70,7 @@ impl Convert {
         }
         // A grid that was asked for is made, whether the format could hold the source or not.
         let exactly = if has_grid { None } else { Some(self.exactly(session)) };
-        match (exactly, self.format.format_name()) {
+        match (exactly, self.format.0) {
             (Some(Ok(difference)), _) => self.say(session, difference, false),
             (Some(Err(e)), Some(_)) if !self.requantize || e.kind() != Kind::Input => Err(e),
             (Some(Err(e)), None) => Err(e),
@@ -108,7 +92,7 @@ impl Convert {
             model: resolve_model(session, &self.model)?,
             model_name: model_name(&self.model),
             out: self.out.clone(),
-            format: self.format.format_name().map(Format::from),
+            format: self.format.0.map(Format::from),
             rounds: self.requantize,
             force: self.force,
         };
@@ -156,10 +140,9 @@ impl Convert {
             format!("{out}: weights moved by up to {max:.3e}, {:.3} % of their size", 100.0 * rms)
         })?;
         let loads = check::summary(&ModelFile::open(&self.out)?, &session.output)?;
-        let format = self.format.to_possible_value().map(|v| v.get_name().to_owned());
         session.output.object(&json!({
             "out": self.out,
-            "format": format,
+            "format": self.format.name(),
             "exact": is_exact,
             "loads": loads,
             "max_difference": difference.max,
