@@ -8,25 +8,6 @@ use serde_json::{Map, json};
 const MOST_TENSOR_BYTES: usize = 1 << 22;
 const MOST_TENSORS: usize = 512;
 
-const DTYPES: [Dtype; 16] = [
-    Dtype::F64,
-    Dtype::F32,
-    Dtype::F16,
-    Dtype::BF16,
-    Dtype::F8E4M3,
-    Dtype::F8E5M2,
-    Dtype::F8E8M0,
-    Dtype::I64,
-    Dtype::I32,
-    Dtype::I16,
-    Dtype::I8,
-    Dtype::U64,
-    Dtype::U32,
-    Dtype::U16,
-    Dtype::U8,
-    Dtype::Bool,
-];
-
 /// Tensors as lines of text (`NAME TYPE 4,8`), so that what changes a line changes a tensor and not its place alone.
 pub struct Listing {
     tensors: BTreeMap<String, Tensor>,
@@ -89,7 +70,7 @@ impl Listing {
 fn line(line: &str) -> Option<(&str, Dtype, Vec<usize>)> {
     let mut words = line.split(' ');
     let (name, dtype, sizes) = (words.next()?, words.next()?, words.next()?);
-    let dtype = DTYPES.into_iter().find(|d| d.name() == dtype)?;
+    let dtype = Dtype::ALL.into_iter().find(|d| d.name() == dtype)?;
     let sizes = sizes.split(',').filter(|s| !s.is_empty()).map(|s| s.parse().ok()).collect::<Option<Vec<usize>>>()?;
     (sizes.len() <= 16).then_some((name, dtype, sizes))
 }

@@ -13,25 +13,6 @@ use crate::mapped::Mapped;
 const LONGEST_HEADER_BYTES: u64 = 100_000_000;
 const MOST_DIMENSIONS: usize = 16;
 
-const DTYPES: [Dtype; 16] = [
-    Dtype::F64,
-    Dtype::F32,
-    Dtype::F16,
-    Dtype::BF16,
-    Dtype::F8E4M3,
-    Dtype::F8E5M2,
-    Dtype::F8E8M0,
-    Dtype::I64,
-    Dtype::I32,
-    Dtype::I16,
-    Dtype::I8,
-    Dtype::U64,
-    Dtype::U32,
-    Dtype::U16,
-    Dtype::U8,
-    Dtype::Bool,
-];
-
 /// One safetensors file: mapped, its whole header checked.
 ///
 /// The header is parsed here and not by the format's crate, because that keeps the last of two equal names, and
@@ -112,7 +93,7 @@ fn parse(bytes: &[u8]) -> Result<Vec<Entry>> {
 /// One tensor by itself.
 fn check(name: String, raw: &RawEntry, data_start: usize) -> Result<Entry> {
     let entry = || -> Result<Entry> {
-        let known = DTYPES.into_iter().find(|d| d.name() == raw.dtype);
+        let known = Dtype::ALL.into_iter().find(|d| d.name() == raw.dtype);
         let dtype = known.ok_or_else(|| {
             Error::input(format!("has the unknown type `{}`", raw.dtype)).hint("save the model as F32, F16 or BF16")
         })?;
