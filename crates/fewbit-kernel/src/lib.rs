@@ -3,6 +3,8 @@
 //! Each kernel exists per instruction set beside a scalar twin, chosen at run time ([`cpu`]). A result depends on the
 //! instruction set alone: never on the number of threads, nor on how many tokens are computed together.
 
+#[cfg(target_arch = "x86_64")]
+mod ahead;
 mod aligned;
 pub mod attention;
 pub mod codebook;

@@ -21,17 +21,19 @@ const SPIN: Duration = Duration::from_micros(50);
 /// A region of [`run`](Self::run) costs about a microsecond while the team is awake. Threads spin shortly, then sleep:
 /// an idle team uses no CPU, and a region never waits for a thread that did not wake in time. Each thread begins with a
 /// share of its own of consecutive tasks, so that what they read is one stream for each thread; who is done takes the
-/// last tasks of others, so that a busy core holds nobody up. A call from inside a task, or while another thread holds
+/// last tasks of others, so that a busy core holds nobody up. Where several tasks are taken at once, it is never more
+/// than half of what is left of a share: the last ones are single, and threads end within the time of one. A call from inside a task, or while another thread holds
 /// the team, runs on the calling thread alone.
 pub struct Team {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
 }
 
-/// The task function of a region.
+/// The task function of a region, and how many tasks it is given at most.
 #[derive(Clone, Copy)]
 struct Job {
-    task: *const (dyn Fn(usize) + Sync),
+    tasks: *const (dyn Fn(Range<usize>) + Sync),
+    most: u64,
 }
 
 struct Shared {
@@ -58,23 +60,26 @@ impl Share {
         self.0.store((tasks.start as u64) << 32 | tasks.end as u64, Relaxed);
     }
 
-    fn take(&self, rest: impl Fn(u64, u64) -> (u64, u64, u64)) -> Option<usize> {
-        let mut taken = 0;
+    /// Takes up to `most` tasks, but no more than half of what is left: `of` says which of those in a range.
+    fn take(&self, most: u64, of: impl Fn(Range<u64>, u64) -> Range<u64>) -> Option<Range<usize>> {
+        let mut taken = 0..0;
         let update = self.0.fetch_update(Relaxed, Relaxed, |share| {
             let (first, end) = (share >> 32, share & u64::from(u32::MAX));
-            let (task, first, end) = (first < end).then(|| rest(first, end))?;
-            taken = task;
-            Some(first << 32 | end)
+            if first >= end {
+                return None;
+            }
+            taken = of(first..end, (end - first).div_ceil(2).min(most));
+            Some(if taken.start == first { taken.end << 32 | end } else { first << 32 | taken.start })
         });
-        update.is_ok().then_some(taken as usize)
+        update.is_ok().then_some(taken.start as usize..taken.end as usize)
     }
 
-    fn first(&self) -> Option<usize> {
-        self.take(|first, end| (first, first + 1, end))
+    fn first(&self, most: u64) -> Option<Range<usize>> {
+        self.take(most, |left, count| left.start..left.start + count)
     }
 
-    fn last(&self) -> Option<usize> {
-        self.take(|first, end| (end - 1, first, end - 1))
+    fn last(&self, most: u64) -> Option<Range<usize>> {
+        self.take(most, |left, count| left.end - count..left.end)
     }
 }
 
@@ -124,27 +129,38 @@ impl Team {
     /// # Panics
     /// With the panic of a task, after the others that had begun are done; tasks that had not begun are left out.
     pub fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.run_ranges(tasks, 1, &|range| range.for_each(task));
+    }
+
+    /// Calls `tasks(range)` for ranges of up to `most` of the tasks `0..count` that hold each of them once, and returns
+    /// when all are done: which ranges they are depends on chance, so that results must not depend on them.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run).
+    pub fn run_ranges(&self, count: usize, most: usize, tasks: &(dyn Fn(Range<usize>) + Sync)) {
+        let most = most.max(1);
         let shared = &*self.shared;
-        if tasks <= 1 || self.helpers.is_empty() || tasks > u32::MAX as usize || shared.busy.swap(true, Acquire) {
-            (0..tasks).for_each(task);
-            return;
+        if count <= 1 || self.helpers.is_empty() || count > u32::MAX as usize || shared.busy.swap(true, Acquire) {
+            return (0..count).step_by(most).for_each(|i| tasks(i..(i + most).min(count)));
         }
         #[expect(clippy::transmute_ptr_to_ptr, reason = "a cast cannot lengthen the lifetime in a trait object")]
         // SAFETY: only the lifetime is erased; the region is closed and empty before this function returns.
-        let task = unsafe {
-            std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(task)
+        let tasks = unsafe {
+            std::mem::transmute::<*const (dyn Fn(Range<usize>) + Sync + '_), *const (dyn Fn(Range<usize>) + Sync)>(
+                tasks,
+            )
         };
-        let job = Job { task };
+        let job = Job { tasks, most: most as u64 };
         // SAFETY: `busy` is ours and the last region is closed and empty, so nobody reads `job`.
         unsafe { *shared.job.get() = Some(job) };
         let threads = self.threads();
         for (i, share) in shared.shares.iter().enumerate() {
-            let begin = |i: usize| i.min(threads) * tasks / threads;
+            let begin = |i: usize| i.min(threads) * count / threads;
             share.set(begin(i)..begin(i + 1));
         }
         let region = (shared.state.load(Relaxed) & !INSIDE & !OPEN) + REGION;
         shared.state.store(region | OPEN, SeqCst);
-        for (helper, asleep) in self.helpers.iter().zip(&shared.asleep).take(tasks - 1) {
+        for (helper, asleep) in self.helpers.iter().zip(&shared.asleep).take(count - 1) {
             if asleep.load(SeqCst) && asleep.swap(false, SeqCst) {
                 helper.thread().unpark();
             }
@@ -216,11 +232,11 @@ impl Shared {
     /// Takes tasks until none is left: the own share from its beginning, then those of others from their ends.
     fn work(&self, job: Job, thread: usize) {
         let (before, from) = self.shares.split_at(thread);
-        let own = std::iter::from_fn(|| from[0].first());
-        let others = from[1..].iter().chain(before).flat_map(|share| std::iter::from_fn(|| share.last()));
+        let own = std::iter::from_fn(|| from[0].first(job.most));
+        let others = from[1..].iter().chain(before).flat_map(|share| std::iter::from_fn(|| share.last(job.most)));
         let tasks = catch_unwind(AssertUnwindSafe(|| {
             // SAFETY: the region is open or we are inside it, so `Team::run` still borrows the closure.
-            own.chain(others).for_each(|i| unsafe { (*job.task)(i) });
+            own.chain(others).for_each(|range| unsafe { (*job.tasks)(range) });
         }));
         if let Err(panic) = tasks {
             self.shares.iter().for_each(|share| share.set(0..0));
@@ -362,6 +378,21 @@ mod tests {
             assert_eq!(team.threads(), threads.max(1));
             for tasks in [0, 1, 2, 3, 7, 100, 1000] {
                 counted(&team, tasks);
+            }
+        }
+    }
+
+    #[test]
+    fn ranges_cover_every_task_once() {
+        for threads in [1, 2, 5] {
+            let team = Team::new(threads);
+            for (count, most) in [(0, 4), (1, 4), (3, 2), (7, 4), (100, 3), (1000, 1), (1000, 64), (5, 0)] {
+                let counts: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+                team.run_ranges(count, most, &|range| {
+                    assert!((1..=most.max(1)).contains(&range.len()));
+                    counts[range].iter().for_each(|c| _ = c.fetch_add(1, Relaxed));
+                });
+                assert!(counts.iter().all(|c| c.load(Relaxed) == 1), "{count} tasks, {most} at once");
             }
         }
     }

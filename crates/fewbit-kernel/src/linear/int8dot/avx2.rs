@@ -7,6 +7,7 @@ use std::arch::x86_64::*;
 use super::super::packed::{BLOCK, CELL, Cell, Numbers, Packed, TILE, WIDE, Zeros};
 use super::activations::{Token, TokenMut, Tokens, greatest, round_spans};
 use super::{ByRow, Few, Kernels, Many};
+use crate::ahead::Ahead;
 use crate::vnni::{dot_bytes, has_vex};
 
 /// What every machine with AVX2 has.
@@ -22,9 +23,6 @@ pub(super) fn vnni() -> &'static Kernels {
 const fn kernels<D: Dots>() -> Kernels {
     Kernels { round, few: few::<D>, unpack, write_params: write_params::<D>, many: many::<D> }
 }
-
-/// Bytes from the codes in use to those that are fetched: the hardware's own prefetchers stop at each page.
-const AHEAD: usize = 4096;
 
 /// Bytes of half a cell.
 const HALF: usize = CELL / 2;
@@ -128,7 +126,7 @@ unsafe fn few_tiles<D: Dots, const BITS: u8, const NARROW: bool, const T: usize,
         let input = Input::<T>::of(call.tokens, token);
         let (block_bytes, tile_bytes) = (usize::from(BITS) * CELL, packed.tile_bytes());
         let cells: [*const u8; R] = std::array::from_fn(|r| packed.cells(tile + r));
-        let mut at = 0;
+        let (ahead, mut at) = (Ahead::of_machine(), 0);
         let mut results = [[[_mm256_setzero_ps(); 2]; R]; T];
         let blocks = if NARROW { 1 } else { packed.span_blocks() };
         let (mut s, mut c, middle) = (0, 0, middle::<D, BITS>(packed));
@@ -147,11 +145,11 @@ unsafe fn few_tiles<D: Dots, const BITS: u8, const NARROW: bool, const T: usize,
                         add_half::<D, BITS, T, R, 4>(&mut dots, here, &input, c);
                         c += 16;
                         // Behind the end of these tiles are those that the others of them have begun with.
-                        let next = at + AHEAD;
-                        let ahead = if next < tile_bytes { next } else { next + (R - 1) * tile_bytes };
+                        let next = at + ahead.bytes();
+                        let next = if next < tile_bytes { next } else { next + (R - 1) * tile_bytes };
                         for cells in cells {
                             for line in 0..usize::from(BITS) {
-                                _mm_prefetch::<_MM_HINT_T0>(cells.wrapping_add(ahead + line * CELL).cast());
+                                ahead.fetch(cells.wrapping_add(next + line * CELL));
                             }
                         }
                         at += block_bytes;

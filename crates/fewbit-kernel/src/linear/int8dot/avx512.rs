@@ -7,11 +7,9 @@ use std::sync::atomic::{Ordering, compiler_fence};
 use super::super::packed::{BLOCK, CELL, Cell, Numbers, Packed, TILE, WIDE, Zeros};
 use super::activations::{Token, TokenMut, Tokens, greatest, round_spans};
 use super::{ByRow, Few, Kernels, Many};
+use crate::ahead::Ahead;
 
 pub(super) const KERNELS: Kernels = Kernels { round, few, unpack, write_params, many };
-
-/// Bytes from the codes in use to those that are fetched: the hardware's own prefetchers stop at each page.
-const AHEAD: usize = 4096;
 
 /// As [`super::scalar::round`].
 ///
@@ -74,7 +72,8 @@ unsafe fn few(call: Few<'_>, y: &mut [ByRow]) {
 unsafe fn few_of<const BITS: u8, const SPAN: usize>(call: Few<'_>, y: &mut [ByRow]) {
     // SAFETY: promised by the caller. Several tiles at once are several streams from memory.
     unsafe {
-        if (call.tokens.len(), call.count) == (1, 4) {
+        let one_by_one = call.tokens.len() == 1 && Ahead::of_machine() == Ahead::Second;
+        if (call.tokens.len(), call.count, one_by_one) == (1, 4, false) {
             return few_tiles::<BITS, SPAN, 1, 4>(call, 0, 0, y);
         }
         let mut token = 0;
@@ -82,7 +81,7 @@ unsafe fn few_of<const BITS: u8, const SPAN: usize>(call: Few<'_>, y: &mut [ByRo
             let together = if call.tokens.len() - token >= 4 { 4 } else { (call.tokens.len() - token).min(2) };
             let mut tile = 0;
             while tile < call.count {
-                let two = call.count - tile >= 2;
+                let two = call.count - tile >= 2 && !one_by_one;
                 match (together, two) {
                     (4, true) => few_tiles::<BITS, SPAN, 4, 2>(call, tile, token, y),
                     (4, false) => few_tiles::<BITS, SPAN, 4, 1>(call, tile, token, y),
@@ -112,14 +111,16 @@ unsafe fn few_tiles<const BITS: u8, const SPAN: usize, const T: usize, const R: 
     unsafe {
         let input = Input::<T>::of(call.tokens, token);
         let (block_bytes, tile_bytes) = (usize::from(BITS) * CELL, packed.tile_bytes());
+        let ahead = Ahead::of_machine();
         let mut cells: [*const u8; R] = std::array::from_fn(|r| packed.cells(tile + r));
         // Behind the end of these tiles are those that the others of them have begun with.
         let (end, skip) = (cells[0].wrapping_add(tile_bytes), (R - 1) * tile_bytes);
         let advance = |cells: &mut [*const u8; R]| {
-            let ahead = if cells[0].wrapping_add(AHEAD) < end { AHEAD } else { AHEAD + skip };
+            let bytes = ahead.bytes();
+            let next = if cells[0].wrapping_add(bytes) < end { bytes } else { bytes + skip };
             for cells in cells {
                 for line in 0..usize::from(BITS) {
-                    _mm_prefetch::<_MM_HINT_T0>(cells.wrapping_add(ahead + line * CELL).cast());
+                    ahead.fetch(cells.wrapping_add(next + line * CELL));
                 }
                 *cells = cells.add(block_bytes);
             }

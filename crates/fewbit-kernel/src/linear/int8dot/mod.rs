@@ -132,7 +132,7 @@ struct Input {
 
 /// Up to so many tokens the codes are read as they lie in memory.
 const FEW_TOKENS: usize = 16;
-/// Tiles of a task of few tokens.
+/// Tiles that are taken at once for few tokens.
 const FEW_TILES: usize = 4;
 /// Tiles of a task of many.
 const MANY_TILES: usize = 3;
@@ -286,15 +286,24 @@ impl Int8Dot {
         for (input, rounded) in self.inputs.iter().zip(&mut kept) {
             self.round(team, tokens, x, input, rounded);
         }
-        let (together, near) = if tokens <= FEW_TOKENS { (FEW_TILES, FEW_TOKENS) } else { (MANY_TILES, NEAR_TOKENS) };
-        let tasks: usize = parts.iter().map(|p| p.packed.tiles().div_ceil(together)).sum();
-        team.run(tokens.div_ceil(near) * tasks, &|i| {
-            let (part, tiles) = locate(parts, i % tasks, together);
-            let from = i / tasks * near;
+        let run = |part: &Part, tiles: Range<usize>, tokens: Range<usize>| {
             let mut scratch = SCRATCH.take();
-            task(part, tiles, from..(from + near).min(tokens), &kept, &mut scratch);
+            task(part, tiles, tokens, &kept, &mut scratch);
             SCRATCH.set(scratch);
-        });
+        };
+        if tokens <= FEW_TOKENS {
+            let tiles = parts.iter().map(|p| p.packed.tiles()).sum();
+            team.run_ranges(tiles, FEW_TILES, &|range| {
+                overlaps(parts, range).for_each(|(part, tiles)| run(part, tiles, 0..tokens));
+            });
+        } else {
+            let tasks: usize = parts.iter().map(|p| p.packed.tiles().div_ceil(MANY_TILES)).sum();
+            team.run(tokens.div_ceil(NEAR_TOKENS) * tasks, &|i| {
+                let (part, tiles) = locate(parts, i % tasks);
+                let from = i / tasks * NEAR_TOKENS;
+                run(part, tiles, from..(from + NEAR_TOKENS).min(tokens));
+            });
+        }
         KEPT.set(kept);
     }
 
@@ -325,14 +334,25 @@ impl Int8Dot {
     }
 }
 
-/// The band and tiles of a task.
-fn locate(parts: &[Part], mut task: usize, together: usize) -> (&Part, Range<usize>) {
+/// The bands that some of all tiles are of, with those tiles of each.
+fn overlaps(parts: &[Part], tiles: Range<usize>) -> impl Iterator<Item = (&Part, Range<usize>)> {
+    let mut first = 0;
+    parts.iter().filter_map(move |part| {
+        let (begin, count) = (first, part.packed.tiles());
+        first += count;
+        let of_part = tiles.start.max(begin)..tiles.end.min(begin + count);
+        (!of_part.is_empty()).then(|| (part, of_part.start - begin..of_part.end - begin))
+    })
+}
+
+/// The band and tiles of a task of many tokens.
+fn locate(parts: &[Part], mut task: usize) -> (&Part, Range<usize>) {
     for part in parts {
         let tiles = part.packed.tiles();
-        if task < tiles.div_ceil(together) {
-            return (part, task * together..((task + 1) * together).min(tiles));
+        if task < tiles.div_ceil(MANY_TILES) {
+            return (part, task * MANY_TILES..((task + 1) * MANY_TILES).min(tiles));
         }
-        task -= tiles.div_ceil(together);
+        task -= tiles.div_ceil(MANY_TILES);
     }
     unreachable!("the caller counts the tasks")
 }

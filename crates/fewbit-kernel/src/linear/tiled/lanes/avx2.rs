@@ -4,6 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::Sixteen;
+use crate::ahead::Ahead;
 
 /// An expression on intrinsics, inside a method of a token.
 macro_rules! proven {
@@ -34,14 +35,14 @@ macro_rules! methods {
 
 /// The token of AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
-pub(in super::super) struct Avx2(());
+pub(in super::super) struct Avx2(Ahead);
 
 impl Avx2 {
     /// # Safety
     /// The machine has AVX2, FMA and F16C.
     #[inline(always)]
     pub(in super::super) unsafe fn new() -> Self {
-        Self(())
+        Self(Ahead::of_machine())
     }
 }
 
@@ -109,7 +110,7 @@ impl Sixteen for Avx2 {
 
     #[inline(always)]
     fn fetch(self, at: *const u8) {
-        proven!(_mm_prefetch::<_MM_HINT_T0>(at.cast()));
+        self.0.fetch(at);
     }
 
     #[inline(always)]

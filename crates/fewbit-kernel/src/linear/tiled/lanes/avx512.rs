@@ -4,6 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::Sixteen;
+use crate::ahead::Ahead;
 
 /// An expression on intrinsics, inside a method of a token.
 macro_rules! proven {
@@ -25,14 +26,14 @@ macro_rules! methods {
 
 /// The token of AVX-512.
 #[derive(Clone, Copy)]
-pub(in super::super) struct Avx512(());
+pub(in super::super) struct Avx512(Ahead);
 
 impl Avx512 {
     /// # Safety
     /// The machine has AVX-512 F, BW, VL, DQ and VNNI.
     #[inline(always)]
     pub(in super::super) unsafe fn new() -> Self {
-        Self(())
+        Self(Ahead::of_machine())
     }
 }
 
@@ -85,8 +86,12 @@ impl Sixteen for Avx512 {
         proven!(_mm512_i32gather_epi32::<4>(index, table.cast()))
     }
 
+    #[inline(always)]
+    fn fetch(self, at: *const u8) {
+        self.0.fetch(at);
+    }
+
     methods! {
-        fetch(at: *const u8) -> () = _mm_prefetch::<_MM_HINT_T0>(at.cast());
         splat(x: f32) -> __m512 = _mm512_set1_ps(x);
         splat_u32(x: u32) -> __m512i = _mm512_set1_epi32(x as i32);
         shl(a: __m512i, by: u32) -> __m512i = _mm512_sll_epi32(a, _mm_cvtsi32_si128(by as i32));
