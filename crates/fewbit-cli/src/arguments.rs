@@ -9,8 +9,8 @@ use fewbit_kernel::Level;
 use serde_json::json;
 
 use crate::commands::{
-    bench, chat, check, completions, convert, demo, eval, inspect, list, logits, make_model, make_stress, quantize,
-    recipes, remove, run, tokenize,
+    bench, calibrate, chat, check, completions, convert, demo, eval, inspect, list, logits, make_model, make_stress,
+    quantize, recipes, remove, run, tokenize,
 };
 use crate::output;
 use crate::session::Session;
@@ -61,6 +61,7 @@ pub(crate) struct ThreadCounts(pub(crate) Vec<usize>);
 pub(crate) enum Command {
     Demo(demo::Demo),
     Quantize(quantize::Quantize),
+    Calibrate(calibrate::Calibrate),
     Convert(convert::Convert),
     Check(check::Check),
     Eval(eval::Eval),
@@ -87,6 +88,7 @@ impl Command {
         match self {
             Self::Demo(c) => c.run(session),
             Self::Quantize(c) => c.run(session),
+            Self::Calibrate(c) => c.run(session),
             Self::Convert(c) => c.run(session),
             Self::Check(c) => c.run(session),
             Self::Eval(c) => c.run(session),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use fewbit_engine::{CalibrationSource, Override, Pattern, Plan, Recipe, Report, Request, Settings, plan, quantize};
+use fewbit_engine::{Override, Pattern, Plan, Recipe, Report, Request, Settings, plan, quantize};
 use fewbit_eval::bits_per_weight;
 use fewbit_format::{Error, Result};
 use fewbit_kernel::Team;
@@ -12,9 +12,9 @@ use fewbit_methods::{RECIPES, REGISTRY};
 use fewbit_store::ModelFile;
 use serde_json::{Value, json};
 
-use crate::bundled::{CALIBRATION, model_name, resolve_model};
+use crate::bundled::{model_name, resolve_model};
 use crate::commands::check;
-use crate::commands::quantize::{Quantize, Text};
+use crate::commands::quantize::Quantize;
 use crate::memory::{PeakMemory, cpu_seconds};
 use crate::output::Output;
 use crate::progress::Progress;
@@ -67,11 +67,6 @@ fn request(options: &Quantize, session: &Session) -> Result<Request<'static>> {
     for (key, value) in options.grid.settings()? {
         settings.add(&format!("{key}={value}"))?;
     }
-    let calibration = match options.calibration.source()? {
-        Text::Bundled => CalibrationSource::Bundled(CALIBRATION),
-        Text::Own => CalibrationSource::Own,
-        Text::Files(files) => CalibrationSource::Files(files),
-    };
     Ok(Request {
         model: resolve_model(session, &options.model)?,
         model_name: model_name(&options.model),
@@ -83,7 +78,8 @@ fn request(options: &Quantize, session: &Session) -> Result<Request<'static>> {
         keep: options.grid.keep.iter().map(Pattern::new).collect(),
         overrides: options.grid.overrides.iter().map(|o| Override::parse(o)).collect::<Result<_>>()?,
         requantize: options.requantize,
-        calibration,
+        calibration: options.calibration.text()?,
+        importances: options.stats.clone(),
         samples: options.calibration.samples.map(|n| n as usize),
         length: options.calibration.length.map(|n| n as usize),
         seed: options.seed,

@@ -5,6 +5,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use fewbit_format::hex;
+use fewbit_store::Gguf;
+use sha2::{Digest, Sha256};
+
 /// llama.cpp and a float64 forward of the same file agree on these eight tokens, and on no more.
 const PROMPT: &str = "The lighthouse keeper climbed the narrow stairs every evening, and from the top he could see the \
     whole bay. In 1987, after thirty-two years of service,";
@@ -47,4 +51,31 @@ fn reads_quantizes_and_continues_as_other_programs_do() {
     continues(&out);
     let ids = |model: &str| fewbit(&["tokenize", model, "Zwölf Boxkämpfer 🦊\n\tfn main() {}"])["ids"].clone();
     assert_eq!(ids(from), ids(to));
+}
+
+/// Rows of 576 and 1536: embedding, queries, keys and half of the MLP fall back to smaller blocks.
+#[test]
+#[ignore = "needs the model of tools/fetch-models.sh; .ci/run fetches it"]
+fn mixes_have_the_bytes_of_llama_cpp() {
+    let known =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/conformance/gguf/models/smollm2-requantized.json");
+    let (Some(model), Ok(known)) = (model(), std::fs::read(known)) else {
+        eprintln!("skipped: SmolLM2, or what llama.cpp made of it, is not there");
+        return;
+    };
+    let known: serde_json::Value = serde_json::from_slice(&known).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for mix in ["Q4_0", "Q4_K_M", "Q6_K", "Q8_0", "IQ4_XS", "Q3_K_M", "Q2_K"] {
+        let out = folder.path().join(format!("{mix}.gguf"));
+        let (from, kind) = (model.to_str().unwrap(), format!("grid.type={mix}"));
+        fewbit(&["quantize", from, "--recipe", "gguf", "--set", &kind, "--requantize", "--out", out.to_str().unwrap()]);
+        let (gguf, expected) = (Gguf::open(&out).unwrap(), known["mixes"][mix]["tensors"].as_object().unwrap());
+        assert_eq!(gguf.tensors().len(), expected.len());
+        for tensor in gguf.tensors() {
+            let hash = &hex(&Sha256::digest(gguf.bytes(tensor)))[..16];
+            let found = serde_json::json!([tensor.elements.name(), hash]);
+            assert_eq!(found, expected[&tensor.name], "{mix}: {}", tensor.name);
+        }
+        std::fs::remove_file(&out).unwrap();
+    }
 }

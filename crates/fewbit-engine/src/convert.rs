@@ -187,18 +187,13 @@ fn held(format: Option<Format>, layout: &dyn Layout, part: Part, linear: &Quanti
     }
     let bands = linear.bands.iter().map(|band| {
         let storage = as_codes(&band.storage).unwrap_or_else(|| band.storage.clone());
-        let why = match storage {
-            // No place in safetensors.
-            Storage::Ggml(ref blocks) => {
-                Err(format!("{} has no codes for the blocks {}", layout.name(), blocks.kind.name()))
-            }
-            _ => layout.can_hold(&storage),
-        };
-        why.and_then(|()| match linear.activation {
-            Some(input) => layout.can_hold_input(&storage, input.grid, input.clip),
-            None => Ok(()),
-        })
-        .map(|()| Band { rows: band.rows.clone(), storage })
+        layout
+            .can_hold(&storage)
+            .and_then(|()| match linear.activation {
+                Some(input) => layout.can_hold_input(&storage, input.grid, input.clip),
+                None => Ok(()),
+            })
+            .map(|()| Band { rows: band.rows.clone(), storage })
     });
     match bands.collect::<Result<Vec<_>, String>>() {
         Ok(bands) => Ok(QuantizedLinear { bands, ..linear.clone() }),

@@ -28,9 +28,11 @@ pub(crate) fn fill_up(graph: &Graph, stats: &mut [(Edge, InputStats)]) -> BTreeS
             if let (Some(h), Some(more)) = (&mut s.gram, &token.gram) {
                 add(h, missing as f32, more);
             }
-            if let (Some(m), Some(more)) = (&mut s.mean_abs, &token.mean_abs) {
-                let (old, new) = (s.tokens as f32 / columns as f32, missing as f32 / columns as f32);
-                m.iter_mut().zip(more).for_each(|(m, more)| *m = old * *m + new * more);
+            let (old, new) = (s.tokens as f32 / columns as f32, missing as f32 / columns as f32);
+            let squares = (&mut s.mean_square, &token.mean_square);
+            for (means, others) in [(&mut s.mean_abs, &token.mean_abs), squares] {
+                let all = means.iter_mut().flatten().zip(others.iter().flatten());
+                all.for_each(|(m, more)| *m = old * *m + new * more);
             }
             s.widen(token);
             s.tokens = columns;
@@ -50,13 +52,15 @@ fn average(of: &[(Edge, &mut InputStats)]) -> Option<InputStats> {
         rest.iter().filter_map(|(_, s)| s.gram.as_ref()).for_each(|more| add(h, 1.0, more));
         h.data_mut().iter_mut().for_each(|v| *v /= tokens as f32);
     }
-    if let Some(m) = &mut sum.mean_abs {
-        m.iter_mut().for_each(|v| *v *= share(first));
+    let add_all = |means: &mut Option<Vec<f32>>, of: fn(&InputStats) -> &Option<Vec<f32>>| {
+        means.iter_mut().flatten().for_each(|v| *v *= share(first));
         for (_, s) in rest {
-            let more = s.mean_abs.iter().flatten();
-            m.iter_mut().zip(more).for_each(|(m, more)| *m += share(s) * more);
+            let all = means.iter_mut().flatten().zip(of(s).iter().flatten());
+            all.for_each(|(m, more)| *m += share(s) * more);
         }
-    }
+    };
+    add_all(&mut sum.mean_abs, |s| &s.mean_abs);
+    add_all(&mut sum.mean_square, |s| &s.mean_square);
     rest.iter().for_each(|(_, s)| sum.widen(s));
     Some(sum)
 }
@@ -69,8 +73,9 @@ fn white(of: &InputStats) -> InputStats {
         let power = positive(trace / (of.tokens * h.rows()) as f32);
         Mat::from_fn(h.rows(), h.rows(), |r, c| if r == c { power } else { 0.0 })
     });
-    let mean_abs = of.mean_abs.as_ref().map(|m| vec![positive(m.iter().sum::<f32>() / m.len() as f32); m.len()]);
-    InputStats { gram, mean_abs, ..InputStats::default() }
+    let level = |m: &Vec<f32>| vec![positive(m.iter().sum::<f32>() / m.len() as f32); m.len()];
+    let (mean_abs, mean_square) = (of.mean_abs.as_ref().map(level), of.mean_square.as_ref().map(level));
+    InputStats { gram, mean_abs, mean_square, ..InputStats::default() }
 }
 
 fn add(h: &mut Mat, by: f32, more: &Mat) {
@@ -115,7 +120,7 @@ mod tests {
             add(&mut h, 1.0, &Mat::from_fn(columns, columns, |r, c| x[r] * x[c]));
             m.iter_mut().zip(*x).for_each(|(m, x)| *m += x.abs() / tokens.len() as f32);
         }
-        InputStats { gram: Some(h), mean_abs: Some(m), range: None, tokens: tokens.len() }
+        InputStats { gram: Some(h), mean_abs: Some(m), tokens: tokens.len(), ..InputStats::default() }
     }
 
     #[test]

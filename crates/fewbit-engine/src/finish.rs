@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::allocate::AllocationReport;
 use crate::bound::Bound;
 use crate::calibration::{Calibration, CalibrationSource};
+use crate::importances::Given;
 use crate::journal::Done;
 use crate::journal::Identity;
 use crate::outputs::{Format, Schemes, rename, shard_name, write_file};
@@ -25,6 +26,7 @@ pub(crate) struct Finished<'a> {
     pub(crate) bound: &'a Bound,
     pub(crate) request: &'a Request<'a>,
     pub(crate) calibration: Option<&'a Calibration>,
+    pub(crate) importances: Option<&'a Given>,
     pub(crate) identity: &'a Identity,
     pub(crate) places: &'a Places,
     /// Parts of the model.
@@ -126,6 +128,7 @@ impl Finished<'_> {
             "dequantized_first": self.file.is_quantized(),
             "seed": r.seed,
             "calibration": calibration,
+            "importances_sha256": self.importances.map(Given::hash),
             "format": self.bound.format.name(),
             "blocks": blocks,
         });

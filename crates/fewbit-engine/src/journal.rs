@@ -22,6 +22,8 @@ pub(crate) struct Identity {
     pub(crate) keep: String,
     pub(crate) overrides: String,
     pub(crate) calibration: String,
+    #[serde(default)]
+    pub(crate) importances: String,
     pub(crate) seed: String,
     pub(crate) format: String,
 }
@@ -33,6 +35,7 @@ impl Identity {
             ("the model's files differ", &self.source, &begun.source),
             ("the recipe differs", &self.recipe, &begun.recipe),
             ("the calibration text differs", &self.calibration, &begun.calibration),
+            ("the importance matrix differs", &self.importances, &begun.importances),
         ];
         let values = [
             ("version", &self.version, &begun.version),

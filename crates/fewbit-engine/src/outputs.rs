@@ -128,8 +128,8 @@ impl<'a> Shard<'a> {
             if part != Part::Embed {
                 self.schemes.push((module.name.clone(), None));
             }
-        } else if module.bands.iter().any(|b| matches!(b.storage, Storage::Ggml(_))) {
-            // Blocks of ggml have no place in safetensors: the values are kept, not the blocks.
+        } else if module.bands.iter().any(|b| self.is_foreign(&b.storage)) {
+            // Blocks of ggml have no place there: the values are kept, not the blocks.
             self.tensors.push((name, stored(exact(&module.bands)?)?));
             if part != Part::Embed {
                 self.schemes.push((module.name.clone(), None));
@@ -152,6 +152,11 @@ impl<'a> Shard<'a> {
             self.tensors.push((format!("{}.bias", module.name), Tensor::from_f32(dtype, &[bias.len()], &bias)?));
         }
         Ok(())
+    }
+
+    /// Whether the layout has no place for blocks of ggml that a linear is kept in.
+    fn is_foreign(&self, storage: &Storage) -> bool {
+        matches!(storage, Storage::Ggml(_)) && self.layout.can_hold(storage).is_err()
     }
 
     /// Adds the tensors of the source that hold the matrices of all experts, where these stay plain; says whose they are.

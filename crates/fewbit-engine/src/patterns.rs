@@ -94,6 +94,13 @@ impl crate::Settings {
         self.0.push((key.trim().to_owned(), value(v)));
         Ok(())
     }
+
+    /// Sets what is not set.
+    pub(crate) fn add_default(&mut self, key: &str, text: &str) {
+        if self.0.iter().all(|(k, _)| k != key) {
+            self.0.push((key.to_owned(), value(text)));
+        }
+    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use crate::allocate::AllocationReport;
 use crate::bound::{Bound, Choices, compressible};
 use crate::calibration::{Calibration, CalibrationSource};
 use crate::finish::Finished;
+use crate::importances::Given;
 use crate::journal::{Done, Identity, JOURNAL, Journal};
 use crate::measure::Fisher;
 use crate::origin::Origin;
@@ -34,6 +35,8 @@ pub(crate) struct Run<'a> {
     pub(crate) bound: Bound,
     pub(crate) team: &'a Arc<Team>,
     pub(crate) calibration: Option<Calibration>,
+    /// In the place of what text would show.
+    pub(crate) importances: Option<Given>,
     pub(crate) places: Places,
     pub(crate) stop: &'a AtomicBool,
     /// Once it is measured, where a pass asks for it.
@@ -46,7 +49,8 @@ pub(crate) struct Run<'a> {
 /// If it is refused.
 pub fn plan(request: &Request<'_>, flops_per_second: f64) -> Result<Plan> {
     let request = &request.settled()?;
-    let (file, bound) = bind(request)?;
+    let (file, mut bound) = bind(request)?;
+    bound.needs.mean_square &= request.importances.is_none();
     let (samples, length) = sizes(request, &file);
     let samples = samples * request.recipe.calibration.shifts;
     Ok(bound.plan(&file, &request.recipe, samples, length, request.calibration.bytes(), flops_per_second))
@@ -63,7 +67,9 @@ pub fn quantize(
     stop: &AtomicBool,
 ) -> Result<Report> {
     let request = &request.settled()?;
-    let (file, bound) = bind(request)?;
+    let (file, mut bound) = bind(request)?;
+    let importances = request.importances.as_deref().map(|path| Given::open(path, &file, &bound)).transpose()?;
+    bound.needs.mean_square &= importances.is_none();
     file.notes().iter().chain(&bound.notes).for_each(|n| progress.note(n));
     let places = Places::claim(Claim::of(request))?;
     let prepared = prepare(request, &file, &bound, &places, team, progress, stop).inspect_err(|e| {
@@ -72,7 +78,7 @@ pub fn quantize(
         }
     });
     let (source, calibration) = prepared?;
-    let run = Run { request, file, bound, team, calibration, places, stop, fisher: None };
+    let run = Run { request, file, bound, team, calibration, importances, places, stop, fisher: None };
     run.all(&source, progress)
 }
 
@@ -174,7 +180,7 @@ fn source_hash(file: &ModelFile, team: &Team, progress: &mut dyn Progress, stop:
     Ok(hex(&all.finalize()))
 }
 
-fn calibrate(
+pub(crate) fn calibrate(
     request: &Request<'_>,
     file: &ModelFile,
     team: &Arc<Team>,
@@ -243,9 +249,10 @@ impl Run<'_> {
         drop(streams);
         let finished = |done: &[Done]| {
             let (request, calibration) = (self.request, self.calibration.as_ref());
+            let importances = self.importances.as_ref();
             let (file, bound, identity, places) = (&self.file, &self.bound, &identity, &self.places);
             let (shards, done, allocation) = (parts.len(), done.to_vec(), allocation.as_ref());
-            Finished { file, bound, request, calibration, identity, places, shards, done, allocation }
+            Finished { file, bound, request, calibration, importances, identity, places, shards, done, allocation }
         };
         let learns = self.bound.learns.iter().filter(|l| l.settings.scope != Scope::Block);
         let mut first = parts.len();
@@ -309,6 +316,7 @@ impl Run<'_> {
             overrides: joined(r.overrides.iter().map(ToString::to_string).collect()),
             // One row of ids can be cut into sequences in several ways.
             calibration: calibration.map(|c| format!("{} x {} {}", c.samples, c.length, c.hash)).unwrap_or_default(),
+            importances: self.importances.as_ref().map(Given::hash).unwrap_or_default(),
             seed: r.seed.to_string(),
             format: self.bound.format.name().to_owned(),
         }

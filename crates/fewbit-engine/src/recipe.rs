@@ -181,6 +181,14 @@ impl Recipe {
         parse("recipe", table)
     }
 
+    /// No passes: the original, and calibration text as usual.
+    pub fn of_nothing() -> Self {
+        let (name, words) = ("none".to_owned(), String::new());
+        let (cite, summary, cost) = (words.clone(), words.clone(), words);
+        let calibration = CalibrationSettings::default();
+        Self { name, cite, summary, cost, passes: Vec::new(), calibration, allocate: None }
+    }
+
     /// Finds a recipe among `builtin` (name, text), or reads the file of that path.
     ///
     /// # Errors

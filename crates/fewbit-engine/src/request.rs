@@ -35,6 +35,8 @@ pub struct Request<'a> {
     pub requantize: bool,
     /// Calibration text.
     pub calibration: CalibrationSource,
+    /// An importance matrix: how large the inputs of linears are, without a look at text.
+    pub importances: Option<PathBuf>,
     /// Sequences, where the recipe's number is not wanted.
     pub samples: Option<usize>,
     /// Tokens of a sequence, where the recipe's number is not wanted.
@@ -53,6 +55,9 @@ impl Request<'_> {
         let mut request = self.clone();
         request.recipe.calibration = self.recipe.calibration(&self.settings)?;
         request.recipe.allocate = self.recipe.allocate(&self.settings)?;
+        if self.importances.is_some() {
+            request.settings.add_default("grid.importance", "input");
+        }
         Ok(request)
     }
 }

@@ -13,6 +13,8 @@ pub struct InputStats {
     pub gram: Option<Mat>,
     /// `mean_t |X[t, j]|`.
     pub mean_abs: Option<Vec<f32>>,
+    /// `mean_t X[t, j]²`, where it was asked for without `gram`, or read from a file.
+    pub mean_square: Option<Vec<f32>>,
     /// Least and greatest value of each `x_j`, with zero among the values.
     pub range: Option<Vec<[f32; 2]>>,
     /// Tokens seen, and those that stand in for what an expert did not get.
@@ -42,6 +44,12 @@ impl InputStats {
         }
     }
 
+    /// How much errors of each column count: `mean_t X[t, j]²`, each token as often as it counts.
+    pub fn column_weights(&self) -> Option<Vec<f32>> {
+        let of_gram = |h: &Mat| (0..h.cols()).map(|j| h[(j, j)] / self.tokens.max(1) as f32).collect();
+        self.mean_square.clone().or_else(|| self.gram.as_ref().map(of_gram))
+    }
+
     /// The greatest magnitude of each `x_j`.
     pub fn reach(&self) -> Option<Vec<f32>> {
         self.range.as_ref().map(|r| r.iter().map(|[least, most]| most.max(-least)).collect())
@@ -59,6 +67,9 @@ impl InputStats {
         }
         if let Some(m) = &mut self.mean_abs {
             m.iter_mut().zip(factors).for_each(|(v, f)| *v *= f.abs());
+        }
+        if let Some(m) = &mut self.mean_square {
+            m.iter_mut().zip(factors).for_each(|(v, f)| *v *= f * f);
         }
         if let Some(range) = &mut self.range {
             for (r, f) in range.iter_mut().zip(factors) {
@@ -86,6 +97,8 @@ struct Watched {
     gram: Option<Mat>,
     /// `Σ|x|`.
     sums: Vec<f64>,
+    /// `Σx²`.
+    squares: Vec<f64>,
     range: Vec<[f32; 2]>,
     tokens: usize,
 }
@@ -101,6 +114,7 @@ impl<'a> Collector<'a> {
             edge,
             gram: needs.gram.then(|| Mat::zeros(dim, dim)),
             sums: vec![0.0; if needs.mean_abs { dim } else { 0 }],
+            squares: vec![0.0; if needs.mean_square && !needs.gram { dim } else { 0 }],
             range: vec![[0.0; 2]; if needs.range { dim } else { 0 }],
             tokens: 0,
         });
@@ -109,14 +123,15 @@ impl<'a> Collector<'a> {
 
     pub(crate) fn finish(self) -> Vec<(Edge, InputStats)> {
         (self.watched.into_iter())
-            .map(|Watched { edge, mut gram, sums, range, tokens }| {
+            .map(|Watched { edge, mut gram, sums, squares, range, tokens }| {
                 if let Some(h) = &mut gram {
                     gram_mirror(self.team, h.cols(), h.data_mut());
                 }
-                let mean_abs =
-                    self.needs.mean_abs.then(|| sums.iter().map(|s| (s / tokens.max(1) as f64) as f32).collect());
+                let mean = |sums: Vec<f64>| sums.iter().map(|s| (s / tokens.max(1) as f64) as f32).collect();
+                let mean_abs = self.needs.mean_abs.then(|| mean(sums));
+                let mean_square = (!squares.is_empty()).then(|| mean(squares));
                 let range = self.needs.range.then_some(range);
-                (edge, InputStats { gram, mean_abs, range, tokens })
+                (edge, InputStats { gram, mean_abs, mean_square, range, tokens })
             })
             .collect()
     }
@@ -148,6 +163,13 @@ impl Hooks for Collector<'_> {
             if self.needs.mean_abs {
                 for row in rows.chunks_exact(dim) {
                     watched.sums.iter_mut().zip(row).for_each(|(s, x)| *s += f64::from(x.abs()));
+                }
+            }
+            if !watched.squares.is_empty() {
+                for (t, row) in rows.chunks_exact(dim).enumerate() {
+                    let weights = self.weights.filter(|_| edge.expert.is_none());
+                    let counts = weights.map_or(1.0, |w| f64::from(w[watched.tokens + t]));
+                    watched.squares.iter_mut().zip(row).for_each(|(s, x)| *s += counts * f64::from(*x) * f64::from(*x));
                 }
             }
             if self.needs.range {

@@ -13,7 +13,7 @@ mod verify;
 
 pub use card::{CardInfo, card};
 pub use config::config;
-pub use gguf::{GgufReport, can_hold_gguf, write_gguf};
+pub use gguf::{GgufMix, GgufReport, MixModel, MixTensor, can_hold_gguf, write_gguf};
 pub use runtimes::{LoadedBy, Obstacle, obstacles};
 pub use sidecars::sidecars;
 pub use source::check_source;

@@ -10,6 +10,8 @@ mod files;
 #[cfg(feature = "models")]
 mod gguf;
 #[cfg(feature = "models")]
+mod imatrix;
+#[cfg(feature = "models")]
 mod layouts;
 #[cfg(feature = "models")]
 mod listing;
@@ -29,6 +31,8 @@ mod vocabulary;
 pub use blocks::blocks;
 #[cfg(feature = "models")]
 pub use gguf::gguf;
+#[cfg(feature = "models")]
+pub use imatrix::imatrix;
 #[cfg(feature = "models")]
 pub use layouts::layouts;
 #[cfg(feature = "models")]
@@ -52,6 +56,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("blocks", blocks),
     #[cfg(feature = "models")]
     ("gguf", gguf),
+    #[cfg(feature = "models")]
+    ("imatrix", imatrix),
     #[cfg(feature = "models")]
     ("layouts", layouts),
     #[cfg(feature = "models")]

@@ -4,6 +4,8 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("gptq", include_str!("../../../recipes/gptq.toml")),
     ("awq", include_str!("../../../recipes/awq.toml")),
     ("hqq", include_str!("../../../recipes/hqq.toml")),
+    ("gguf", include_str!("../../../recipes/gguf.toml")),
+    ("gguf-gptq", include_str!("../../../recipes/gguf-gptq.toml")),
     ("nf4", include_str!("../../../recipes/nf4.toml")),
     ("nf4-double", include_str!("../../../recipes/nf4-double.toml")),
     ("quarot", include_str!("../../../recipes/quarot.toml")),

@@ -94,8 +94,9 @@ fn loss(w: &Mat, solved: &Solved, h: &Mat) -> f64 {
 
 #[test]
 fn every_solver_on_every_grid_is_deterministic_and_no_worse_than_nearest() {
-    let (w, h) = (random(37, 128, 3), gram(128));
-    let stats = InputStats { gram: Some(h.clone()), mean_abs: Some(vec![1.0; 128]), range: None, tokens: 3 * 128 };
+    let (w, h) = (random(37, 256, 3), gram(256));
+    let stats =
+        InputStats { gram: Some(h.clone()), mean_abs: Some(vec![1.0; 256]), tokens: 3 * 256, ..InputStats::default() };
     let solve = |solver: &dyn Solver, grid: &dyn Grid, threads: usize| {
         let input = InputJob { name: "test", stats: &stats, team: &Team::new(threads) };
         solver
@@ -122,16 +123,17 @@ fn every_solver_on_every_grid_is_deterministic_and_no_worse_than_nearest() {
 
 #[test]
 fn every_solver_on_every_grid_keeps_what_it_is_told_to() {
-    let (mut w, h) = (random(37, 128, 5), gram(128));
-    let mut entries = Entries::none(37, 128);
+    let (mut w, h) = (random(37, 256, 5), gram(256));
+    let mut entries = Entries::none(37, 256);
     for r in 0..37 {
         // Outliers that no code reaches without loss for all others.
-        for c in [r % 128, (7 * r + 60) % 128] {
+        for c in [r % 256, (7 * r + 60) % 256] {
             entries.add(r, c);
             w[(r, c)] *= 40.0;
         }
     }
-    let stats = InputStats { gram: Some(h.clone()), mean_abs: Some(vec![1.0; 128]), range: None, tokens: 3 * 128 };
+    let stats =
+        InputStats { gram: Some(h.clone()), mean_abs: Some(vec![1.0; 256]), tokens: 3 * 256, ..InputStats::default() };
     for grid in REGISTRY.grids {
         let bound = (grid.build)(Table::new()).unwrap();
         for entry in REGISTRY.solvers {
@@ -145,7 +147,7 @@ fn every_solver_on_every_grid_keeps_what_it_is_told_to() {
             let keep = Keep::Entries(entries.clone());
             let [kept, again, without] = [solve(&keep, 1), solve(&keep, 3), solve(&Keep::Nothing, 1)];
             assert_eq!(format!("{kept:?}"), format!("{again:?}"), "{name}: threads matter");
-            let (mut one, mut two) = (Mat::zeros(37, 128), Mat::zeros(37, 128));
+            let (mut one, mut two) = (Mat::zeros(37, 256), Mat::zeros(37, 256));
             kept.storage.decode_rows(0..37, one.data_mut());
             let sparse = kept.sparse.as_ref().unwrap();
             sparse.add_rows(0..37, one.data_mut());

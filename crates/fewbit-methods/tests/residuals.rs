@@ -31,7 +31,12 @@ fn stats(x: &Mat) -> InputStats {
     let n = x.cols();
     let gram = Mat::from_fn(n, n, |a, b| (0..x.rows()).map(|t| x[(t, a)] * x[(t, b)]).sum());
     let mean = |j| (0..x.rows()).map(|t| x[(t, j)].abs()).sum::<f32>() / x.rows() as f32;
-    InputStats { gram: Some(gram), mean_abs: Some((0..n).map(mean).collect()), range: None, tokens: x.rows() }
+    InputStats {
+        gram: Some(gram),
+        mean_abs: Some((0..n).map(mean).collect()),
+        tokens: x.rows(),
+        ..InputStats::default()
+    }
 }
 
 fn low_rank(text: &str, missing: &Mat, stats: &InputStats, threads: usize) -> LowRank {

@@ -115,6 +115,7 @@ impl Convert {
             format,
             grid,
             calibration: CalibrationOptions::default(),
+            stats: None,
             requantize: true,
             seed: 0,
             resume: false,

@@ -112,6 +112,7 @@ impl<'a> Bench<'a> {
             overrides: Vec::new(),
             requantize: false,
             calibration: CalibrationSource::Bundled(CALIBRATION),
+            importances: None,
             samples: Some(SAMPLES),
             length: Some(LENGTH),
             seed: 0,

@@ -1,6 +1,7 @@
 //! The commands: a file each, with its options and what it prints.
 
 pub(crate) mod bench;
+pub(crate) mod calibrate;
 pub(crate) mod chat;
 pub(crate) mod check;
 pub(crate) mod completions;

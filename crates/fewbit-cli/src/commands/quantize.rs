@@ -1,9 +1,10 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
-use fewbit_engine::Format;
+use fewbit_engine::{CalibrationSource, Format};
 use fewbit_format::{Error, Result};
 
+use crate::bundled::CALIBRATION;
 use crate::session::Session;
 
 /// Make a model small by a recipe
@@ -35,6 +36,9 @@ pub(crate) struct Quantize {
     pub(crate) grid: GridOptions,
     #[command(flatten)]
     pub(crate) calibration: CalibrationOptions,
+    /// An importance matrix (of `fewbit calibrate`, or of llama.cpp in either form), for grids that search by it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) stats: Option<PathBuf>,
     /// Quantize a model that is quantized already: its decoded weights are the original
     #[arg(long)]
     pub(crate) requantize: bool,
@@ -131,17 +135,6 @@ impl From<FormatName> for Format {
     }
 }
 
-/// Where calibration text comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Text {
-    /// These files, in order.
-    Files(Vec<PathBuf>),
-    /// The text that comes with the program.
-    Bundled,
-    /// The model writes it.
-    Own,
-}
-
 impl GridOptions {
     /// What the options set, as `(key, value)` in the order given: the short forms first.
     ///
@@ -197,15 +190,15 @@ impl CalibrationOptions {
     ///
     /// # Errors
     /// If a word for a source stands beside others.
-    pub(crate) fn source(&self) -> Result<Text> {
+    pub(crate) fn text(&self) -> Result<CalibrationSource> {
         match &self.calibration[..] {
-            [] => Ok(Text::Bundled),
-            [one] if one == "bundled" => Ok(Text::Bundled),
-            [one] if one == "self" => Ok(Text::Own),
+            [] => Ok(CalibrationSource::Bundled(CALIBRATION)),
+            [one] if one == "bundled" => Ok(CalibrationSource::Bundled(CALIBRATION)),
+            [one] if one == "self" => Ok(CalibrationSource::Own),
             many => match many.iter().find(|m| *m == "bundled" || *m == "self") {
                 Some(word) => Err(Error::input(format!("`--calibration {word}` stands for all of the text"))
                     .hint(format!("give it alone, or `./{word}` for a file of that name"))),
-                None => Ok(Text::Files(many.iter().map(PathBuf::from).collect())),
+                None => Ok(CalibrationSource::Files(many.iter().map(PathBuf::from).collect())),
             },
         }
     }
@@ -278,13 +271,11 @@ mod tests {
         assert_eq!(group("-1").unwrap(), "row");
         assert!(group("0").is_err() && group("x").is_err() && group("-2").is_err());
         let source = |list: &[&str]| {
-            CalibrationOptions { calibration: set(list), samples: None, length: None }
-                .source()
-                .map_err(|e| e.to_string())
+            CalibrationOptions { calibration: set(list), samples: None, length: None }.text().map_err(|e| e.to_string())
         };
-        assert_eq!(source(&[]).unwrap(), Text::Bundled);
-        assert_eq!(source(&["self"]).unwrap(), Text::Own);
-        assert_eq!(source(&["a", "b"]).unwrap(), Text::Files(vec!["a".into(), "b".into()]));
+        assert_eq!(source(&[]).unwrap(), CalibrationSource::Bundled(CALIBRATION));
+        assert_eq!(source(&["self"]).unwrap(), CalibrationSource::Own);
+        assert_eq!(source(&["a", "b"]).unwrap(), CalibrationSource::Files(vec!["a".into(), "b".into()]));
         assert!(source(&["a", "self"]).unwrap_err().contains("`./self`"));
     }
 }

@@ -104,7 +104,7 @@ fn model(bench: &Bench) -> String {
 /// `FEWBIT_COMBINATIONS=200` tries as many.
 #[test]
 fn random_combinations_work_or_are_refused() {
-    let count = std::env::var("FEWBIT_COMBINATIONS").map_or(20, |n| n.parse().unwrap());
+    let count = std::env::var("FEWBIT_COMBINATIONS").map_or(30, |n| n.parse().unwrap());
     let bench = Bench::new("1");
     let model = model(&bench);
     let (mut worked, mut refused) = (0, Vec::new());

@@ -12,6 +12,7 @@ mod evaluate;
 mod experts;
 mod hub;
 mod learning;
+mod mixes;
 mod models;
 mod places;
 mod program;

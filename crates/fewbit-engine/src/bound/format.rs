@@ -15,7 +15,11 @@ use crate::outputs::{Format, Schemes};
 impl Bound {
     /// The format asked for, if it can hold every linear.
     pub(super) fn fitting_format(&mut self, file: &ModelFile) -> Result<Format> {
-        let wanted = if self.format == Format::Auto { Format::CompressedTensors } else { self.format };
+        let wanted = match self.format {
+            Format::Auto if self.is_of_ggml()? => Format::Gguf,
+            Format::Auto => Format::CompressedTensors,
+            format => format,
+        };
         let mut why_not = None;
         let is_by_row = self.allocation.as_ref().is_some_and(|a| a.settings.granularity == Granularity::Row);
         for ((part, graph), grids) in self.all_grids(file) {
@@ -62,6 +66,16 @@ impl Bound {
             (Some(e), Format::Gguf) => Err(e),
             (Some(e), _) => Err(e.hint("choose a grid that it holds, or `--format fewbit`")),
         }
+    }
+
+    /// Whether the first linear that is compressed becomes blocks of ggml.
+    fn is_of_ggml(&self) -> Result<bool> {
+        let first = self.grids.iter().flatten().flatten().next();
+        // A row that blocks of every size tile.
+        Ok(match first {
+            Some(grid) => matches!(probe(&**grid, 1 << 12)?, Storage::Ggml(_)),
+            None => false,
+        })
     }
 
     /// What every linear of the written model is stored as, by module.

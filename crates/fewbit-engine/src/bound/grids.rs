@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
+use fewbit_export::MixModel;
 use fewbit_format::{Error, Mat, Result, Storage};
-use fewbit_graph::{Graph, Part, Rows};
+use fewbit_graph::{Graph, Part, Rows, Weight};
 use fewbit_kernel::Team;
 use fewbit_store::ModelFile;
 
 use super::{Bound, Choices};
 use crate::Override;
 use crate::allocate::{Changes, PartGrids};
-use crate::kinds::{BoundGrid, Grid, GridJob, LANES, Params, Place, Weighting};
+use crate::kinds::{BoundGrid, Grid, GridJob, LANES, MixTensor, OfTensor, Params, Place, Weighting};
 use crate::recipe::GridSettings;
 use crate::stats::InputStats;
 
@@ -83,9 +84,11 @@ pub(super) fn part_grids(
         grids.push(match settings.filter(|_| !is_kept) {
             None => None,
             Some(s) => {
-                let grid = s.build(choices.registry, &changes).map_err(place)?;
-                grid.check(w.shape[0], w.shape[1]).map_err(place)?;
-                Some(grid)
+                let grid = of_tensor(file, part, w, s.build(choices.registry, &changes).map_err(place)?)?;
+                if let Some(grid) = &grid {
+                    grid.check(w.shape[0], w.shape[1]).map_err(place)?;
+                }
+                grid
             }
         });
     }
@@ -97,6 +100,45 @@ pub(super) fn part_grids(
         }
     }
     Ok(grids)
+}
+
+/// What a mix has for the embedding and for the head, which are rounded to nearest.
+pub(super) fn outer_grids(
+    file: &ModelFile,
+    settings: Option<&GridSettings>,
+    choices: &Choices<'_>,
+) -> Result<[Option<Box<dyn Grid>>; 2]> {
+    let of_part = |part: Part| {
+        let (Some(settings), [weight, ..]) = (settings, &*file.model().part(part).weights) else { return Ok(None) };
+        let grid = settings.build(choices.registry, &Changes::default())?;
+        let name = file.exported(part, &weight.name)?.name;
+        if grid.mix().is_none() || choices.keep.iter().any(|k| k.matches(&name)) {
+            return Ok(None);
+        }
+        of_tensor(file, part, weight, grid)
+    };
+    Ok([of_part(Part::Embed)?, of_part(Part::Head)?])
+}
+
+/// The grid of one tensor, where that depends on which it is; `None` where that is to stay as it is.
+pub(super) fn of_tensor(
+    file: &ModelFile,
+    part: Part,
+    weight: &Weight,
+    grid: Box<dyn Grid>,
+) -> Result<Option<Box<dyn Grid>>> {
+    if grid.mix().is_none() {
+        return Ok(Some(grid));
+    }
+    let source = file.exported_gguf(part, &weight.name);
+    let name = source.ok_or_else(|| Error::input("has no name in a GGUF file").tensor(&weight.name))?.name;
+    let layer = if let Part::Block(i) = part { i } else { 0 };
+    let tensor = MixTensor { name: &name, cols: weight.shape[1], layer, model: MixModel::of(file)? };
+    Ok(match grid.of_tensor(&tensor) {
+        OfTensor::Same => Some(grid),
+        OfTensor::Other(grid) => Some(grid),
+        OfTensor::Kept => None,
+    })
 }
 
 /// A pattern that chooses nothing is a mistake, and so is another grid for what is never rounded.

@@ -12,13 +12,13 @@ use fewbit_runtime::kept_between;
 use fewbit_store::ModelFile;
 
 use crate::allocate::{AllocateSettings, Allocation, Changes, Granularity, Grids, PartGrids, RowChoice};
-use crate::kinds::{Activation, Needs, OnlineTransform, Registry, Rotation, Space, Transform};
+use crate::kinds::{Activation, Grid, Needs, OnlineTransform, Registry, Rotation, Space, Transform};
 use crate::outputs::Format;
 use crate::program::Program;
 use crate::recipe::{CalibrationSettings, Pass, Sequential, StreamOf};
 use crate::tune::{Learn, Scope};
 use crate::{Override, Pattern};
-use grids::{check_patterns, part_grids};
+use grids::{check_patterns, outer_grids, part_grids};
 use passes::Passes;
 
 /// The passes of a recipe, bound to a model.
@@ -42,6 +42,8 @@ pub(crate) struct Bound {
     pub(crate) allocation: Option<Allocation>,
     /// Linears some of whose rows have other grids.
     pub(crate) rows: BTreeMap<(usize, WeightId), RowChoice>,
+    /// Those of a mix for the embedding and for a head that no pattern names.
+    outer: [Option<Box<dyn Grid>>; 2],
     pub(crate) format: Format,
     pub(crate) needs: Needs,
     pub(crate) notes: Vec<String>,
@@ -85,6 +87,9 @@ impl Bound {
         let open = allocation.iter().flat_map(|a| &a.candidates);
         let all = open.chain([&grids]).flatten().flatten().flatten();
         let needs = all.fold(passes.needs(), |n, g| n.and(g.needs()));
+        // What single values are like is not known behind a map.
+        let needs = Needs { gram: needs.gram || needs.mean_square && passes.online.is_some(), ..needs };
+        let outer = outer_grids(file, settings, choices)?;
         if needs.fisher && !(passes.transforms.is_empty() && passes.online.is_none()) {
             return Err(Error::input("the recipe measures gradients of weights that its transforms change afterwards")
                 .hint("leave the transform out, or choose another importance than `fisher`"));
@@ -104,6 +109,7 @@ impl Bound {
             grids,
             allocation,
             rows: BTreeMap::new(),
+            outer,
             format: choices.format,
             needs,
             notes: Vec::new(),
@@ -158,9 +164,24 @@ impl Bound {
         file.is_tied() && !self.has_head() && self.rotation(Space::Residual).is_none()
     }
 
+    /// Whether linears read something else than those of the original model.
+    pub(crate) fn changes_inputs(&self) -> bool {
+        !self.rotations.is_empty() || self.online.is_some()
+    }
+
     /// Whether something is learned of each block, on streams of its own.
     pub(crate) fn learns_blocks(&self) -> bool {
         self.learns.iter().any(|l| l.settings.scope == Scope::Block)
+    }
+
+    /// What an embedding or a head is rounded to that no solver looks at.
+    pub(crate) fn outer(&self, part: Part) -> Option<&dyn Grid> {
+        let [embedding, head] = &self.outer;
+        match part {
+            Part::Embed => embedding.as_deref(),
+            Part::Block(_) => None,
+            Part::Head => head.as_deref().filter(|_| !self.has_head()),
+        }
     }
 
     /// Whether calibration text has to be run.

@@ -1,5 +1,6 @@
 use std::ops::Range;
 
+use fewbit_export::{GgufMix, MixTensor};
 use fewbit_format::{Mat, Result, Storage};
 use fewbit_kernel::Team;
 use fewbit_kernel::strip::{STRIP, gather};
@@ -138,6 +139,26 @@ pub trait Grid: Send + Sync + std::fmt::Debug {
 
     /// How a person calls it, such as `w4 g128`.
     fn label(&self) -> String;
+
+    /// The mix of types that it stands for, if it does: then embedding and output get their types too.
+    fn mix(&self) -> Option<GgufMix> {
+        None
+    }
+
+    /// The grid of one tensor, where that depends on which it is.
+    fn of_tensor(&self, _: &MixTensor<'_>) -> OfTensor {
+        OfTensor::Same
+    }
+}
+
+/// What a grid is for one tensor.
+pub enum OfTensor {
+    /// What it is for all.
+    Same,
+    /// Another.
+    Other(Box<dyn Grid>),
+    /// None: the tensor stays as it is.
+    Kept,
 }
 
 /// A grid bound to one matrix. A [`Rounder`](super::Rounder) calls [`fit`](Self::fit) once per group and strip, then
@@ -194,6 +215,14 @@ pub trait BoundGrid: Send + Sync {
     ) {
         let _ = u;
         self.round(at, params, tile, codes, decoded);
+    }
+
+    /// All rows of a matrix at once, where the grid has a way of its own to round to nearest.
+    ///
+    /// # Errors
+    /// If something is beyond what the layout holds.
+    fn round_rows(&self, _: &Mat, _: &Team) -> Option<Result<Storage>> {
+        None
     }
 
     /// The stored form. `codes[strip][column]` and `params[strip][group]`, strips in order.

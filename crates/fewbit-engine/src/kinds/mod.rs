@@ -12,7 +12,8 @@ mod solver;
 mod transform;
 
 pub use activation::{Activation, Edges};
-pub use grid::{BoundGrid, Grid, GridJob, LANES, Params, Place, Strip, WeighBy, Weighting};
+pub use fewbit_export::{GgufMix, MixTensor};
+pub use grid::{BoundGrid, Grid, GridJob, LANES, OfTensor, Params, Place, Strip, WeighBy, Weighting};
 pub use learner::{Fake, Leaf, LeafJob, Learner};
 pub use online::{End, MapJob, OnlineTransform};
 pub(crate) use registry::near;
@@ -31,6 +32,8 @@ pub struct Needs {
     pub gram: bool,
     /// `mean |x_j|` of the input.
     pub mean_abs: bool,
+    /// `mean x_j²` of the input, which the diagonal of `XᵀX` serves for too.
+    pub mean_square: bool,
     /// The extremes of each `x_j`.
     pub range: bool,
     /// Squared gradients of the weights, summed over sequences: the whole model is run backward before anything else.
@@ -43,6 +46,7 @@ impl Needs {
         Self {
             gram: self.gram || other.gram,
             mean_abs: self.mean_abs || other.mean_abs,
+            mean_square: self.mean_square || other.mean_square,
             range: self.range || other.range,
             fisher: self.fisher || other.fisher,
         }
@@ -50,6 +54,6 @@ impl Needs {
 
     /// Whether the inputs of linears are looked at.
     pub fn any(self) -> bool {
-        self.gram || self.mean_abs || self.range
+        self.gram || self.mean_abs || self.mean_square || self.range
     }
 }

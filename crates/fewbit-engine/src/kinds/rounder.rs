@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use fewbit_format::{Mat, Result, Sparse, SparseValues, Storage};
+use fewbit_kernel::Team;
 use half::f16;
 
 use super::{BoundGrid, GridJob, InputJob, LANES, LinearJob, Params, Place, Strip, WeighBy, Weighting};
@@ -147,6 +148,17 @@ impl<'a> Rounder<'a> {
         let kept = (0..kept).map(|_| Mutex::default()).collect();
         let scales = entries.filter(|e| e.is_int8).map_or_else(Vec::new, |e| side_scales(weight, e));
         Ok(Self { grid, weights, entries, scales, kept, rows: weight.rows(), cols: weight.cols() })
+    }
+
+    /// All of the matrix rounded to nearest in the grid's own way, if it has one and nothing stays beside the codes.
+    ///
+    /// # Errors
+    /// If something is beyond what the layout holds.
+    pub fn round_rows(&self, weight: &Mat, team: &Team) -> Result<Option<Storage>> {
+        if self.keeps_entries() {
+            return Ok(None);
+        }
+        self.grid.round_rows(weight, team).transpose()
     }
 
     /// Columns that are rounded together.

@@ -3,6 +3,7 @@
 mod look;
 mod transforms;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::time::Instant;
 use fewbit_format::{ActivationFormat, Error, Mat, Online, QuantizedLinear, Result, Storage, Tensor};
 use fewbit_grad::Parameters;
 use fewbit_graph::{Edge, Graph, Part, WeightId};
+use fewbit_kernel::Team;
 use fewbit_runtime::{Arithmetic, Hooks, Layer, NoHooks};
 use fewbit_store::PartWeights;
 
@@ -18,7 +20,7 @@ use crate::allocate::RowChoice;
 use crate::experts::{fill_up, warning};
 use crate::fold::BlockTensors;
 use crate::journal::Done;
-use crate::kinds::{End, InputJob, MapJob};
+use crate::kinds::{End, Grid, GridJob, InputJob, MapJob};
 use crate::mapped;
 use crate::origin::Origin;
 use crate::outputs::{Schemes, Shard, shard_name, write_shard};
@@ -86,6 +88,7 @@ impl Run<'_> {
                 looked.filled = fill_up(&work.graph, &mut looked.stats);
                 work.short.extend(looked.filled.iter().filter_map(|edge| edge.expert));
             }
+            work.give_importances(&inputs, &mut looked.stats)?;
             if !self.bound.transforms.is_empty() {
                 work.transform(&mut looked.stats)?;
             }
@@ -116,13 +119,29 @@ impl Run<'_> {
         let mut shard = Shard::new(&self.file, self.bound.format.layout());
         if part == Part::Head {
             let embed = origin.part(Part::Embed)?;
-            shard.add(Part::Embed, &embed.linears, &embed.vectors)?;
+            shard.add(Part::Embed, &self.outer(Part::Embed, &embed.linears)?, &embed.vectors)?;
         }
         let is_shared = part == Part::Head && self.bound.is_tied(&self.file);
-        shard.add(part, if is_shared { &[] } else { linears }, vectors)?;
+        let linears = if is_shared { Cow::Borrowed(&[][..]) } else { self.outer(part, linears)? };
+        shard.add(part, &linears, vectors)?;
         shard.caches(part, caches)?;
         write_shard(&folder.join(shard_name(i)), &shard.tensors)?;
         Ok(shard.schemes)
+    }
+
+    /// The linears of a part, those that no solver looked at rounded to nearest if a mix has a type for them.
+    fn outer<'l>(&self, part: Part, linears: &'l [Arc<QuantizedLinear>]) -> Result<Cow<'l, [Arc<QuantizedLinear>]>> {
+        let (Some(grid), [linear]) = (self.bound.outer(part), linears) else { return Ok(Cow::Borrowed(linears)) };
+        let [band] = &linear.bands[..] else { return Ok(Cow::Borrowed(linears)) };
+        if !matches!(band.storage, Storage::Dense(_) | Storage::Ggml(_)) {
+            return Ok(Cow::Borrowed(linears));
+        }
+        let given = self.importances.as_ref();
+        let mean_square = given.and_then(|g| g.means(&self.file, part, self.file.model().part(part), 0).ok());
+        let stats = InputStats { mean_square, ..InputStats::default() };
+        let storage = nearest(grid, linear, &stats, self.team)
+            .map_err(|e| e.tensor(&self.file.module(part, 0)).file(self.file.checkpoint().path()))?;
+        Ok(Cow::Owned(vec![Arc::new(QuantizedLinear::uniform(storage, linear.bias.clone()))]))
     }
 
     /// The map of one row, if the recipe has some.
@@ -130,6 +149,20 @@ impl Run<'_> {
         let seed = self.request.seed.wrapping_add(place);
         self.bound.online.as_ref()?.choose(&MapJob { name, end, dim, is_rotated, seed })
     }
+}
+
+/// A large matrix in a grid's own rounding, some rows at a time.
+fn nearest(grid: &dyn Grid, linear: &QuantizedLinear, stats: &InputStats, team: &Team) -> Result<Storage> {
+    const ROWS: usize = 4096;
+    let [rows, cols] = linear.shape;
+    let pieces = (0..rows).step_by(ROWS).map(|first| {
+        let mut piece = Mat::zeros(ROWS.min(rows - first), cols);
+        linear.decode_rows(first..first + piece.rows(), piece.data_mut());
+        let bound = grid.begin(&GridJob { weight: &piece, stats, seed: 0, team })?;
+        bound.round_rows(&piece, team).unwrap_or_else(|| Err(Error::internal("a mix without a rounding of its own")))
+    });
+    let pieces: Vec<Storage> = pieces.collect::<Result<_>>()?;
+    Storage::stack(&pieces.iter().collect::<Vec<_>>()).ok_or_else(|| Error::internal("pieces of several kinds"))
 }
 
 impl<'r, 'f> Work<'r, 'f> {
@@ -157,6 +190,21 @@ impl<'r, 'f> Work<'r, 'f> {
     /// The part's vectors as they will be written.
     fn vectors(&self) -> &[Vec<f32>] {
         self.tensors.as_ref().map_or(&self.source.vectors, |t| &t.vectors)
+    }
+
+    /// Puts the numbers of an importance matrix, if there is one, to what was seen of the inputs.
+    fn give_importances(&self, inputs: &[Edge], stats: &mut Vec<(Edge, InputStats)>) -> Result<()> {
+        let Some(given) = &self.run.importances else { return Ok(()) };
+        for (edge, linears) in self.graph.linears_by_input() {
+            let first = linears.iter().find(|w| self.run.bound.grids[self.i][**w].is_some());
+            let Some(first) = first.filter(|_| inputs.contains(&edge)) else { continue };
+            let mean_square = Some(given.means(&self.run.file, self.part, &self.graph, *first)?);
+            match stats.iter_mut().find(|(e, _)| *e == edge) {
+                Some((_, seen)) => seen.mean_square = mean_square,
+                None => stats.push((edge, InputStats { mean_square, ..InputStats::default() })),
+            }
+        }
+        Ok(())
     }
 
     /// Whether the block is learned before the next is looked at.

@@ -2,6 +2,7 @@
 
 mod blocks;
 mod metadata;
+mod mix;
 mod plan;
 mod read_back;
 mod rotation;
@@ -15,6 +16,7 @@ use fewbit_store::{GgufWriter, ModelFile};
 
 pub use blocks::can_hold_gguf;
 pub(crate) use metadata::family;
+pub use mix::{GgufMix, MixModel, MixTensor};
 pub(crate) use plan::Plan;
 
 /// What was written.

@@ -46,7 +46,7 @@ pub(super) fn q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
 }
 
 /// Scale and minimum of sub-block `j`, six bits each, from the twelve bytes of Q4_K and Q5_K.
-fn scale_and_min(packed: &[u8], j: usize) -> (u8, u8) {
+pub(super) fn scale_and_min(packed: &[u8], j: usize) -> (u8, u8) {
     if j < 4 {
         (packed[j] & 63, packed[j + 4] & 63)
     } else {

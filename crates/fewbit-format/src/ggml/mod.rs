@@ -10,6 +10,7 @@ mod iq;
 mod k_quants;
 mod legacy;
 mod levels;
+mod split;
 mod ternary;
 
 use std::ops::Range;
@@ -20,6 +21,7 @@ use half::f16;
 use crate::{Error, Result};
 
 pub use levels::{E2M1_TWICE, IQ4_LEVELS};
+pub use split::{CodeMeaning, Split};
 
 /// The block types of ggml that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -140,6 +142,11 @@ impl GgmlType {
         Self::ALL.into_iter().find(|t| t.number() == number)
     }
 
+    /// The type that ggml, or whoever writes lower case, calls so.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|t| t.name().eq_ignore_ascii_case(name))
+    }
+
     /// ggml's name.
     pub const fn name(self) -> &'static str {
         self.facts().name
@@ -247,6 +254,11 @@ impl GgmlBlocks {
 }
 
 impl GgmlType {
+    /// Decodes one block.
+    pub fn decode_block(self, block: &[u8], out: &mut [f32]) {
+        decode_row(self, block, out);
+    }
+
     fn does_not_tile(self, cols: usize) -> Error {
         Error::input(format!(
             "rows of {cols} are no multiple of the {} weights of a {} block",
@@ -310,6 +322,7 @@ mod tests {
     fn numbers_lead_back() {
         for kind in GgmlType::ALL {
             assert_eq!(GgmlType::from_number(kind.number()), Some(kind));
+            assert_eq!(GgmlType::from_name(&kind.name().to_lowercase()), Some(kind));
             assert!(kind.f16_fields().iter().all(|at| at + 2 <= kind.block_bytes()));
         }
         assert_eq!(GgmlType::from_number(4), None);

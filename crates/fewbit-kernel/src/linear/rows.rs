@@ -1,7 +1,6 @@
 //! Any integer storage as rows of `scale · code + offset` per group: what is repacked at load.
 
-use fewbit_format::{GgmlBlocks, GgmlType, Group, IntCodes, Signs, Storage, Zero, Zeros, unpack_bits};
-use half::f16;
+use fewbit_format::{CodeMeaning, GgmlBlocks, Group, IntCodes, Signs, Storage, Zero, Zeros};
 
 /// How the zero point of a group is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,25 +91,16 @@ pub(super) fn layout(storage: &Storage) -> Option<Layout> {
             })
         }
         Storage::Ggml(blocks) => {
-            let (bits, group, origin) = match blocks.kind {
-                GgmlType::Q4_0 => (4, 32, Origin::Middle(8)),
-                GgmlType::Q4_1 | GgmlType::Q4K => (4, 32, Origin::Offsets),
-                GgmlType::Q5_0 => (5, 32, Origin::Middle(16)),
-                GgmlType::Q5_1 | GgmlType::Q5K => (5, 32, Origin::Offsets),
-                GgmlType::Q8_0 | GgmlType::Q8_1 => (8, 32, Origin::Middle(128)),
-                GgmlType::Q8K => (8, 256, Origin::Middle(128)),
-                GgmlType::Q2K => (2, 16, Origin::Offsets),
-                GgmlType::Q3K => (3, 16, Origin::Middle(4)),
-                GgmlType::Q6K => (6, 16, Origin::Middle(32)),
-                // TQ1_0 takes two bits too, as three values do elsewhere.
-                GgmlType::Tq1_0 | GgmlType::Tq2_0 => (2, 256, Origin::Middle(1)),
-                GgmlType::Q2_0 => (2, 64, Origin::Middle(1)),
-                // Levels of a table, or points of a grid.
-                _ => return None,
+            let split = blocks.kind.split()?;
+            let origin = match split.meaning {
+                CodeMeaning::Middle(z) => Origin::Middle(z),
+                CodeMeaning::Offset => Origin::Offsets,
+                // Levels of a table.
+                CodeMeaning::Levels(_) => return None,
             };
-            let has_shared =
-                matches!(blocks.kind, GgmlType::Q2K | GgmlType::Q3K | GgmlType::Q4K | GgmlType::Q5K | GgmlType::Q6K);
-            let shared = has_shared.then(|| blocks.kind.block_len() / group);
+            let shared = split.has_shared.then(|| blocks.kind.block_len() / split.group);
+            // TQ1_0 takes two bits too, as three values do elsewhere.
+            let (bits, group) = (split.bits, split.group);
             Some(Layout { rows: blocks.rows, cols: blocks.cols, bits, group, origin, shared })
         }
     }
@@ -146,152 +136,19 @@ fn read_ggml(blocks: &GgmlBlocks, r: usize, row: &mut Row) {
     let kind = blocks.kind;
     let (len, groups) = (kind.block_len(), row.scales.len() * kind.block_len() / blocks.cols);
     for (b, block) in blocks.row(r).chunks_exact(kind.block_bytes()).enumerate() {
-        let codes = &mut row.codes[b * len..(b + 1) * len];
-        let scales = &mut row.scales[b * groups..(b + 1) * groups];
-        let offsets = &mut row.offsets[b * groups..(b + 1) * groups];
-        match kind {
-            GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1 | GgmlType::Q8_0 | GgmlType::Q8_1 => {
-                scales[0] = half_at(block, 0);
-                offsets[0] = if kind == GgmlType::Q4_1 || kind == GgmlType::Q5_1 { half_at(block, 2) } else { 0.0 };
-                legacy_codes(kind, block, codes);
-            }
-            GgmlType::Q2K => {
-                let (d, dmin) = (half_at(block, 80), half_at(block, 82));
-                row.shared[b] = [d, dmin];
-                for j in 0..16 {
-                    scales[j] = d * f32::from(block[j] & 15);
-                    offsets[j] = -(dmin * f32::from(block[j] >> 4));
-                }
-                bit_pairs(&block[16..80], codes);
-            }
-            GgmlType::Q3K => {
-                let (d, packed) = (half_at(block, 108), &block[96..108]);
-                row.shared[b] = [d, 0.0];
-                for (j, scale) in scales.iter_mut().enumerate() {
-                    let low = if j < 8 { packed[j] & 15 } else { packed[j - 8] >> 4 };
-                    let high = packed[8 + j % 4] >> (2 * (j / 4)) & 3;
-                    *scale = d * f32::from((low | high << 4) as i8 - 32);
-                }
-                bit_pairs(&block[32..96], codes);
-                for (j, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                    codes.iter_mut().zip(&block[..32]).for_each(|(q, high)| *q |= (high >> j & 1) << 2);
-                }
-            }
-            GgmlType::Q4K | GgmlType::Q5K => {
-                let (d, dmin) = (half_at(block, 0), half_at(block, 2));
-                row.shared[b] = [d, dmin];
-                for j in 0..8 {
-                    let (scale, min) = scale_and_min(&block[4..16], j);
-                    scales[j] = d * f32::from(scale);
-                    offsets[j] = -(dmin * f32::from(min));
-                }
-                let low = if kind == GgmlType::Q4K { 16 } else { 48 };
-                for (codes, bytes) in codes.as_chunks_mut::<64>().0.iter_mut().zip(block[low..].as_chunks::<32>().0) {
-                    let (first, second) = codes.split_at_mut(32);
-                    first.iter_mut().zip(bytes).for_each(|(q, b)| *q = b & 15);
-                    second.iter_mut().zip(bytes).for_each(|(q, b)| *q = b >> 4);
-                }
-                if kind == GgmlType::Q5K {
-                    for (j, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                        codes.iter_mut().zip(&block[16..48]).for_each(|(q, high)| *q |= (high >> j & 1) << 4);
-                    }
-                }
-            }
-            GgmlType::Q6K => {
-                let d = half_at(block, 208);
-                row.shared[b] = [d, 0.0];
-                scales.iter_mut().zip(&block[192..208]).for_each(|(s, scale)| *s = d * f32::from(*scale as i8));
-                for (j, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                    let (half, quarter) = (j / 4, j % 4);
-                    let low = &block[64 * half + 32 * (quarter % 2)..][..32];
-                    let high = &block[128 + 32 * half..][..32];
-                    for ((q, low), high) in codes.iter_mut().zip(low).zip(high) {
-                        *q = low >> (4 * (quarter / 2)) & 15 | (high >> (2 * quarter) & 3) << 4;
-                    }
-                }
-            }
-            GgmlType::Q8K => {
-                scales[0] = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
-                signed_bytes(&block[4..260], codes);
-            }
-            GgmlType::Tq1_0 => {
-                scales[0] = half_at(block, 52);
-                three_values(&block[..52], codes);
-            }
-            GgmlType::Tq2_0 => {
-                scales[0] = half_at(block, 64);
-                bit_pairs(&block[..64], codes);
-            }
-            GgmlType::Q2_0 => {
-                scales[0] = half_at(block, 0);
-                unpack_bits(&block[2..], 2, codes);
-            }
-            _ => unreachable!("only integers have such a layout"),
+        let of_block = b * groups..(b + 1) * groups;
+        let shared = kind.read_scales(block, &mut row.scales[of_block.clone()], &mut row.offsets[of_block]);
+        if let Some(of_block) = row.shared.get_mut(b) {
+            *of_block = shared;
         }
-    }
-}
-
-fn legacy_codes(kind: GgmlType, block: &[u8], codes: &mut [u8]) {
-    if kind == GgmlType::Q8_0 || kind == GgmlType::Q8_1 {
-        signed_bytes(&block[block.len() - 32..], codes);
-        return;
-    }
-    let bytes = &block[block.len() - 16..];
-    for (j, byte) in bytes.iter().enumerate() {
-        (codes[j], codes[j + 16]) = (byte & 15, byte >> 4);
-    }
-    if kind == GgmlType::Q5_0 || kind == GgmlType::Q5_1 {
-        let high = &block[block.len() - 20..];
-        codes.iter_mut().enumerate().for_each(|(j, q)| *q |= (high[j / 8] >> (j % 8) & 1) << 4);
-    }
-}
-
-/// Bytes with a sign, offset by 128.
-fn signed_bytes(bytes: &[u8], codes: &mut [u8]) {
-    codes.iter_mut().zip(bytes).for_each(|(q, b)| *q = b ^ 0x80);
-}
-
-/// The values of TQ1_0, five in a byte as a fraction of 256 in base three: first those of 32 bytes, then of 16, then
-/// four in each of the last four.
-fn three_values(bytes: &[u8], codes: &mut [u8]) {
-    let (mut bytes, mut codes) = (bytes, codes);
-    for (len, count) in [(32, 5), (16, 5), (4, 4)] {
-        let (these, later) = std::mem::take(&mut codes).split_at_mut(len * count);
-        for (power, codes) in [1u8, 3, 9, 27, 81].into_iter().zip(these.chunks_exact_mut(len)) {
-            for (q, byte) in codes.iter_mut().zip(bytes) {
-                *q = ((3 * u16::from(byte.wrapping_mul(power))) >> 8) as u8;
-            }
-        }
-        (bytes, codes) = (&bytes[len..], later);
-    }
-}
-
-fn half_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
-}
-
-/// Codes of two bits: each 32 bytes hold four times 32 of them.
-fn bit_pairs(bytes: &[u8], codes: &mut [u8]) {
-    for (codes, bytes) in codes.as_chunks_mut::<128>().0.iter_mut().zip(bytes.as_chunks::<32>().0) {
-        for (j, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            codes.iter_mut().zip(bytes).for_each(|(q, b)| *q = b >> (2 * j) & 3);
-        }
-    }
-}
-
-/// Scale and minimum of sub-block `j` of Q4_K and Q5_K.
-fn scale_and_min(packed: &[u8], j: usize) -> (u8, u8) {
-    if j < 4 {
-        (packed[j] & 63, packed[j + 4] & 63)
-    } else {
-        let halves = packed[j + 4];
-        (halves & 15 | packed[j - 4] >> 6 << 4, halves >> 4 | packed[j] >> 6 << 4)
+        kind.read_codes(block, &mut row.codes[b * len..(b + 1) * len]);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use fewbit_format::GgmlType;
 
     use super::*;
 

@@ -8,6 +8,7 @@ use serde::Deserialize;
 mod cluster;
 mod e8p;
 mod float;
+mod ggml;
 mod int;
 mod learned;
 mod second;
@@ -22,6 +23,7 @@ pub(crate) const GRIDS: &[Entry<dyn Grid>] = &[
     int::ENTRY,
     table::ENTRY,
     float::ENTRY,
+    ggml::ENTRY,
     learned::ENTRY,
     signs::ENTRY,
     sparse::ENTRY,

@@ -48,6 +48,9 @@ struct OfInput<'a>(InputJob<'a>);
 impl InputSolver for OfInput<'_> {
     fn solve(&self, job: &LinearJob<'_>) -> Result<Solved> {
         let rounder = Rounder::new(self.0, job, job.weight)?;
+        if let Some(storage) = rounder.round_rows(job.weight, self.0.team)? {
+            return Ok(Solved { storage, sparse: None, output_mse: None, warning: None });
+        }
         let strips = round_all(&rounder, job.weight, self.0.team, None);
         let (storage, sparse) = rounder.finish(strips)?;
         Ok(Solved { storage, sparse, output_mse: None, warning: None })

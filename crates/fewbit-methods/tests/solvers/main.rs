@@ -38,7 +38,7 @@ fn correlated(n: usize, seed: u64) -> Mat {
 }
 
 fn solve(solver: &dyn Solver, grid: &dyn Grid, w: &Mat, h: &Mat, threads: usize) -> Solved {
-    let stats = InputStats { gram: Some(h.clone()), mean_abs: None, range: None, tokens: 4 * h.cols() };
+    let stats = InputStats { gram: Some(h.clone()), tokens: 4 * h.cols(), ..InputStats::default() };
     let input = InputJob { name: "test", stats: &stats, team: &Team::new(threads) };
     solver
         .begin(input)

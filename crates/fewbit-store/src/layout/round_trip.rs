@@ -561,7 +561,7 @@ fn plain_weights_stay_plain() {
         assert!(read_linear(&q, &tensors, "lm_head", [0, 2]).is_err());
         assert!(read_linear(&q, &tensors, "lm_head", [usize::MAX, 2]).is_err());
         let blocks = GgmlBlocks { kind: GgmlType::Q4_0, rows: 0, cols: 32, bytes: Vec::new().into() };
-        assert!(layout.can_hold(&Storage::Ggml(blocks)).unwrap_err().contains("ggml"));
+        assert_eq!(layout.can_hold(&Storage::Ggml(blocks)).is_ok(), layout.name() == "fewbit");
     }
 }
 

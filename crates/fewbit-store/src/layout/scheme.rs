@@ -1,8 +1,8 @@
 use std::fmt;
 
 use fewbit_format::{
-    ActivationGrid, Band, Blocks, Error, FloatCodes, Group, IntCodes, Levels, Minifloat, Nested, Numbers, Result,
-    ScaleType, SecondStage, Signs, Storage, TrellisCode, VectorGrid, Zeros,
+    ActivationGrid, Band, Blocks, Error, FloatCodes, GgmlType, Group, IntCodes, Levels, Minifloat, Nested, Numbers,
+    Result, ScaleType, SecondStage, Signs, Storage, TrellisCode, VectorGrid, Zeros,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -27,6 +27,8 @@ pub enum Scheme {
     Trellis(TrellisScheme),
     /// Small floats.
     Float(FloatScheme),
+    /// Blocks of a type of ggml.
+    Ggml(GgmlType),
     /// Two weights in every four columns: how these are stored, `None` for plain floats.
     TwoOfFour(Option<Box<Self>>),
     /// Bands of rows: the number of rows of each, and its codes.
@@ -225,7 +227,7 @@ fn named<T: Copy>(names: &[(&str, T)], v: &Value) -> Option<T> {
 }
 
 impl Scheme {
-    /// The scheme of one storage; `None` for plain floats and for ggml's blocks.
+    /// The scheme of one storage; `None` for plain floats.
     pub fn of(storage: &Storage) -> Option<Self> {
         match storage {
             Storage::Int(codes) => Some(Self::Int(IntScheme::of(codes))),
@@ -248,7 +250,8 @@ impl Scheme {
             }
             Storage::Float(codes) => Some(Self::Float(FloatScheme::of(codes))),
             Storage::TwoOfFour(codes) => Some(Self::TwoOfFour(Self::of(codes.kept()).map(Box::new))),
-            Storage::Dense(_) | Storage::Ggml(_) => None,
+            Storage::Ggml(blocks) => Some(Self::Ggml(blocks.kind)),
+            Storage::Dense(_) => None,
         }
     }
 
@@ -298,6 +301,7 @@ impl Scheme {
                 "group": group_json(scheme.group)
             }),
             Self::Float(scheme) => scheme.to_json(),
+            Self::Ggml(kind) => json!({ "ggml": kind.name() }),
             Self::TwoOfFour(kept) => {
                 json!({ "two_of_four": kept.as_ref().map_or_else(|| json!("float"), |kept| kept.to_json()) })
             }
@@ -336,6 +340,10 @@ impl Scheme {
                 kept => Ok(Self::TwoOfFour(Some(Box::new(kept)))),
             },
             _ if !v["element"].is_null() => FloatScheme::from_json(v).map(Self::Float),
+            _ if !v["ggml"].is_null() => {
+                let kind = v["ggml"].as_str().and_then(GgmlType::from_name);
+                kind.map(Self::Ggml).ok_or_else(|| Error::input(format!("the scheme {v} names no type of ggml")))
+            }
             _ if !v["signs"].is_null() => SignScheme::from_json(v).map(Self::Signs),
             _ if v["table"] == true => match bits_and_group(v) {
                 (Some(bits), Some(group)) => {
@@ -572,6 +580,7 @@ impl fmt::Display for Scheme {
                 write!(f, "{} bit trellis {}", f64::from(scheme.tile_bits) / 256.0, words(scheme.group))
             }
             Self::Float(scheme) => scheme.fmt(f),
+            Self::Ggml(kind) => f.write_str(kind.name()),
             Self::TwoOfFour(Some(kept)) => write!(f, "two of four, {kept}"),
             Self::TwoOfFour(None) => write!(f, "two of four"),
             Self::Rounded(weights, grid) => write!(f, "{weights}, input {grid}"),

@@ -3,8 +3,9 @@
 //! Each sub-block finds its scale; the scales are rounded under that of the block; then all weights are rounded again
 //! under what is stored.
 
+use super::super::GgmlType;
 use super::search::{NOTHING, Steps, affine, nearest, positive, refined, symmetric};
-use super::{Source, extreme, power, put_bit_pairs, put_f16, put_halves, squares, weighted};
+use super::{Source, extreme, power, put_f16, squares, weighted};
 
 type Block<'a> = Source<'a, 256>;
 
@@ -109,20 +110,17 @@ pub(super) fn q2_k(source: &Block<'_>, block: &mut [u8; 84]) {
         block[j] = found.scales[j] | found.mins[j] << 4;
     }
     found.round_again(source.values, stored, 3);
-    put_bit_pairs(&found.codes, &mut block[16..80]);
+    GgmlType::Q2K.put_codes(&found.codes, block);
 }
 
 pub(super) fn q4_k(source: &Block<'_>, block: &mut [u8; 144]) {
     let codes = with_six_bits(source, &Q4, &mut block[..16]);
-    put_nibbles(&codes, &mut block[16..]);
+    GgmlType::Q4K.put_codes(&codes, block);
 }
 
 pub(super) fn q5_k(source: &Block<'_>, block: &mut [u8; 176]) {
     let codes = with_six_bits(source, &Q5, &mut block[..16]);
-    for (j, codes) in codes.as_chunks::<32>().0.iter().enumerate() {
-        block[16..48].iter_mut().zip(codes).for_each(|(high, q)| *high |= (q >> 4) << j);
-    }
-    put_nibbles(&codes, &mut block[48..]);
+    GgmlType::Q5K.put_codes(&codes, block);
 }
 
 /// The codes; `head` takes both scales and the twelve bytes of scales and minima of six bits.
@@ -138,13 +136,6 @@ fn with_six_bits(source: &Block<'_>, form: &Form, head: &mut [u8]) -> [u8; 256] 
     }
     found.round_again(source.values, stored, form.most);
     found.codes
-}
-
-/// Of each 64 codes, byte `l` takes the low four bits of code `l` and of `l + 32`.
-fn put_nibbles(codes: &[u8; 256], qs: &mut [u8]) {
-    for (codes, qs) in codes.as_chunks::<64>().0.iter().zip(qs.as_chunks_mut::<32>().0) {
-        put_halves(codes, qs);
-    }
 }
 
 /// Rounds again under the scales `d · scales[j]` of each 16, codes offset by `reach`.
@@ -194,10 +185,7 @@ pub(super) fn q3_k(source: &Block<'_>, block: &mut [u8; 110]) {
     }
     let d = put_f16(block, 108, shared);
     round_again(source.values, d, steps.into_iter().map(|q| q as i8 - 32), 4, &mut codes);
-    for (i, codes) in codes.as_chunks::<32>().0.iter().enumerate() {
-        block[..32].iter_mut().zip(codes).for_each(|(high, q)| *high |= (q >> 2) << i);
-    }
-    put_bit_pairs(&codes, &mut block[32..96]);
+    GgmlType::Q3K.put_codes(&codes, block);
 }
 
 pub(super) fn q6_k(source: &Block<'_>, block: &mut [u8; 210]) {
@@ -222,11 +210,5 @@ pub(super) fn q6_k(source: &Block<'_>, block: &mut [u8; 210]) {
     for (byte, step) in block[192..208].iter_mut().zip(steps) {
         *byte = step as u8;
     }
-    for (i, codes) in codes.as_chunks::<32>().0.iter().enumerate() {
-        let (half, quarter) = (i / 4, i % 4);
-        for (l, q) in codes.iter().enumerate() {
-            block[64 * half + 32 * (quarter % 2) + l] |= (q & 15) << (quarter / 2 * 4);
-            block[128 + 32 * half + l] |= q >> 4 << (2 * quarter);
-        }
-    }
+    GgmlType::Q6K.put_codes(&codes, block);
 }

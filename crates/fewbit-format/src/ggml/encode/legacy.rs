@@ -3,8 +3,9 @@
 //! Without importances the divisor is the scale before it is rounded to f16, and each division is a product with its
 //! reciprocal; with them scales are searched for.
 
+use super::super::GgmlType;
 use super::search::{Steps, affine, symmetric};
-use super::{Source, extreme, put_f16, put_halves, reciprocal, weighted};
+use super::{Source, extreme, put_f16, reciprocal, weighted};
 
 type Block<'a> = Source<'a, 32>;
 
@@ -12,7 +13,7 @@ type Block<'a> = Source<'a, 32>;
 pub(super) fn q4_0(source: &Block<'_>, block: &mut [u8; 18]) {
     let (d, codes) = around_zero(source, 8);
     put_f16(block, 0, d);
-    put_halves(&codes, &mut block[2..]);
+    GgmlType::Q4_0.put_codes(&codes, block);
 }
 
 /// `d = (max − min) / 15`, `m = min`, `q = min(15, ⌊(w − m)/d + ½⌋)`.
@@ -20,15 +21,14 @@ pub(super) fn q4_1(source: &Block<'_>, block: &mut [u8; 20]) {
     let ([d, m], codes) = with_minimum(source, 15);
     put_f16(block, 0, d);
     put_f16(block, 2, m);
-    put_halves(&codes, &mut block[4..]);
+    GgmlType::Q4_1.put_codes(&codes, block);
 }
 
 /// As [`q4_0`] with 16 for 8.
 pub(super) fn q5_0(source: &Block<'_>, block: &mut [u8; 22]) {
     let (d, codes) = around_zero(source, 16);
     put_f16(block, 0, d);
-    block[2..6].copy_from_slice(&fifth_bits(&codes));
-    put_halves(&codes, &mut block[6..]);
+    GgmlType::Q5_0.put_codes(&codes, block);
 }
 
 /// As [`q4_1`] with 31 for 15.
@@ -36,8 +36,7 @@ pub(super) fn q5_1(source: &Block<'_>, block: &mut [u8; 24]) {
     let ([d, m], codes) = with_minimum(source, 31);
     put_f16(block, 0, d);
     put_f16(block, 2, m);
-    block[4..8].copy_from_slice(&fifth_bits(&codes));
-    put_halves(&codes, &mut block[8..]);
+    GgmlType::Q5_1.put_codes(&codes, block);
 }
 
 /// `d = max|w| / 127`, `q = w/d` rounded half away from zero.
@@ -81,8 +80,4 @@ fn with_minimum(source: &Block<'_>, most: u8) -> ([f32; 2], [u8; 32]) {
     let code = |v: f32| (((v - min) * id + 0.5) as i8).min(most as i8) as u8;
     codes.iter_mut().zip(source.values).for_each(|(q, v)| *q = code(*v));
     ([d, min], codes)
-}
-
-fn fifth_bits(codes: &[u8; 32]) -> [u8; 4] {
-    codes.iter().enumerate().fold(0u32, |bits, (j, q)| bits | u32::from(q >> 4) << j).to_le_bytes()
 }

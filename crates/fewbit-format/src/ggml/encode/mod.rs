@@ -72,6 +72,11 @@ impl GgmlType {
         !matches!(self, Q8_0 | Q8_1 | Q8K | Tq1_0 | Tq2_0 | Mxfp4 | Nvfp4 | Q1_0 | Q2_0)
     }
 
+    /// Whether ggml refuses to round to it without importances.
+    pub const fn needs_importance(self) -> bool {
+        matches!(self, Self::Iq1S | Self::Iq1M | Self::Iq2Xxs | Self::Iq2Xs | Self::Iq2S | Self::Iq3Xxs)
+    }
+
     /// Whether [`GgmlBlocks::encode`] knows it.
     pub fn has_encoder(self) -> bool {
         encoder(self).is_some()
@@ -191,7 +196,7 @@ fn put_f16(block: &mut [u8], at: usize, v: f32) -> f32 {
 }
 
 /// Byte `j` of `qs` takes code `j` (low half) and the one that is half a group further on (high half).
-fn put_halves(codes: &[u8], qs: &mut [u8]) {
+pub(super) fn put_halves(codes: &[u8], qs: &mut [u8]) {
     let (low, high) = codes.split_at(qs.len());
     for ((q, low), high) in qs.iter_mut().zip(low).zip(high) {
         *q = low & 15 | high << 4;
@@ -199,7 +204,8 @@ fn put_halves(codes: &[u8], qs: &mut [u8]) {
 }
 
 /// Of each 128 codes, byte `l` takes the lowest two bits of codes `l, l + 32, l + 64, l + 96`.
-fn put_bit_pairs(codes: &[u8; 256], qs: &mut [u8]) {
+pub(super) fn put_bit_pairs(codes: &[u8], qs: &mut [u8]) {
+    qs.fill(0);
     for (i, codes) in codes.as_chunks::<32>().0.iter().enumerate() {
         for (q, code) in qs[i / 4 * 32..].iter_mut().zip(codes) {
             *q |= (code & 3) << (i % 4 * 2);

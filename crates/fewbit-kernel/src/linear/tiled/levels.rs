@@ -1,6 +1,6 @@
 //! Blocks of ggml whose codes are levels of one table: IQ4_NL, IQ4_XS, MXFP4, NVFP4, Q1_0.
 
-use fewbit_format::{E2M1_TWICE, GgmlBlocks, GgmlType, IQ4_LEVELS, ScaleType, unpack_bits};
+use fewbit_format::{E2M1_TWICE, GgmlBlocks, GgmlType, IQ4_LEVELS, ScaleType};
 
 use super::factors::Factors;
 
@@ -59,20 +59,6 @@ pub(super) fn read(blocks: &GgmlBlocks, r: usize, out: &mut [u8]) {
     let kind = blocks.kind;
     let stored = blocks.row(r).chunks_exact(kind.block_bytes());
     for (block, codes) in stored.zip(out.chunks_exact_mut(kind.block_len())) {
-        let (first, half) = match kind {
-            GgmlType::Iq4Nl => (2, 16),
-            GgmlType::Iq4Xs => (8, 16),
-            GgmlType::Mxfp4 => (1, 16),
-            GgmlType::Nvfp4 => (4, 8),
-            _ => {
-                unpack_bits(&block[2..], 1, codes);
-                continue;
-            }
-        };
-        for (bytes, codes) in block[first..].chunks_exact(half).zip(codes.chunks_exact_mut(2 * half)) {
-            let (low, high) = codes.split_at_mut(half);
-            low.iter_mut().zip(bytes).for_each(|(q, b)| *q = b & 15);
-            high.iter_mut().zip(bytes).for_each(|(q, b)| *q = b >> 4);
-        }
+        kind.read_codes(block, codes);
     }
 }

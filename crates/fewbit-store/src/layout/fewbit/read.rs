@@ -1,9 +1,9 @@
 use std::ops::Range;
 
 use fewbit_format::{
-    Band, Dtype, Error, FloatCodes, FloatGrid, IntCodes, IntGrid, LATTICE_DIM, LatticeCodes, LatticeGrid, Result,
-    SecondStage, SignCodes, SignGrid, Storage, TILE, TableCodes, TableGrid, TrellisCodes, TrellisGrid, TwoOfFour,
-    VectorCodes, VectorGrid, Zeros, packed_len, tiles, unpack_bits,
+    Band, Dtype, Error, FloatCodes, FloatGrid, GgmlBlocks, GgmlType, IntCodes, IntGrid, LATTICE_DIM, LatticeCodes,
+    LatticeGrid, Result, SecondStage, SignCodes, SignGrid, Storage, TILE, TableCodes, TableGrid, TrellisCodes,
+    TrellisGrid, TwoOfFour, VectorCodes, VectorGrid, Zeros, packed_len, tiles, unpack_bits,
 };
 
 use super::{FewbitConfig, numbers, scale_shape, tile_shape};
@@ -39,6 +39,7 @@ fn read_one(scheme: &Scheme, m: Module<'_>) -> Result<Storage> {
         Scheme::Table(scheme) => Storage::Table(read_table(*scheme, m)?),
         Scheme::Signs(scheme) => Storage::Signs(read_signs(*scheme, m)?),
         Scheme::Float(scheme) => Storage::Float(read_float(*scheme, m)?),
+        Scheme::Ggml(kind) => Storage::Ggml(read_ggml(*kind, m)?),
         Scheme::Lattice(scheme) => Storage::Lattice(read_lattice(*scheme, m)?),
         Scheme::Vector(grid) => Storage::Vector(read_vector(*grid, m)?),
         Scheme::Trellis(scheme) => Storage::Trellis(read_trellis(*scheme, m)?),
@@ -192,6 +193,12 @@ fn read_trellis(scheme: TrellisScheme, m: Module<'_>) -> Result<TrellisCodes> {
     let (scale, scales) = m.scales("weight.scales", &[&scale_shape(group, rows, cols)])?;
     let grid = TrellisGrid { scale, ..grid };
     TrellisCodes::new(rows, cols, grid, packed.bytes.to_vec(), &scales).map_err(place)
+}
+
+fn read_ggml(kind: GgmlType, m: Module<'_>) -> Result<GgmlBlocks> {
+    let [rows, cols] = m.shape;
+    let bytes = m.part("weight.codes")?.bytes;
+    GgmlBlocks::new(kind, rows, cols, bytes).map_err(|e| e.tensor(&m.full_name("weight.codes")))
 }
 
 fn read_float(scheme: FloatScheme, m: Module<'_>) -> Result<FloatCodes> {

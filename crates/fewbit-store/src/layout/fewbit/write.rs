@@ -99,7 +99,7 @@ impl Fewbit {
 }
 
 /// A part of a module, bytes as they are.
-fn bytes(module: &str, part: &str, shape: Vec<usize>, bytes: Vec<u8>) -> (String, Tensor) {
+fn bytes(module: &str, part: &str, shape: Vec<usize>, bytes: impl Into<Bytes>) -> (String, Tensor) {
     (format!("{module}.weight.{part}"), Tensor { dtype: Dtype::U8, shape, bytes: bytes.into() })
 }
 
@@ -160,11 +160,8 @@ impl Layout for Fewbit {
         "fewbit"
     }
 
-    fn can_hold(&self, storage: &Storage) -> Result<(), String> {
-        match storage {
-            Storage::Ggml(_) => Err("the `fewbit` layout does not hold blocks of ggml".to_owned()),
-            _ => Ok(()),
-        }
+    fn can_hold(&self, _: &Storage) -> Result<(), String> {
+        Ok(())
     }
 
     fn tensors(&self, module: &str, storage: &Storage) -> Result<Vec<(String, Tensor)>> {
@@ -178,9 +175,9 @@ impl Layout for Fewbit {
             Storage::Trellis(codes) => Ok(trellis(module, codes)),
             Storage::Float(codes) => Self::float(module, codes),
             Storage::TwoOfFour(codes) => self.two_of_four(module, codes),
-            Storage::Ggml(_) => {
-                Err(Error::input(format!("`{module}`: the `fewbit` layout does not hold blocks of ggml"))
-                    .hint("write it with `--format gguf`"))
+            Storage::Ggml(blocks) => {
+                let shape = vec![blocks.rows, blocks.bytes.len() / blocks.rows.max(1)];
+                Ok(vec![bytes(module, "codes", shape, blocks.bytes.clone())])
             }
         }
     }

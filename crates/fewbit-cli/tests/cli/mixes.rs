@@ -1,0 +1,147 @@
+//! GGUF files by llama.cpp's mixes: `--recipe gguf`, importance matrices, GPTQ into blocks.
+
+use std::path::{Path, PathBuf};
+
+use fewbit_store::Gguf;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{fewbit, shared};
+
+/// Types and bytes of all tensors.
+fn tensors(path: &Path) -> Vec<(String, &'static str, Vec<u8>)> {
+    let gguf = Gguf::open(path).unwrap();
+    let mut all: Vec<_> =
+        gguf.tensors().iter().map(|t| (t.name.clone(), t.elements.name(), gguf.bytes(t).to_vec())).collect();
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    all
+}
+
+#[track_caller]
+fn assert_same(ours: &Path, theirs: &Path) {
+    let (ours, theirs) = (tensors(ours), tensors(theirs));
+    assert_eq!(ours.len(), theirs.len());
+    for (a, b) in ours.iter().zip(&theirs) {
+        assert_eq!((&a.0, a.1), (&b.0, b.1));
+        assert!(a.2 == b.2, "{} has other bytes", a.0);
+    }
+}
+
+fn quantize(dir: &TempDir, model: &str, name: &str, more: &[&str]) -> PathBuf {
+    let out = dir.path().join(name);
+    fewbit(&[&["quantize", model, "--out", out.to_str().unwrap(), "--json"], more].concat()).good();
+    out
+}
+
+/// Files that llama.cpp's quantizer wrote from the same numbers.
+#[test]
+fn files_have_the_bytes_of_llama_cpp() {
+    let Some(folder) = shared("conformance/gguf/tiny") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let source = folder.join("tiny-f16-00001-of-00002.gguf");
+    let imatrix = folder.join("../imatrix/tiny.imatrix.gguf");
+    let matrices = [None, Some(imatrix.clone()), Some(imatrix.with_extension("dat"))];
+    let cases = [("Q4_0", 0), ("Q4_K_M", 0), ("Q6_K", 0), ("IQ4_XS", 1), ("iq4_xs", 2)];
+    for (i, (mix, matrix)) in cases.into_iter().enumerate() {
+        let kind = format!("grid.type={mix}");
+        let mut options = vec!["--recipe", "gguf", "--set", &kind];
+        if let Some(path) = &matrices[matrix] {
+            options.extend(["--stats", path.to_str().unwrap()]);
+        }
+        let out = quantize(&dir, source.to_str().unwrap(), &format!("{i}.gguf"), &options);
+        assert_same(&out, &folder.join(format!("tiny-{}.gguf", mix.to_lowercase())));
+    }
+}
+
+#[test]
+fn an_importance_matrix_is_what_text_shows() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = ["--samples", "8", "--length", "64"];
+    let matrix = |name: &str| -> String {
+        let path = dir.path().join(name).to_str().unwrap().to_owned();
+        let made = fewbit(&[&["calibrate", "demo", "--out", &path, "--json"], &text[..]].concat()).good();
+        assert_eq!((made["tensors"].as_u64(), made["tokens"].as_u64()), (Some(28), Some(512)));
+        path
+    };
+    let [gguf, dat] = ["m.gguf", "m.dat"].map(matrix);
+    let kind = ["--recipe", "gguf", "--set", "grid.type=IQ2_XS"];
+    let by = |path: &str, name: &str| quantize(&dir, "demo", name, &[&kind[..], &["--stats", path]].concat());
+    let (a, b) = (by(&gguf, "a.gguf"), by(&dat, "b.gguf"));
+    let measured =
+        quantize(&dir, "demo", "c.gguf", &[&kind[..], &["--set", "grid.importance=input"], &text[..]].concat());
+    // Each block is measured after the blocks before it are rounded: only the first has the original's inputs.
+    let in_first = |path: &Path| -> Vec<_> {
+        tensors(path)
+            .into_iter()
+            .filter(|t| t.0.starts_with("blk.0.attn_q") || t.0.starts_with("blk.0.attn_k"))
+            .collect()
+    };
+    assert_eq!(in_first(&a), in_first(&measured));
+    assert_eq!(tensors(&a).len(), tensors(&b).len());
+    let again = fewbit(&["calibrate", "demo", "--out", &gguf]);
+    again.refused(&["exists already", "m.gguf"]);
+    assert!(!dir.path().join("m.gguf.partial").exists());
+}
+
+/// Divergence from the original.
+fn kl(model: &Path, text: &Path) -> f64 {
+    let args = ["eval", model.to_str().unwrap(), "--against", "demo", "--text", text.to_str().unwrap(), "--json"];
+    fewbit(&args).good()["kl_mean"].as_f64().unwrap()
+}
+
+#[test]
+fn gptq_gets_nearer_to_the_original_in_the_same_blocks() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().join("text.txt");
+    std::fs::write(&text, "Once upon a time there was a small dog who liked to run in the garden. ".repeat(30))
+        .unwrap();
+    // Whole blocks of IQ2 are rounded at once, which leaves GPTQ less to do.
+    for (mix, most) in [("Q2_K", 0.9), ("Q4_K_M", 0.9), ("IQ2_XS", 1.0)] {
+        let kind = format!("grid.type={mix}");
+        let calibration = ["--samples", "48", "--length", "128", "--set", "grid.importance=input"];
+        let with = |recipe: &str| {
+            let options = [&["--recipe", recipe, "--set", &kind][..], &calibration].concat();
+            quantize(&dir, "demo", &format!("{recipe}-{mix}.gguf"), &options)
+        };
+        let (nearest, gptq) = (with("gguf"), with("gguf-gptq"));
+        let types = |path: &Path| tensors(path).into_iter().map(|t| (t.0, t.1)).collect::<Vec<_>>();
+        assert_eq!(types(&nearest), types(&gptq));
+        let (nearest, gptq) = (kl(&nearest, &text), kl(&gptq, &text));
+        assert!(gptq < most * nearest, "{mix}: {gptq} for {nearest}");
+    }
+}
+
+#[test]
+fn mixes_go_into_our_own_layout_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let kind = ["--recipe", "gguf", "--set", "grid.type=Q4_K_M"];
+    let gguf = quantize(&dir, "demo", "m.gguf", &kind);
+    let own = quantize(&dir, "demo", "own", &[&kind[..], &["--format", "fewbit"]].concat());
+    let logits = |model: &Path| -> Value {
+        let model = model.to_str().unwrap();
+        fewbit(&["logits", model, "--prompt", "Once upon", "--arithmetic", "weights-only", "--json"]).good()["logits"]
+            .clone()
+    };
+    assert_eq!(logits(&gguf), logits(&own));
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("m.gguf").to_str().unwrap().to_owned();
+    let refused = |more: &[&str], words: &[&str]| {
+        fewbit(&[&["quantize", "demo", "--out", &out], more].concat()).refused(words);
+    };
+    refused(&["--recipe", "gguf", "--set", "grid.type=Q4_K_X"], &["`Q4_K_X`", "neither a mix", "Q4_K_M"]);
+    refused(&["--recipe", "gguf", "--set", "grid.type=IQ2_XS"], &["IQ2_XS", "importances", "--stats"]);
+    let nothing = dir.path().join("nothing.gguf").to_str().unwrap().to_owned();
+    refused(&["--recipe", "gguf", "--stats", &nothing], &["nothing.gguf"]);
+    std::fs::write(&nothing, b"not an importance matrix at all").unwrap();
+    refused(&["--recipe", "gguf", "--stats", &nothing], &["nothing.gguf", "neither a GGUF file"]);
+    if let Some(folder) = shared("conformance/gguf/imatrix") {
+        let other = folder.join("tiny.imatrix.gguf").to_str().unwrap().to_owned();
+        refused(&["--recipe", "gguf", "--stats", &other], &["importance", "made with this model"]);
+        refused(&["--recipe", "rtn", "--stats", &other], &["importance"]);
+    }
+    assert!(!Path::new(&out).exists());
+}
