@@ -127,7 +127,7 @@ fn every_solver_on_every_grid_keeps_what_it_is_told_to() {
     let mut entries = Entries::none(37, 256);
     for r in 0..37 {
         // Outliers that no code reaches without loss for all others.
-        for c in [r % 256, (7 * r + 60) % 256] {
+        for c in [r % 128, (7 * r + 60) % 128].into_iter().flat_map(|c| [c, c + 128]) {
             entries.add(r, c);
             w[(r, c)] *= 40.0;
         }
@@ -162,6 +162,8 @@ fn every_solver_on_every_grid_keeps_what_it_is_told_to() {
                 "learned" => 0.6,
                 // What is zero anyway is lost with outliers and without.
                 "sparse" => 0.4,
+                // A scale is that of 32 columns, of which an outlier spoils one in eight here.
+                "ggml" => 0.3,
                 _ => 0.1,
             };
             assert!(error(&one) < most * error(&two), "{name}: {} {}", error(&one), error(&two));

@@ -95,8 +95,7 @@ fn gptq_gets_nearer_to_the_original_in_the_same_blocks() {
     let text = dir.path().join("text.txt");
     std::fs::write(&text, "Once upon a time there was a small dog who liked to run in the garden. ".repeat(30))
         .unwrap();
-    // Whole blocks of IQ2 are rounded at once, which leaves GPTQ less to do.
-    for (mix, most) in [("Q2_K", 0.9), ("Q4_K_M", 0.9), ("IQ2_XS", 1.0)] {
+    for mix in ["Q2_K", "Q4_K_M", "IQ2_XS"] {
         let kind = format!("grid.type={mix}");
         let calibration = ["--samples", "48", "--length", "128", "--set", "grid.importance=input"];
         let with = |recipe: &str| {
@@ -107,7 +106,7 @@ fn gptq_gets_nearer_to_the_original_in_the_same_blocks() {
         let types = |path: &Path| tensors(path).into_iter().map(|t| (t.0, t.1)).collect::<Vec<_>>();
         assert_eq!(types(&nearest), types(&gptq));
         let (nearest, gptq) = (kl(&nearest, &text), kl(&gptq, &text));
-        assert!(gptq < most * nearest, "{mix}: {gptq} for {nearest}");
+        assert!(gptq < 0.8 * nearest, "{mix}: {gptq} for {nearest}");
     }
 }
 

@@ -31,6 +31,12 @@ impl<const N: usize> Grid<N> {
         u16::from_le_bytes([BYTES[at], BYTES[at + 1]])
     }
 
+    /// What a level stands for.
+    #[inline]
+    pub(super) fn number(&self, level: u8) -> f32 {
+        f32::from(self.levels[usize::from(level)])
+    }
+
     /// The numbers of point `i`.
     #[inline]
     pub(super) fn point(&self, i: usize) -> [f32; N] {

@@ -19,7 +19,7 @@ const DELTA: f32 = 0.125;
 
 /// `out = scale · point`, negative where the bit of `signs` is set.
 #[inline]
-fn signed<const N: usize>(out: &mut [f32; N], scale: f32, point: [f32; N], signs: u8) {
+pub(super) fn signed<const N: usize>(out: &mut [f32; N], scale: f32, point: [f32; N], signs: u8) {
     for (j, (v, magnitude)) in out.iter_mut().zip(point).enumerate() {
         let product = scale * magnitude;
         *v = if signs >> j & 1 == 1 { -product } else { product };
@@ -30,13 +30,13 @@ fn u16_at(block: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([block[at], block[at + 1]])
 }
 
-fn u32_at(block: &[u8], at: usize) -> u32 {
+pub(super) fn u32_at(block: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
 }
 
 /// The scale of the halves of 32 weights, four bits each, in steps of a quarter from an eighth on.
 #[inline]
-fn quarter_steps(d: f32, scale: u8) -> f32 {
+pub(super) fn quarter_steps(d: f32, scale: u8) -> f32 {
     d * (0.5 + f32::from(scale)) * 0.25
 }
 

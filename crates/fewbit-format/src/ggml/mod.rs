@@ -4,6 +4,7 @@
 //! most scales are f16. Decoding is bit-equal to ggml's C functions: each f32 product and sum rounds by itself.
 
 mod codes;
+mod eights;
 mod encode;
 mod grids;
 mod iq;
@@ -20,6 +21,7 @@ use half::f16;
 
 use crate::{Error, Result};
 
+pub use eights::Eight;
 pub use levels::{E2M1_TWICE, IQ4_LEVELS};
 pub use split::{CodeMeaning, Split};
 

@@ -60,11 +60,16 @@ impl GgmlType {
         Some(Split { bits, group, meaning, has_shared })
     }
 
-    /// Where the scales lie in a block, in one or two stretches: the other bytes are codes.
+    /// Where the scales lie in a block: the other bytes are codes, which have their place in some of these too.
     ///
     /// # Panics
-    /// If the type does not [`split`](Self::split).
+    /// If the type neither splits nor has [eights](Self::has_eights).
     pub fn scale_bytes(self) -> impl Iterator<Item = usize> {
+        let step = match self {
+            Self::Iq2Xxs => 8,
+            Self::Iq3Xxs => 4,
+            _ => 1,
+        };
         let (first, second) = match self {
             Self::Q4_1 | Self::Q5_1 | Self::Q8_1 | Self::Nvfp4 => (0..4, 0..0),
             Self::Q2K => (0..16, 80..84),
@@ -77,9 +82,14 @@ impl GgmlType {
             Self::Tq1_0 => (52..54, 0..0),
             Self::Tq2_0 => (64..66, 0..0),
             Self::Q4_0 | Self::Q5_0 | Self::Q8_0 | Self::Iq4Nl | Self::Q1_0 | Self::Q2_0 => (0..2, 0..0),
-            _ => unreachable!("only blocks that split have scales of codes"),
+            Self::Iq2Xxs => (0..2, 9..66),
+            Self::Iq2Xs => (0..2, 66..74),
+            Self::Iq2S => (0..2, 74..82),
+            Self::Iq3Xxs => (0..2, 69..98),
+            Self::Iq3S => (0..2, 106..110),
+            _ => unreachable!("only some blocks have scales in bytes of their own"),
         };
-        first.chain(second)
+        first.chain(second.step_by(step))
     }
 
     /// The greatest code of a type that splits into `bits`.

@@ -3,7 +3,7 @@ use std::sync::Mutex;
 use fewbit_engine::kinds::{
     BoundGrid, Entry, GgufMix, Grid, GridJob, LANES, MixTensor, Needs, OfTensor, Params, Place, Weighting, parse,
 };
-use fewbit_format::{CodeMeaning, Error, GgmlBlocks, GgmlType, Mat, Result, Split, Storage};
+use fewbit_format::{CodeMeaning, Eight, Error, GgmlBlocks, GgmlType, Mat, Result, Split, Storage};
 use fewbit_kernel::Team;
 use fewbit_kernel::strip::{Affine, round_affine};
 use serde::Deserialize;
@@ -129,6 +129,7 @@ impl Grid for GgmlGrid {
         let blocks = Blocks { kind, importance, rows: job.weight.rows(), cols: job.weight.cols() };
         Ok(match kind.split() {
             Some(split) => Box::new(Codes::new(blocks, split)),
+            None if kind.has_eights() => Box::new(Eights(blocks)),
             None => Box::new(Whole(blocks)),
         })
     }
@@ -338,7 +339,125 @@ impl BoundGrid for Codes {
     }
 }
 
-/// Blocks in which several weights share a code: one is rounded as a whole.
+/// Columns that points and signs stand for together.
+const EIGHT: usize = 8;
+
+/// Blocks in which eight weights share points of a grid, and signs.
+///
+/// Parameters of a group are those of a block: the scale of each eight, and the bytes that hold the scales.
+struct Eights(Blocks);
+
+impl Eights {
+    /// Rounds tiles; `error` says how much differences count together, `weights` how much each does about.
+    fn round_by(
+        &self,
+        at: Place,
+        params: &Params,
+        tile: &[[f32; LANES]],
+        codes: &mut [[u16; LANES]],
+        decoded: &mut [[f32; LANES]],
+        weights: &impl Fn(usize) -> [f32; EIGHT],
+        error: &impl Fn(&[f32; EIGHT], &[f32; EIGHT]) -> f32,
+    ) {
+        let tiles = tile.as_chunks::<EIGHT>().0.iter().zip(codes.as_chunks_mut::<EIGHT>().0);
+        for (i, ((tile, codes), decoded)) in tiles.zip(decoded.as_chunks_mut::<EIGHT>().0).enumerate() {
+            let column = at.column + i * EIGHT;
+            let (weights, scales) = (weights(column), &params.0[column % self.group() / EIGHT]);
+            for lane in 0..LANES {
+                let values = std::array::from_fn(|c| tile[c][lane]);
+                let error = |off: &[f32; EIGHT]| error(off, &weights);
+                let found = self.0.kind.nearest_eight(scales[lane], &values, &weights, &error);
+                let [first, second] = found.points;
+                (codes[0][lane], codes[1][lane], codes[2][lane]) = (first, second, found.signs.into());
+                let value = self.0.kind.decode_eight(scales[lane], found);
+                (0..EIGHT).for_each(|c| decoded[c][lane] = value[c]);
+            }
+        }
+    }
+}
+
+impl BoundGrid for Eights {
+    fn width(&self) -> usize {
+        EIGHT
+    }
+
+    fn group(&self) -> usize {
+        self.0.kind.block_len()
+    }
+
+    fn fit(&self, at: Place, values: &[[f32; LANES]], by: Weighting<'_>) -> Params {
+        let (kind, eights) = (self.0.kind, self.group() / EIGHT);
+        let mut params = vec![[0.0; LANES]; eights + kind.scale_bytes().count()];
+        for lane in 0..LANES {
+            let block = self.0.encode(at.column, lane, values, by);
+            let scales = (0..eights).map(|e| kind.scale_of_eight(&block, e));
+            let all = scales.chain(kind.scale_bytes().map(|i| f32::from(block[i])));
+            params.iter_mut().zip(all).for_each(|(p, v)| p[lane] = v);
+        }
+        Params(params)
+    }
+
+    fn round(
+        &self,
+        at: Place,
+        params: &Params,
+        tile: &[[f32; LANES]],
+        codes: &mut [[u16; LANES]],
+        decoded: &mut [[f32; LANES]],
+    ) {
+        let weights = |column: usize| match &self.0.importance {
+            Some(importance) => std::array::from_fn(|c| importance[column + c]),
+            None => [1.0; EIGHT],
+        };
+        let error = |off: &[f32; EIGHT], weights: &[f32; EIGHT]| off.iter().zip(weights).map(|(d, w)| w * d * d).sum();
+        self.round_by(at, params, tile, codes, decoded, &weights, &error);
+    }
+
+    fn round_coupled(
+        &self,
+        at: Place,
+        params: &Params,
+        tile: &[[f32; LANES]],
+        u: &[f32],
+        codes: &mut [[u16; LANES]],
+        decoded: &mut [[f32; LANES]],
+    ) {
+        let weights = |_: usize| std::array::from_fn(|c| (u[c * EIGHT + c] * u[c * EIGHT + c]).recip());
+        // What is left of each column once those before it are made up for, over its diagonal.
+        let error = |off: &[f32; EIGHT], _: &[f32; EIGHT]| {
+            let (mut off, mut sum) = (*off, 0.0);
+            for i in 0..EIGHT {
+                let e = off[i] / u[i * EIGHT + i];
+                sum += e * e;
+                (i + 1..EIGHT).for_each(|j| off[j] -= e * u[i * EIGHT + j]);
+            }
+            sum
+        };
+        self.round_by(at, params, tile, codes, decoded, &weights, &error);
+    }
+
+    fn round_rows(&self, w: &Mat, team: &Team) -> Option<Result<Storage>> {
+        Some(self.0.encode_rows(w, team))
+    }
+
+    fn store(&self, codes: Vec<Vec<[u16; LANES]>>, params: Vec<Vec<Params>>) -> Result<Storage> {
+        let (kind, len) = (self.0.kind, self.group());
+        self.0.collect(|r, k| {
+            let (strip, lane) = (r / LANES, r % LANES);
+            let mut block = vec![0; kind.block_bytes()];
+            for (i, byte) in kind.scale_bytes().zip(&params[strip][k].0[len / EIGHT..]) {
+                block[i] = byte[lane] as u8;
+            }
+            for (e, codes) in codes[strip][k * len..(k + 1) * len].as_chunks::<EIGHT>().0.iter().enumerate() {
+                let [first, second, signs] = [0, 1, 2].map(|i| codes[i][lane]);
+                kind.put_eight(Eight { points: [first, second], signs: signs as u8 }, e, &mut block);
+            }
+            block
+        })
+    }
+}
+
+/// Blocks in which weights share more than that (IQ1): one is rounded as a whole.
 struct Whole(Blocks);
 
 impl BoundGrid for Whole {

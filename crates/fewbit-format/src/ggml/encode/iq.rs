@@ -5,7 +5,8 @@
 
 use std::sync::LazyLock;
 
-use super::super::grids::{self, Grid};
+use super::super::{Eight, GgmlType};
+use super::near::{IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS, Near};
 use super::search::{best_scale, nearest, positive};
 use super::{Source, power, put_f16, squares, weighted};
 
@@ -13,98 +14,6 @@ type Block<'a> = Source<'a, 256>;
 
 /// Magnitudes of a group, at most.
 const MOST: usize = 32;
-
-/// For each point of a cube the points of the grid that are near: itself, if it is one, or those at the least
-/// distances.
-pub(super) struct Near<const N: usize> {
-    /// The cube's point `u` has those of `points` from `first[u]` to `first[u + 1]`.
-    first: Vec<u32>,
-    points: Vec<u16>,
-    /// The levels of each point of the grid.
-    levels: Vec<[u8; N]>,
-    /// Levels of the cube.
-    count: u8,
-}
-
-static IQ2_XXS: LazyLock<Near<8>> = LazyLock::new(|| Near::new(&grids::IQ2_XXS, 256, 3, 2));
-static IQ2_XS: LazyLock<Near<8>> = LazyLock::new(|| Near::new(&grids::IQ2_XS, 512, 3, 2));
-static IQ2_S: LazyLock<Near<8>> = LazyLock::new(|| Near::new(&grids::IQ2_S, 1024, 3, 1));
-static IQ3_XXS: LazyLock<Near<4>> = LazyLock::new(|| Near::new(&grids::IQ3_XXS, 256, 8, 2));
-static IQ3_S: LazyLock<Near<4>> = LazyLock::new(|| Near::new(&grids::IQ3_S, 512, 8, 3));
-
-impl<const N: usize> Near<N> {
-    const BITS: usize = if N == 8 { 2 } else { 3 };
-
-    /// With the points at so many of the least distances.
-    pub(super) fn new(grid: &Grid<N>, points: usize, count: u8, distances: usize) -> Self {
-        let unpack =
-            |packed: usize| std::array::from_fn(|j| (packed >> (Self::BITS * j) & ((1 << Self::BITS) - 1)) as u8);
-        let levels: Vec<[u8; N]> = (0..points).map(|i| unpack(usize::from(grid.packed(i)))).collect();
-        let mut out = Self { first: vec![0], points: Vec::new(), levels, count };
-        let mut apart = vec![0; points];
-        for u in 0..1usize << (Self::BITS * N) {
-            let here: [u8; N] = unpack(u);
-            if here.iter().all(|level| *level < count) {
-                out.add(&here, distances, &mut apart);
-            }
-            out.first.push(out.points.len() as u32);
-        }
-        out
-    }
-
-    fn add(&mut self, here: &[u8; N], distances: usize, apart: &mut [i32]) {
-        let square = |(a, b): (&u8, &u8)| (i32::from(*a) - i32::from(*b)).pow(2);
-        for (apart, there) in apart.iter_mut().zip(&self.levels) {
-            *apart = here.iter().zip(there).map(square).sum();
-        }
-        let mut after = -1;
-        for _ in 0..distances {
-            let Some(next) = apart.iter().copied().filter(|d| *d > after).min() else { break };
-            self.points.extend((0..apart.len()).filter(|i| apart[*i] == next).map(|i| i as u16));
-            if next == 0 {
-                break;
-            }
-            after = next;
-        }
-    }
-
-    /// The levels of a point.
-    pub(super) fn levels(&self, point: u16) -> &[u8; N] {
-        &self.levels[usize::from(point)]
-    }
-
-    /// The point with the least error of those near the cube's point `packed`, and whether it is that point itself.
-    pub(super) fn closest(&self, packed: usize, error: impl Fn(&[u8; N]) -> f32) -> (u16, bool) {
-        let near = &self.points[self.first[packed] as usize..self.first[packed + 1] as usize];
-        let pack = |point: u16| self.levels(point).iter().rev().fold(0, |u, l| u << Self::BITS | usize::from(*l));
-        let mut best = (near[0], f32::MAX);
-        if near.len() > 1 || pack(near[0]) != packed {
-            for point in near {
-                let error = error(self.levels(*point));
-                if error < best.1 {
-                    best = (*point, error);
-                }
-            }
-            return (best.0, false);
-        }
-        (near[0], true)
-    }
-
-    /// The point for some magnitudes under a scale, and whether it is the nearest of the cube.
-    fn place(&self, inverse: f32, scale: f32, values: &[f32], roots: &[f32]) -> (u16, bool) {
-        let mut packed = 0;
-        for (j, v) in values.iter().enumerate() {
-            let level = nearest(0.5 * (inverse * v - 1.0)).clamp(0, i32::from(self.count) - 1);
-            packed |= (level as usize) << (Self::BITS * j);
-        }
-        self.closest(packed, |levels| {
-            levels.iter().zip(values).zip(roots).fold(0.0f32, |sum, ((level, v), w)| {
-                let off = scale * f32::from(2 * level + 1) - v;
-                sum + w * off * off
-            })
-        })
-    }
-}
 
 /// Which points are looked for again under the scale that was found.
 #[derive(PartialEq)]
@@ -205,7 +114,7 @@ impl<const N: usize> Form<N> {
             moved.contains(&true)
         };
         let sums = |points: &[u16]| {
-            let levels = points.iter().flat_map(|p| near.levels[usize::from(*p)]).map(|l| f32::from(2 * l + 1));
+            let levels = points.iter().flat_map(|p| *near.levels(*p)).map(|l| f32::from(2 * l + 1));
             let mut sums = [0.0; 2];
             for ((q, v), w) in levels.zip(values).zip(weights) {
                 sums[0] += w * v * q;
@@ -307,59 +216,53 @@ const S3: Form<4> = Form {
     ..XXS3
 };
 
-/// Four times seven signs and a scale.
-fn signs_and_scale(signs: &[u8], scale: u8) -> [u8; 4] {
-    let signs = signs.iter().enumerate().fold(0u32, |all, (k, s)| all | u32::from(s & 127) << (7 * k));
-    (signs | u32::from(scale) << 28).to_le_bytes()
+/// Puts points and signs in their places.
+fn put_points<const N: usize>(kind: GgmlType, found: &Found, block: &mut [u8]) {
+    for (i, signs) in found.signs.into_iter().enumerate() {
+        let points = if N == 8 { [found.points[i], 0] } else { [found.points[2 * i], found.points[2 * i + 1]] };
+        kind.put_eight(Eight { points, signs }, i, block);
+    }
+}
+
+/// Puts the scales of each 32 weights into the upper halves of bytes that have signs in the lower ones.
+fn put_beside_signs(scales: &[u8; 16], block: &mut [u8], first: usize, step: usize) {
+    for (i, scale) in scales[..8].iter().enumerate() {
+        block[first + step * i] |= scale << 4;
+    }
 }
 
 pub(super) fn iq2_xxs(source: &Block<'_>, block: &mut [u8; 66]) {
     let found = XXS.search(source);
     let Some(scales) = XXS.put_scales(&found, block) else { return };
-    for (i, out) in block[2..].as_chunks_mut::<8>().0.iter_mut().enumerate() {
-        out[..4].iter_mut().zip(&found.points[4 * i..]).for_each(|(q, p)| *q = *p as u8);
-        out[4..].copy_from_slice(&signs_and_scale(&found.signs[4 * i..4 * i + 4], scales[i]));
-    }
+    put_points::<8>(GgmlType::Iq2Xxs, &found, block);
+    put_beside_signs(&scales, block, 9, 8);
 }
 
 pub(super) fn iq2_xs(source: &Block<'_>, block: &mut [u8; 74]) {
     let found = XS.search(source);
     let Some(scales) = XS.put_scales(&found, block) else { return };
-    for i in 0..32 {
-        let code = found.points[i] | u16::from(found.signs[i] & 127) << 9;
-        block[2 + 2 * i..4 + 2 * i].copy_from_slice(&code.to_le_bytes());
-    }
+    put_points::<8>(GgmlType::Iq2Xs, &found, block);
     put_scale_pairs(&scales, &mut block[66..]);
 }
 
 pub(super) fn iq2_s(source: &Block<'_>, block: &mut [u8; 82]) {
     let found = S.search(source);
     let Some(scales) = S.put_scales(&found, block) else { return };
-    for i in 0..32 {
-        block[2 + i] = found.points[i] as u8;
-        block[66 + i / 4] |= ((found.points[i] >> 8) as u8) << (i % 4 * 2);
-    }
-    block[34..66].copy_from_slice(&found.signs);
+    put_points::<8>(GgmlType::Iq2S, &found, block);
     put_scale_pairs(&scales, &mut block[74..]);
 }
 
 pub(super) fn iq3_xxs(source: &Block<'_>, block: &mut [u8; 98]) {
     let found = XXS3.search(source);
     let Some(scales) = XXS3.put_scales(&found, block) else { return };
-    block[2..66].iter_mut().zip(&found.points).for_each(|(q, p)| *q = *p as u8);
-    for (i, out) in block[66..].as_chunks_mut::<4>().0.iter_mut().enumerate() {
-        *out = signs_and_scale(&found.signs[4 * i..4 * i + 4], scales[i]);
-    }
+    put_points::<4>(GgmlType::Iq3Xxs, &found, block);
+    put_beside_signs(&scales, block, 69, 4);
 }
 
 pub(super) fn iq3_s(source: &Block<'_>, block: &mut [u8; 110]) {
     let found = S3.search(source);
     let Some(scales) = S3.put_scales(&found, block) else { return };
-    for i in 0..64 {
-        block[2 + i] = found.points[i] as u8;
-        block[66 + i / 8] |= ((found.points[i] >> 8) as u8) << (i % 8);
-    }
-    block[74..106].copy_from_slice(&found.signs);
+    put_points::<4>(GgmlType::Iq3S, &found, block);
     put_scale_pairs(&scales[..8], &mut block[106..]);
 }
 

@@ -9,7 +9,7 @@
 use std::sync::LazyLock;
 
 use super::super::grids;
-use super::iq::Near;
+use super::near::Near;
 use super::search::{best_scale, nearest};
 use super::{Source, power, put_f16, squares, weighted};
 

@@ -7,6 +7,7 @@ mod iq1;
 mod k_quants;
 mod legacy;
 mod levels;
+pub(super) mod near;
 mod search;
 mod ternary;
 
