@@ -3,9 +3,15 @@
 /// Below this greatest magnitude a group counts as zeros.
 pub(super) const NOTHING: f32 = 1e-15;
 
-/// Rounds half to even.
+/// Rounds half to even, up to a magnitude that no code has; what is no number becomes 0.
+///
+/// By an addition, since without SSE 4.1 the compiler would call a function.
+#[inline]
 pub(super) fn nearest(v: f32) -> i32 {
-    v.round_ties_even() as i32
+    /// One and a half times 2²³: its neighbours are a whole number apart.
+    const MAGIC: f32 = 12_582_912.0;
+    const MOST: f32 = 4_194_303.0;
+    ((v.clamp(-MOST, MOST) + MAGIC) - MAGIC) as i32
 }
 
 /// The least squares over candidates, each of which gives codes: the best scale for them follows from `sums`, which are
@@ -245,4 +251,17 @@ pub(super) fn positive(values: &[f32], weights: &[f32], most: u8, codes: &mut [u
         }
     }
     if sums[1] > 0.0 { sums[0] / sums[1] } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_go_to_the_even_number() {
+        for v in (-40..40).map(|i| i as f32 * 0.25).chain([1e6, -1e6, 4_194_302.5, 0.499_999_97, f32::MIN_POSITIVE]) {
+            assert_eq!(nearest(v), v.round_ties_even() as i32, "{v}");
+        }
+        assert_eq!([f32::NAN, f32::INFINITY, -1e30].map(nearest), [0, 4_194_303, -4_194_303]);
+    }
 }
