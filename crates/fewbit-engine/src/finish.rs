@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::allocate::AllocationReport;
 use crate::bound::Bound;
 use crate::calibration::{Calibration, CalibrationSource};
-use crate::importances::Given;
+use crate::imatrix::Given;
 use crate::journal::Done;
 use crate::journal::Identity;
 use crate::outputs::{Format, Schemes, rename, shard_name, write_file};

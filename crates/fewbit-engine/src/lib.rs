@@ -7,8 +7,8 @@ mod convert;
 mod experts;
 mod finish;
 mod fold;
+mod imatrix;
 mod importance;
-mod importances;
 mod journal;
 pub mod kinds;
 mod mapped;
@@ -35,7 +35,7 @@ pub use allocate::{AllocateSettings, Allocated, AllocationReport, Granularity, S
 pub use calibration::{Calibration, CalibrationSource};
 pub use convert::{Conversion, Difference, convert, difference};
 pub use fold::{BlockTensors, fold};
-pub use importances::importances;
+pub use imatrix::importances;
 pub use outputs::{Format, shard_head, write_shard};
 pub use patterns::{Override, Pattern};
 pub use plan::{Plan, Sweep};

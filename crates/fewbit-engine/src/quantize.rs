@@ -16,7 +16,7 @@ use crate::allocate::AllocationReport;
 use crate::bound::{Bound, Choices, compressible};
 use crate::calibration::{Calibration, CalibrationSource};
 use crate::finish::Finished;
-use crate::importances::Given;
+use crate::imatrix::Given;
 use crate::journal::{Done, Identity, JOURNAL, Journal};
 use crate::measure::Fisher;
 use crate::origin::Origin;
@@ -49,8 +49,7 @@ pub(crate) struct Run<'a> {
 /// If it is refused.
 pub fn plan(request: &Request<'_>, flops_per_second: f64) -> Result<Plan> {
     let request = &request.settled()?;
-    let (file, mut bound) = bind(request)?;
-    bound.needs.mean_square &= request.importances.is_none();
+    let (file, bound, _) = bind(request)?;
     let (samples, length) = sizes(request, &file);
     let samples = samples * request.recipe.calibration.shifts;
     Ok(bound.plan(&file, &request.recipe, samples, length, request.calibration.bytes(), flops_per_second))
@@ -67,9 +66,7 @@ pub fn quantize(
     stop: &AtomicBool,
 ) -> Result<Report> {
     let request = &request.settled()?;
-    let (file, mut bound) = bind(request)?;
-    let importances = request.importances.as_deref().map(|path| Given::open(path, &file, &bound)).transpose()?;
-    bound.needs.mean_square &= importances.is_none();
+    let (file, bound, importances) = bind(request)?;
     file.notes().iter().chain(&bound.notes).for_each(|n| progress.note(n));
     let places = Places::claim(Claim::of(request))?;
     let prepared = prepare(request, &file, &bound, &places, team, progress, stop).inspect_err(|e| {
@@ -117,7 +114,8 @@ fn prepare(
     Ok((source, calibration))
 }
 
-fn bind(request: &Request<'_>) -> Result<(ModelFile, Bound)> {
+/// The model, what the request means for it, and the importance matrix that stands in the place of text.
+fn bind(request: &Request<'_>) -> Result<(ModelFile, Bound, Option<Given>)> {
     let file = ModelFile::open(&request.model)?;
     let what = file.quantization().describe().unwrap_or_else(|| "in blocks of ggml".to_owned());
     if file.is_quantized() && !request.requantize {
@@ -142,7 +140,9 @@ fn bind(request: &Request<'_>) -> Result<(ModelFile, Bound)> {
         file.part(Part::Block(0))?;
         bound.notes.push(format!("the source is quantized ({what}): its decoded weights are the original"));
     }
-    Ok((file, bound))
+    let importances = request.importances.as_deref().map(|path| Given::open(path, &file, &bound)).transpose()?;
+    bound.needs.mean_square &= importances.is_none();
+    Ok((file, bound, importances))
 }
 
 /// Sequences and tokens of a sequence; a length that nobody chose ends at the model's context.

@@ -121,4 +121,13 @@ fn what_does_not_fit_is_refused() {
     let job = GridJob { weight: &w, stats: &InputStats::default(), seed: 0, team: &team };
     let e = grid(GgmlType::Q4K, "none").begin(&job).err().unwrap().to_string();
     assert!(e.contains("1e30") && e.contains("Q4_K"), "{e}");
+    w[(7, 9)] = 1.0;
+    for bad in [f32::NAN, f32::INFINITY, -1.0] {
+        let mut mean_square = importances();
+        mean_square[3] = bad;
+        let stats = InputStats { mean_square: Some(mean_square), ..InputStats::default() };
+        let job = GridJob { weight: &w, stats: &stats, seed: 0, team: &team };
+        let e = grid(GgmlType::Q4K, "input").begin(&job).err().unwrap().to_string();
+        assert!(e.contains(&format!("importance {bad}")), "{e}");
+    }
 }

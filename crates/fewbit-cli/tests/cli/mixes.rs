@@ -135,6 +135,10 @@ fn what_makes_no_sense_is_refused() {
     refused(&["--recipe", "gguf", "--set", "grid.type=IQ2_XS"], &["IQ2_XS", "importances", "--stats"]);
     let nothing = dir.path().join("nothing.gguf").to_str().unwrap().to_owned();
     refused(&["--recipe", "gguf", "--stats", &nothing], &["nothing.gguf"]);
+    refused(&["--recipe", "gguf", "--stats", &nothing, "--dry-run"], &["nothing.gguf"]);
+    let matrix = dir.path().join("m.imatrix").to_str().unwrap().to_owned();
+    fewbit(&["calibrate", "demo", "--out", &matrix, "--length", "100000"]).refused(&["--length 100000", "context"]);
+    assert!(!dir.path().join("m.imatrix.partial").exists());
     std::fs::write(&nothing, b"not an importance matrix at all").unwrap();
     refused(&["--recipe", "gguf", "--stats", &nothing], &["nothing.gguf", "neither a GGUF file"]);
     if let Some(folder) = shared("conformance/gguf/imatrix") {

@@ -152,7 +152,7 @@ impl MixTensor<'_> {
 
 #[expect(clippy::match_same_arms, reason = "the rules stand mix by mix")]
 impl GgufMix {
-    /// All of them, by falling size of name and then of file.
+    /// All of them.
     pub const ALL: [Self; 29] = [
         Self::Q4_0,
         Self::Q4_1,

@@ -126,6 +126,10 @@ impl Grid for GgmlGrid {
             Importance::None => None,
             Importance::Input => job.stats.column_weights(),
         };
+        if let Some(v) = importance.iter().flatten().find(|v| !(0.0..=f32::MAX).contains(*v)) {
+            return Err(Error::input(format!("reads columns of which one has the importance {v}"))
+                .hint("check the calibration text, or make the importance matrix again"));
+        }
         let blocks = Blocks { kind, importance, rows: job.weight.rows(), cols: job.weight.cols() };
         Ok(match kind.split() {
             Some(split) => Box::new(Codes::new(blocks, split)),
@@ -175,6 +179,35 @@ impl Blocks {
         let blocks = GgmlBlocks::encode(self.kind, 1, own.len(), &own, importance.as_deref());
         // Weights that are numbers within reach always have a block; what a solver made of them may have left it.
         blocks.map_or_else(|_| vec![0; self.kind.block_bytes()], |b| b.bytes.to_vec())
+    }
+
+    /// What is read from each lane's block, and behind it the bytes that hold its scales.
+    fn params(
+        &self,
+        at: Place,
+        values: &[[f32; LANES]],
+        by: Weighting<'_>,
+        read: impl Fn(&[u8]) -> Vec<f32>,
+    ) -> Params {
+        let mut params = Vec::new();
+        for lane in 0..LANES {
+            let block = self.encode(at.column, lane, values, by);
+            let mut all = read(&block);
+            all.extend(self.kind.scale_bytes().map(|i| f32::from(block[i])));
+            params.resize(all.len(), [0.0; LANES]);
+            params.iter_mut().zip(all).for_each(|(p, v)| p[lane] = v);
+        }
+        Params(params)
+    }
+
+    /// A block that has the scales of [`params`](Self::params), and no codes yet.
+    fn with_scales(&self, params: &Params, lane: usize) -> Vec<u8> {
+        let mut block = vec![0; self.kind.block_bytes()];
+        let first = params.0.len() - self.kind.scale_bytes().count();
+        for (i, byte) in self.kind.scale_bytes().zip(&params.0[first..]) {
+            block[i] = byte[lane] as u8;
+        }
+        block
     }
 
     /// All rows, as ggml's encoder rounds them.
@@ -287,17 +320,12 @@ impl BoundGrid for Codes {
     }
 
     fn fit(&self, at: Place, values: &[[f32; LANES]], by: Weighting<'_>) -> Params {
-        let (kind, groups) = (self.blocks.kind, self.groups());
-        let mut params = vec![[0.0; LANES]; 2 * groups + kind.scale_bytes().count()];
-        let (mut scales, mut offsets) = (vec![0.0; groups], vec![0.0; groups]);
-        for lane in 0..LANES {
-            let block = self.blocks.encode(at.column, lane, values, by);
-            kind.read_scales(&block, &mut scales, &mut offsets);
-            let bytes = kind.scale_bytes().map(|i| f32::from(block[i]));
-            let all = scales.iter().copied().chain(offsets.iter().copied()).chain(bytes);
-            params.iter_mut().zip(all).for_each(|(p, v)| p[lane] = v);
-        }
-        Params(params)
+        self.blocks.params(at, values, by, |block| {
+            let mut numbers = vec![0.0; 2 * self.groups()];
+            let (scales, offsets) = numbers.split_at_mut(self.groups());
+            self.blocks.kind.read_scales(block, scales, offsets);
+            numbers
+        })
     }
 
     fn round(
@@ -328,10 +356,7 @@ impl BoundGrid for Codes {
         let (kind, len) = (self.blocks.kind, self.group());
         self.blocks.collect(|r, k| {
             let (strip, lane) = (r / LANES, r % LANES);
-            let mut block = vec![0; kind.block_bytes()];
-            for (i, byte) in kind.scale_bytes().zip(&params[strip][k].0[2 * self.groups()..]) {
-                block[i] = byte[lane] as u8;
-            }
+            let mut block = self.blocks.with_scales(&params[strip][k], lane);
             let codes: Vec<u8> = codes[strip][k * len..(k + 1) * len].iter().map(|c| c[lane] as u8).collect();
             kind.put_codes(&codes, &mut block);
             block
@@ -386,15 +411,8 @@ impl BoundGrid for Eights {
     }
 
     fn fit(&self, at: Place, values: &[[f32; LANES]], by: Weighting<'_>) -> Params {
-        let (kind, eights) = (self.0.kind, self.group() / EIGHT);
-        let mut params = vec![[0.0; LANES]; eights + kind.scale_bytes().count()];
-        for lane in 0..LANES {
-            let block = self.0.encode(at.column, lane, values, by);
-            let scales = (0..eights).map(|e| kind.scale_of_eight(&block, e));
-            let all = scales.chain(kind.scale_bytes().map(|i| f32::from(block[i])));
-            params.iter_mut().zip(all).for_each(|(p, v)| p[lane] = v);
-        }
-        Params(params)
+        let eights = self.group() / EIGHT;
+        self.0.params(at, values, by, |block| (0..eights).map(|e| self.0.kind.scale_of_eight(block, e)).collect())
     }
 
     fn round(
@@ -444,10 +462,7 @@ impl BoundGrid for Eights {
         let (kind, len) = (self.0.kind, self.group());
         self.0.collect(|r, k| {
             let (strip, lane) = (r / LANES, r % LANES);
-            let mut block = vec![0; kind.block_bytes()];
-            for (i, byte) in kind.scale_bytes().zip(&params[strip][k].0[len / EIGHT..]) {
-                block[i] = byte[lane] as u8;
-            }
+            let mut block = self.0.with_scales(&params[strip][k], lane);
             for (e, codes) in codes[strip][k * len..(k + 1) * len].as_chunks::<EIGHT>().0.iter().enumerate() {
                 let [first, second, signs] = [0, 1, 2].map(|i| codes[i][lane]);
                 kind.put_eight(Eight { points: [first, second], signs: signs as u8 }, e, &mut block);

@@ -1,5 +1,6 @@
 //! Importance matrices: measured with calibration text, and taken from files in its place.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -12,7 +13,7 @@ use fewbit_store::{ImportanceMatrix, Importances, ModelFile};
 use sha2::{Digest, Sha256};
 
 use crate::bound::{Bound, Choices, compressible};
-use crate::calibration::CalibrationSource;
+use crate::calibration::{Calibration, CalibrationSource};
 use crate::kinds::Needs;
 use crate::origin::Origin;
 use crate::places::{Claim, Places};
@@ -36,19 +37,36 @@ pub fn importances(
 ) -> Result<ImportanceMatrix> {
     let request = &request.settled()?;
     let file = ModelFile::open(&request.model)?;
+    file.check_finite()?;
     let choices =
         Choices { registry: request.registry, keep: &[], overrides: &[], allocate: None, format: request.format };
     let bound = Bound::new(&file, Vec::new(), &request.recipe.calibration, &choices)?;
     let calibration = calibrate(request, &file, team, progress, stop)?;
     let places = Places::claim(Claim { resume: None, ..Claim::of(request) })?;
-    let origin = Origin::new(&file, &bound, team, request.seed)?;
-    let mut walker = Walker::new(team, &origin, &calibration, &places.partial, "stream", 0, 0)?;
-    let mut matrix = ImportanceMatrix {
+    let entries = measure(&file, &bound, &calibration, &places.partial, team, progress, stop);
+    // Nobody goes on with half of it.
+    places.abandon();
+    Ok(ImportanceMatrix {
+        entries: entries?,
         datasets: names(&request.calibration),
         chunks: calibration.samples as u32,
         chunk_tokens: calibration.length as u32,
-        ..ImportanceMatrix::default()
-    };
+    })
+}
+
+/// By the tensor's name in GGUF; streams of tokens lie in `folder`.
+fn measure(
+    file: &ModelFile,
+    bound: &Bound,
+    calibration: &Calibration,
+    folder: &Path,
+    team: &Team,
+    progress: &mut dyn Progress,
+    stop: &AtomicBool,
+) -> Result<BTreeMap<String, Importances>> {
+    let origin = Origin::new(file, bound, team, 0)?;
+    let mut walker = Walker::new(team, &origin, calibration, folder, "stream", 0, 0)?;
+    let mut entries = BTreeMap::new();
     progress.begin("blocks", file.model().blocks.len() as u64);
     for (i, graph) in file.model().blocks.iter().enumerate() {
         progress.at(i as u64);
@@ -62,13 +80,12 @@ pub fn importances(
         for (edge, stats) in collector.finish() {
             let linears = inputs.iter().find(|(e, _)| *e == edge).map_or(&[][..], |(_, linears)| linears);
             for w in linears {
-                matrix.entries.insert(tensor_name(&file, part, graph, *w)?, of_input(&stats));
+                entries.insert(tensor_name(file, part, graph, *w)?, of_input(&stats));
             }
         }
         origin.drop_pages(part);
     }
-    places.abandon();
-    Ok(matrix)
+    Ok(entries)
 }
 
 fn of_input(stats: &InputStats) -> Importances {
