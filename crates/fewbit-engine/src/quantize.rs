@@ -153,28 +153,31 @@ fn sizes(request: &Request<'_>, file: &ModelFile) -> (usize, usize) {
 
 /// SHA-256 over configuration and tensors, each tensor looked through for NaN and infinity on the way.
 fn source_hash(file: &ModelFile, team: &Team, progress: &mut dyn Progress, stop: &AtomicBool) -> Result<String> {
-    let names: Vec<&str> = file.checkpoint().names().collect();
+    let checkpoint = file.checkpoint();
+    let names: Vec<&str> = checkpoint.names().collect();
+    let used = file.used_tensors();
     progress.begin("reading the model", 1);
     let slots: Vec<std::sync::Mutex<Result<Vec<u8>>>> =
         names.iter().map(|_| std::sync::Mutex::new(Ok(Vec::new()))).collect();
     team.run(names.len(), &|i| {
         let digest = || -> Result<Vec<u8>> {
             check_stop(stop)?;
-            let bytes = file.checkpoint().raw_bytes(names[i])?;
-            Ok(Sha256::digest(&bytes).to_vec())
+            if used.contains(names[i]) {
+                file.check_finite_tensor(names[i])?;
+            }
+            Ok(Sha256::digest(&checkpoint.raw_bytes(names[i])?).to_vec())
         };
         let result = digest();
+        checkpoint.drop_pages(names[i]);
         if let Ok(mut slot) = slots[i].lock() {
             *slot = result;
         }
     });
-    file.check_finite()?;
     let mut all = Sha256::new();
-    all.update(serde_json::to_vec(file.checkpoint().config()).map_err(|e| Error::internal(e.to_string()))?);
+    all.update(serde_json::to_vec(checkpoint.config()).map_err(|e| Error::internal(e.to_string()))?);
     for (name, slot) in names.iter().zip(slots) {
         all.update(name.as_bytes());
         all.update(slot.into_inner().map_err(|_| Error::internal("a task that panicked"))??);
-        file.checkpoint().drop_pages(name);
     }
     progress.at(1);
     Ok(hex(&all.finalize()))

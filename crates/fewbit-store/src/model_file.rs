@@ -362,19 +362,28 @@ impl ModelFile {
     /// # Errors
     /// Names the tensor and the position.
     pub fn check_finite(&self) -> Result<()> {
-        let mut seen = BTreeSet::new();
-        for (part, graph) in self.model.parts() {
-            for name in self.tensor_names(part, graph) {
-                if self.checkpoint.contains(&name) && seen.insert(name.clone()) {
-                    if let Some((at, value)) = self.checkpoint.non_finite(&name)? {
-                        let e = Error::input(format!("holds {value} at {at:?}"));
-                        return Err(self.place(e.hint("download it again, or repair the checkpoint"), &name));
-                    }
-                    self.checkpoint.drop_pages(&name);
-                }
-            }
+        for name in self.used_tensors() {
+            self.check_finite_tensor(&name)?;
+            self.checkpoint.drop_pages(&name);
         }
         Ok(())
+    }
+
+    /// The tensors of the checkpoint that the model is made of.
+    pub fn used_tensors(&self) -> BTreeSet<String> {
+        let names = self.model.parts().flat_map(|(part, graph)| self.tensor_names(part, graph));
+        names.filter(|name| self.checkpoint.contains(name)).collect()
+    }
+
+    /// Refuses a tensor with a NaN or an infinity, with its position.
+    ///
+    /// # Errors
+    /// Names the tensor and the position.
+    pub fn check_finite_tensor(&self, name: &str) -> Result<()> {
+        self.checkpoint.non_finite(name)?.map_or(Ok(()), |(at, value)| {
+            let e = Error::input(format!("holds {value} at {at:?}"));
+            Err(self.place(e.hint("download it again, or repair the checkpoint"), name))
+        })
     }
 
     fn place(&self, e: Error, tensor: &str) -> Error {

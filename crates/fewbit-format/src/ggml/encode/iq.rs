@@ -104,7 +104,8 @@ impl<const N: usize> Form<N> {
         }
         let mut moved = [false; MOST / 4];
         let mut place = |inverse: f32, scale: f32, only_moved: bool, points: &mut [u16]| {
-            let groups = values.chunks_exact(N).zip(group.roots.chunks_exact(N)).zip(points).zip(&mut moved);
+            let (values, roots) = (values.as_chunks::<N>().0, group.roots.as_chunks::<N>().0);
+            let groups = values.iter().zip(roots).zip(points).zip(&mut moved);
             for (((values, roots), point), moved) in groups {
                 if !only_moved || *moved {
                     let (at, is_nearest) = near.place(inverse, scale, values, roots);

@@ -124,14 +124,18 @@ fn part_whole(values: &[f32; 32], weights: &[f32; 32], order: &[usize; 32]) -> O
     for (j, i) in order.iter().enumerate() {
         before[j + 1] = [before[j][0] + weights[*i] * values[*i], before[j][1] + weights[*i]];
     }
-    let partings = places(32).flat_map(|at| [0, 1].map(|m| Parting { at, moved: [m; 2] }));
-    best_scale(partings, |Parting { at: [low, high], moved: [m, _] }| {
-        let part = |c: usize| {
-            [before[low][c] - before[0][c], before[high][c] - before[low][c], before[32][c] - before[high][c]]
+    let partings = places(32).flat_map(|at| {
+        let (low, high, all) = (before[at[0]], before[at[1]], before[32]);
+        let [x0, x1, x2] = [low[0] - before[0][0], high[0] - low[0], all[0] - high[0]];
+        let [w0, w1, w2] = [low[1] - before[0][1], high[1] - low[1], all[1] - high[1]];
+        let moved = |m: usize| {
+            let [l0, l1, l2] = LEVELS[m];
+            let sums = [x0 * l0 + x1 * l1 + x2 * l2, w0 * l0 * l0 + w1 * l1 * l1 + w2 * l2 * l2];
+            (Parting { at, moved: [m; 2] }, sums)
         };
-        let ([x0, x1, x2], [w0, w1, w2], [l0, l1, l2]) = (part(0), part(1), LEVELS[m]);
-        [x0 * l0 + x1 * l1 + x2 * l2, w0 * l0 * l0 + w1 * l1 * l1 + w2 * l2 * l2]
-    })
+        [moved(0), moved(1)]
+    });
+    best_scale(partings, |(_, sums)| sums).map(|(scale, (parting, _))| (scale, parting))
 }
 
 /// Each half moved in a direction of its own.
@@ -145,19 +149,20 @@ fn part_halves(values: &[f32; 16], weights: &[f32; 16], order: &[usize; 16]) -> 
         let half = &mut before[i / 8][j + 1];
         *half = [half[0] + weights[*i] * values[*i], half[1] + weights[*i]];
     }
-    let partings = places(16).flat_map(|at| [[0, 0], [0, 1], [1, 0], [1, 1]].map(|moved| Parting { at, moved }));
-    best_scale(partings, |Parting { at: [low, high], moved }| {
-        let of_half = |h: usize| {
-            let (before, [l0, l1, l2]) = (&before[h], LEVELS[moved[h]]);
-            let [x, w] = before[16];
-            // Neighbouring levels are one apart.
-            let xq = x * l2 - (before[low][0] + before[high][0]);
-            let qq = w * l2 * l2 + before[low][1] * (l0 * l0 - l1 * l1) + before[high][1] * (l1 * l1 - l2 * l2);
-            [xq, qq]
-        };
-        let [a, b] = [of_half(0), of_half(1)];
-        [a[0] + b[0], a[1] + b[1]]
-    })
+    let of_half = |h: usize, moved: usize, [low, high]: [usize; 2]| {
+        let (before, [x, w], [l0, l1, l2]) = (&before[h], before[h][16], LEVELS[moved]);
+        // Neighbouring levels are one apart.
+        let xq = x * l2 - (before[low][0] + before[high][0]);
+        let qq = w * l2 * l2 + before[low][1] * (l0 * l0 - l1 * l1) + before[high][1] * (l1 * l1 - l2 * l2);
+        [xq, qq]
+    };
+    let partings = places(16).flat_map(|at| {
+        let a = [of_half(0, 0, at), of_half(0, 1, at)];
+        let b = [of_half(1, 0, at), of_half(1, 1, at)];
+        let both = |m: usize, n: usize| (Parting { at, moved: [m, n] }, [a[m][0] + b[n][0], a[m][1] + b[n][1]]);
+        [both(0, 0), both(0, 1), both(1, 0), both(1, 1)]
+    });
+    best_scale(partings, |(_, sums)| sums).map(|(scale, (parting, _))| (scale, parting))
 }
 
 fn greatest<const N: usize>(groups: &[Group<N>]) -> f32 {

@@ -3,8 +3,10 @@
 //! Each sub-block finds its scale; the scales are rounded under that of the block; then all weights are rounded again
 //! under what is stored.
 
+use std::array::from_fn;
+
 use super::super::GgmlType;
-use super::search::{NOTHING, Steps, affine, nearest, positive, refined, symmetric};
+use super::search::{NOTHING, Steps, affine, alone, nearest, positive, refined, symmetric};
 use super::{Source, extreme, power, put_f16, squares, weighted};
 
 type Block<'a> = Source<'a, 256>;
@@ -51,25 +53,28 @@ const Q5: Form = Form { most: 31, steps: Steps { first: -0.5, step: 0.1, count: 
 impl<const SUBS: usize> Minima<SUBS> {
     fn of(source: &Block<'_>, form: &Form) -> Self {
         let len = 256 / SUBS;
-        let (mut found, mut sums) = ([[0.0; 2]; SUBS], [0.0f32; SUBS]);
-        let mut out = Self { codes: [0; 256], scales: [0; SUBS], mins: [0; SUBS], shared: [0.0; 2] };
+        let (mut weights, mut sums) = ([0.0; 256], [0.0f32; SUBS]);
         let mean = form.power * power(source.values) / 256.0;
-        for (j, codes) in out.codes.chunks_exact_mut(len).enumerate() {
+        for (j, weights) in weights.chunks_exact_mut(len).enumerate() {
             let values = &source.values[j * len..(j + 1) * len];
-            let mut room = [0.0; 32];
-            let weights = &mut room[..len];
-            let steps = if let Some(importance) = source.importance {
+            if let Some(importance) = source.importance {
                 weighted(values, &importance[j * len..], mean, weights);
-                Steps::FINE
             } else {
                 let level = if form.by_magnitude { 0.0 } else { (power(values) / len as f32).sqrt() };
                 weights.iter_mut().zip(values).for_each(|(w, v)| *w = level + v.abs());
-                form.steps
-            };
+            }
             sums[j] = weights.iter().fold(0.0, |sum, w| sum + w);
-            found[j] = affine(values, weights, form.most, steps, codes);
         }
-        let (scales, mins) = (found.map(|[scale, _]| scale), found.map(|[_, min]| min));
+        let steps = if source.importance.is_some() { Steps::FINE } else { form.steps };
+        let mut codes = [[0; SUBS]; 32];
+        let [scales, mins] = affine(
+            &side_by_side(source.values)[..len],
+            &side_by_side(&weights)[..len],
+            form.most,
+            steps,
+            &mut codes[..len],
+        );
+        let mut out = Self { codes: in_order(&codes), scales: [0; SUBS], mins: [0; SUBS], shared: [0.0; 2] };
         let is_searched = source.importance.is_some();
         out.shared = [
             Self::round(&scales, &sums, form.most_scale, is_searched, &mut out.scales),
@@ -138,6 +143,25 @@ fn with_six_bits(source: &Block<'_>, form: &Form, head: &mut [u8]) -> [u8; 256] 
     found.codes
 }
 
+/// Scales and codes of each 16 weights.
+fn symmetric_groups(values: &[f32; 256], weights: &[f32; 256], reach: u8) -> ([f32; 16], [u8; 256]) {
+    let mut codes = [[0; 16]; 32];
+    let scales = symmetric(&side_by_side(values)[..16], &side_by_side(weights)[..16], reach, &mut codes[..16]);
+    (scales, in_order(&codes))
+}
+
+/// The `L` groups of a block as columns of its first `256 / L` rows.
+fn side_by_side<const L: usize>(values: &[f32; 256]) -> [[f32; L]; 32] {
+    let len = 256 / L;
+    from_fn(|i| from_fn(|l| if i < len { values[l * len + i] } else { 0.0 }))
+}
+
+/// The way back from [`side_by_side`].
+fn in_order<const L: usize>(codes: &[[u8; L]; 32]) -> [u8; 256] {
+    let len = 256 / L;
+    from_fn(|i| codes[i % len][i / len])
+}
+
 /// Rounds again under the scales `d · scales[j]` of each 16, codes offset by `reach`.
 fn round_again(values: &[f32; 256], d: f32, scales: impl Iterator<Item = i8>, reach: i32, codes: &mut [u8; 256]) {
     let groups = values.as_chunks::<16>().0.iter().zip(codes.as_chunks_mut::<16>().0);
@@ -153,22 +177,21 @@ fn round_again(values: &[f32; 256], d: f32, scales: impl Iterator<Item = i8>, re
 
 pub(super) fn q3_k(source: &Block<'_>, block: &mut [u8; 110]) {
     let (mut codes, mut scales, mut sums) = ([0; 256], [0.0; 16], [0.0; 16]);
-    let mean = 2.0 * power(source.values) / 256.0;
-    let groups = source.values.as_chunks::<16>().0.iter().zip(codes.as_chunks_mut::<16>().0);
-    for (j, (values, codes)) in groups.enumerate() {
-        scales[j] = match source.importance {
-            Some(importance) => {
-                let mut weights = [0.0; 16];
-                weighted(values, &importance[16 * j..], mean, &mut weights);
-                sums[j] = weights.iter().fold(0.0, |sum, w| sum + w);
-                symmetric(values, &weights, 4, codes)
-            }
-            None => refined(values, 4, codes),
-        };
+    if let Some(importance) = source.importance {
+        let mean = 2.0 * power(source.values) / 256.0;
+        let mut weights = [0.0; 256];
+        weighted(source.values, importance, mean, &mut weights);
+        sums = from_fn(|j| weights[16 * j..][..16].iter().fold(0.0, |sum, w| sum + w));
+        (scales, codes) = symmetric_groups(source.values, &weights, 4);
+    } else {
+        let groups = source.values.as_chunks::<16>().0.iter().zip(codes.as_chunks_mut::<16>().0);
+        for ((values, codes), scale) in groups.zip(&mut scales) {
+            *scale = refined(values, 4, codes);
+        }
     }
     let mut steps = [0u8; 16];
     let shared = if source.importance.is_some() {
-        symmetric(&scales, &sums, 32, &mut steps)
+        symmetric(alone(&scales), alone(&sums), 32, steps.as_chunks_mut().0)[0]
     } else {
         let largest = extreme(&scales);
         let inverse = -32.0 / largest;
@@ -189,16 +212,12 @@ pub(super) fn q3_k(source: &Block<'_>, block: &mut [u8; 110]) {
 }
 
 pub(super) fn q6_k(source: &Block<'_>, block: &mut [u8; 210]) {
-    let (mut codes, mut scales) = ([0; 256], [0.0; 16]);
-    let groups = source.values.as_chunks::<16>().0.iter().zip(codes.as_chunks_mut::<16>().0);
-    for (j, (values, codes)) in groups.enumerate() {
-        let mut weights = [0.0; 16];
-        match source.importance {
-            Some(importance) => weights.copy_from_slice(&importance[16 * j..][..16]),
-            None => squares(values, &mut weights),
-        }
-        scales[j] = symmetric(values, &weights, 32, codes);
+    let mut weights = [0.0; 256];
+    match source.importance {
+        Some(importance) => weights = *importance,
+        None => squares(source.values, &mut weights),
     }
+    let (scales, mut codes) = symmetric_groups(source.values, &weights, 32);
     let largest = extreme(&scales);
     if largest.abs() < NOTHING {
         return;

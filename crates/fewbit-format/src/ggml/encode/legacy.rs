@@ -4,7 +4,7 @@
 //! reciprocal; with them scales are searched for.
 
 use super::super::GgmlType;
-use super::search::{Steps, affine, symmetric};
+use super::search::{Steps, affine, alone, symmetric};
 use super::{Source, extreme, put_f16, reciprocal, weighted};
 
 type Block<'a> = Source<'a, 32>;
@@ -55,7 +55,8 @@ fn around_zero(source: &Block<'_>, reach: u8) -> (f32, [u8; 32]) {
     if let Some(importance) = source.importance {
         let mut weights = [0.0; 32];
         weighted(source.values, importance, source.row_power, &mut weights);
-        return (symmetric(source.values, &weights, reach.into(), &mut codes), codes);
+        let [d] = symmetric(alone(source.values), alone(&weights), reach, codes.as_chunks_mut().0);
+        return (d, codes);
     }
     // The sign of the extreme makes the grid reach it exactly.
     let d = extreme(source.values) / -f32::from(reach);
@@ -71,7 +72,7 @@ fn with_minimum(source: &Block<'_>, most: u8) -> ([f32; 2], [u8; 32]) {
     if let Some(importance) = source.importance {
         let mut weights = [0.0; 32];
         weighted(source.values, importance, source.row_power, &mut weights);
-        let [d, min] = affine(source.values, &weights, most, Steps::FINE, &mut codes);
+        let [[d], [min]] = affine(alone(source.values), alone(&weights), most, Steps::FINE, codes.as_chunks_mut().0);
         return ([d, -min], codes);
     }
     let (min, max) = source.values.iter().fold((f32::MAX, f32::MIN), |(lo, hi), v| (v.min(lo), v.max(hi)));

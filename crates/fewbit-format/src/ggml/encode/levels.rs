@@ -4,17 +4,32 @@ use super::super::levels::{E2M1_TWICE, IQ4_LEVELS, half_of_ue4m3, half_power};
 use super::search::{NOTHING, best_scale, nearest};
 use super::{Source, extreme, power, put_f16, put_halves, reciprocal, squares, weighted};
 
+const IQ4_BETWEEN: [f32; 15] = between(&IQ4_LEVELS);
+const E2M1_BETWEEN: [f32; 7] = between(&E2M1_TWICE);
+
+/// Halfway between the first `N + 1` levels, which rise.
+const fn between<const N: usize>(levels: &[i8; 16]) -> [f32; N] {
+    let (mut out, mut i) = ([0.0; N], 0);
+    while i < N {
+        out[i] = 0.5 * (levels[i] as f32 + levels[i + 1] as f32);
+        i += 1;
+    }
+    out
+}
+
 /// The index of the level of IQ4 that is nearest, the upper of two.
 fn nearest_level(x: f32) -> u8 {
-    let above = IQ4_LEVELS.partition_point(|level| f32::from(*level) <= x);
-    match above {
-        0 => 0,
-        16 => 15,
-        _ => {
-            let [low, high] = [above - 1, above].map(|i| f32::from(IQ4_LEVELS[i]));
-            if x - low < high - x { above as u8 - 1 } else { above as u8 }
-        }
+    IQ4_BETWEEN.iter().map(|between| u8::from(x >= *between)).sum()
+}
+
+/// The levels of IQ4 that are nearest, without a table: the steps below are added.
+fn nearest_levels(x: &[f32; 32]) -> [f32; 32] {
+    let mut out = [f32::from(IQ4_LEVELS[0]); 32];
+    for (i, between) in IQ4_BETWEEN.iter().enumerate() {
+        let step = f32::from(IQ4_LEVELS[i + 1]) - f32::from(IQ4_LEVELS[i]);
+        out.iter_mut().zip(x).for_each(|(level, x)| *level += if x >= between { step } else { 0.0 });
     }
+    out
 }
 
 /// The best scale of 32 weights among sixteen: one puts the extreme value on the lowest level, others lie up to seven
@@ -34,8 +49,8 @@ fn scale(values: &[f32; 32], importance: Option<&[f32]>, mean: f32) -> f32 {
     let others = (-7..=7).map(|i| (i as f32 + lowest) / extreme);
     let found = best_scale(std::iter::once(first).chain(others), |inverse| {
         let mut sums = [0.0; 2];
-        for (v, w) in values.iter().zip(&weights) {
-            let q = f32::from(IQ4_LEVELS[usize::from(nearest_level(inverse * v))]);
+        let levels = nearest_levels(&values.map(|v| inverse * v));
+        for ((v, w), q) in values.iter().zip(&weights).zip(levels) {
             sums[0] += w * q * v;
             sums[1] += w * q * q;
         }
@@ -74,10 +89,10 @@ pub(super) fn iq4_xs(source: &Source<'_, 256>, block: &mut [u8; 136]) {
     }
 }
 
-/// The level of E2M1 with the least error under a scale, the first of equal ones.
+/// The level of E2M1 with the least error under a scale, of two the one nearer to zero; zero has no sign.
 fn nearest_e2m1(v: f32, d: f32) -> u8 {
-    let error = |i: usize| (f32::from(E2M1_TWICE[i]) * d - v).abs();
-    (1..16).fold(0, |best, i| if error(i) < error(best) { i } else { best }) as u8
+    let magnitude: u8 = E2M1_BETWEEN.iter().map(|between| u8::from(v.abs() > between * d)).sum();
+    if d == 0.0 || magnitude == 0 { 0 } else { magnitude | u8::from(v < 0.0) << 3 }
 }
 
 fn put_e2m1<const N: usize>(values: &[f32; N], d: f32, qs: &mut [u8]) {

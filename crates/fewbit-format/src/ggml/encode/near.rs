@@ -1,9 +1,10 @@
 //! Points of a grid that are near a point of the cube around it.
 
+use std::array::from_fn;
 use std::sync::LazyLock;
 
 use super::super::grids::{self, Grid};
-use super::search::nearest;
+use super::search::level;
 
 /// For each point of a cube the points of the grid that are near: itself, if it is one, or those at the least
 /// distances.
@@ -28,8 +29,7 @@ impl<const N: usize> Near<N> {
 
     /// With the points at so many of the least distances.
     pub(super) fn new(grid: &Grid<N>, points: usize, count: u8, distances: usize) -> Self {
-        let unpack =
-            |packed: usize| std::array::from_fn(|j| (packed >> (Self::BITS * j) & ((1 << Self::BITS) - 1)) as u8);
+        let unpack = |packed: usize| from_fn(|j| (packed >> (Self::BITS * j) & ((1 << Self::BITS) - 1)) as u8);
         let levels: Vec<[u8; N]> = (0..points).map(|i| unpack(usize::from(grid.packed(i)))).collect();
         let mut out = Self { first: vec![0], points: Vec::new(), levels, count };
         let mut apart = vec![0; points];
@@ -82,17 +82,19 @@ impl<const N: usize> Near<N> {
     }
 
     /// The point for some magnitudes under a scale, and whether it is the nearest of the cube.
-    pub(super) fn place(&self, inverse: f32, scale: f32, values: &[f32], roots: &[f32]) -> (u16, bool) {
-        let mut packed = 0;
-        for (j, v) in values.iter().enumerate() {
-            let level = nearest(0.5 * (inverse * v - 1.0)).clamp(0, i32::from(self.count) - 1);
-            packed |= (level as usize) << (Self::BITS * j);
-        }
-        self.closest(packed, |levels| {
-            levels.iter().zip(values).zip(roots).fold(0.0f32, |sum, ((level, v), w)| {
-                let off = scale * f32::from(2 * level + 1) - v;
-                sum + w * off * off
-            })
+    pub(super) fn place(&self, inverse: f32, scale: f32, values: &[f32; N], roots: &[f32; N]) -> (u16, bool) {
+        let most = f32::from(self.count - 1);
+        let codes: [f32; N] = from_fn(|j| level(0.5 * (inverse * values[j] - 1.0), 0.0, most));
+        let packed = codes.iter().rev().fold(0, |packed, code| packed << Self::BITS | *code as usize);
+        // What each level of each weight costs: points differ in few of them.
+        let levels = 1 << Self::BITS;
+        let costs: [f32; 32] = from_fn(|i| {
+            let off = scale * (2 * (i % levels) + 1) as f32 - values[i / levels];
+            roots[i / levels] * off * off
+        });
+        self.closest(packed, |point| {
+            let cost = |j: usize| costs[(j * levels + usize::from(point[j])) % 32];
+            (0..N).fold(0.0f32, |sum, j| sum + cost(j))
         })
     }
 
