@@ -41,7 +41,7 @@ BASELINES = {
     "cbq": ["omniquant"], "efficientqat": ["omniquant"], "lorc": ["gptq"], "lqer": ["rtn-lowrank"], "lq-lora": ["nf4"],
     "mxfp4": ["rtn-mxfp4"], "nvfp4": ["rtn-nvfp4"], "vptq": ["gptq"], "quip-sharp": ["omniquant"], "qtip": ["quip-sharp"],
     "bcq": ["rtn"], "pb-llm": ["gptq-sign"], "ternary": ["rtn-ternary"], "mixllm": ["gptq"], "mixed": ["gptq"],
-    "sparsegpt-2:4": ["rtn-2:4"], "quantease-outliers": ["quantease"],
+    "sparsegpt-2:4": ["rtn-2:4"], "gguf-gptq": ["gguf"], "quantease-outliers": ["quantease"],
     "smoothquant-w8a8": ["rtn-w8a8"], "quarot-w4a4": ["gptq-w4a4"], "quarot-w4a8": ["rtn-w4a8"],
 }
 
@@ -55,14 +55,23 @@ def g128(bits, *recipes):
     return [("5" if bits == 6 else str(bits), recipe, f"--bits {bits} --group 128", BOTH) for recipe in recipes]
 
 
+def ggml(bits, *types):
+    """Mixes of GGUF, with the importances that GPTQ's scales are searched with and, where ggml can do without, without."""
+    plain = [(bits, "gguf", f"--set grid.type={t}", ("demo",)) for t in types if not t.startswith("IQ2")]
+    weighted = [(bits, "gguf", f"--set grid.type={t} --set grid.importance=input", ("demo",)) for t in types]
+    return plain + weighted + [(bits, "gguf-gptq", f"--set grid.type={t}", ("demo",)) for t in types]
+
+
 # (class, recipe, settings, models); what costs least is first.
 RUNS = [
     *g128(8, "rtn", "gptq", "hqq"),
     ("8", "rtn", "--bits 8 --group row --symmetric", BOTH),
     ("8", "hqq", "--bits 8 --group 64", BOTH),
     ("8", "fewbit-8", "", BOTH),
+    *ggml("5", "Q5_K_M", "Q6_K"),
     *g128(6, "rtn", "gptq"),
     *g128(5, "rtn", "gptq", "awq", "hqq"),
+    *ggml("4", "Q4_K_M", "IQ4_XS"),
     *g128(4, "rtn", "gptq", "awq", "hqq", "quantease", "quarot", "rsq", "lorc", "lqer", "rtn-lowrank"),
     *[("4", recipe, "--bits 4 --group 128 --symmetric", BOTH) for recipe in ("rtn", "gptq")],
     *[("4", recipe, "--bits 4 --group 32", BOTH) for recipe in ("rtn", "gptq", "awq", "hqq", "quantease", "autoround")],
@@ -86,6 +95,7 @@ RUNS = [
     *g128(4, "omniquant", "autoround", "adaround", "flexround", "lsq", "cbq", "efficientqat"),
     ("4", "fewbit-4", "", BOTH),
     ("4", "fewbit-4-g32", "", BOTH),
+    *ggml("3", "Q3_K_M", "IQ3_XXS"),
     *g128(3, "rtn", "gptq", "awq", "hqq", "quantease", "quarot", "rsq", "lorc", "lqer", "rtn-lowrank"),
     *[("3", recipe, "--bits 3 --group 64", ("smollm2",)) for recipe in ("rtn", "gptq", "awq", "hqq", "quantease", "quarot")],
     *[("3", recipe, "--bits 3 --group 32", BOTH) for recipe in ("rtn", "gptq", "awq", "hqq", "quantease")],
@@ -101,6 +111,7 @@ RUNS = [
     ("3", "qtip", "--bits 3", BOTH),
     *g128(3, "omniquant", "autoround", "adaround", "flexround", "lsq", "cbq", "efficientqat"),
     ("3", "fewbit-3", "", BOTH),
+    *ggml("2", "Q2_K", "IQ2_XS"),
     *g128(2, "rtn", "gptq", "awq", "hqq", "quantease", "quarot", "rsq"),
     *[("2", recipe, "--bits 2 --group 32", ALL) for recipe in ("rtn", "gptq")],
     *[("2", recipe, "--bits 2 --group 32", BOTH) for recipe in ("awq", "hqq", "quantease")],

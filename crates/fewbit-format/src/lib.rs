@@ -33,7 +33,7 @@ pub use bits::{hex, pack_bits, packed_len, unpack_bits};
 pub use dtype::Dtype;
 pub use error::{Error, Kind, Result};
 pub use float::{FloatCodes, FloatGrid};
-pub use ggml::{CodeMeaning, E2M1_TWICE, Eight, GgmlBlocks, GgmlType, IQ4_LEVELS, Split};
+pub use ggml::{CodeMeaning, E2M1_TWICE, Eight, EightPoints, GgmlBlocks, GgmlType, IQ4_LEVELS, Split};
 pub use group::Group;
 pub use int::{IntCodes, IntGrid, Zero, Zeros};
 pub use lattice::{

@@ -239,6 +239,8 @@ fn linears_take_no_more_memory_than_their_bits() {
             GgmlType::Q2K => WEIGHTS / 16,
             GgmlType::Q3K | GgmlType::Q4K | GgmlType::Q5K => WEIGHTS / 64,
             GgmlType::Iq4Xs => WEIGHTS / 128,
+            // The eighth sign, which could follow from the others.
+            GgmlType::Iq2Xxs | GgmlType::Iq2Xs | GgmlType::Iq3Xxs => WEIGHTS / 64,
             // Two bits instead of five values in a byte.
             GgmlType::Tq1_0 => WEIGHTS * 3 / 64,
             _ => 0,

@@ -2,8 +2,21 @@
 
 use super::encode::near::{self, Near};
 use super::grids::{self, Grid, even_signs};
-use super::iq::{quarter_steps, signed, u32_at};
+use super::iq::u32_at;
 use super::{GgmlType, f16_at};
+
+// d, qs[64]: of each 32 weights four bytes of points, then four times seven signs and a scale of four bits.
+const _: () = assert!(GgmlType::Iq2Xxs.block_bytes() == 2 + 64);
+// d, qs[64], scales[8]: a point of nine bits and seven signs for each eight; four bits of scale for each 16.
+const _: () = assert!(GgmlType::Iq2Xs.block_bytes() == 2 + 64 + 8);
+// d, qs[32], signs[32], qh[8], scales[8]: a point of ten bits and eight signs for each eight; four bits of scale for
+// each 16.
+const _: () = assert!(GgmlType::Iq2S.block_bytes() == 2 + 32 + 32 + 8 + 8);
+// d, qs[64], signs[32]: a byte for each four; of each 32 four times seven signs and a scale of four bits.
+const _: () = assert!(GgmlType::Iq3Xxs.block_bytes() == 2 + 64 + 32);
+// d, qs[64], qh[8], signs[32], scales[4]: a point of nine bits for each four, a sign each; four bits of scale for each
+// 32.
+const _: () = assert!(GgmlType::Iq3S.block_bytes() == 2 + 64 + 8 + 32 + 4);
 
 /// What stands for eight weights: one point, or two of four each, and a sign each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,6 +25,25 @@ pub struct Eight {
     pub points: [u16; 2],
     /// A bit is set where the weight is negative.
     pub signs: u8,
+}
+
+/// The points of a type with eights.
+#[derive(Clone, Debug)]
+pub struct EightPoints {
+    /// Weights of a point: four or eight.
+    pub len: usize,
+    /// The levels of each point, four bits each, the first weight's lowest.
+    pub levels: Vec<u32>,
+    /// What the levels stand for.
+    pub numbers: [f32; 8],
+}
+
+impl EightPoints {
+    fn of<const N: usize>(grid: &Grid<N>, count: usize) -> Self {
+        let spread = |i: usize| grid.levels(i).iter().rev().fold(0, |all, level| all << 4 | u32::from(*level));
+        let numbers = std::array::from_fn(|level| grid.number(level as u8));
+        Self { len: N, levels: (0..count).map(spread).collect(), numbers }
+    }
 }
 
 /// Signs that are tried where an even number has to be negative and an odd one is.
@@ -23,23 +55,90 @@ impl GgmlType {
         matches!(self, Self::Iq2Xxs | Self::Iq2Xs | Self::Iq2S | Self::Iq3Xxs | Self::Iq3S)
     }
 
-    /// The scale that eight weights of a block stand under.
+    /// The scale that eight weights of a block stand under: the block's own, times a [step](Self::step_of_eight), times
+    /// the [unit](Self::unit_of_steps).
     ///
     /// # Panics
     /// If the type has no [eights](Self::has_eights), or there is no such one.
+    #[inline]
     pub fn scale_of_eight(self, block: &[u8], eight: usize) -> f32 {
-        let (d, pair) = (f16_at(block, 0), eight % 4 / 2 * 4);
-        match self {
-            Self::Iq2Xxs => quarter_steps(d, (u32_at(block, 6 + 8 * (eight / 4)) >> 28) as u8),
-            Self::Iq2Xs => quarter_steps(d, block[66 + eight / 4] >> pair & 15),
-            Self::Iq2S => quarter_steps(d, block[74 + eight / 4] >> pair & 15),
-            Self::Iq3Xxs => d * (0.5 + (u32_at(block, 66 + 4 * (eight / 4)) >> 28) as f32) * 0.5,
-            Self::Iq3S => d * f32::from(1 + 2 * (block[106 + eight / 8] >> (eight % 8 / 4 * 4) & 15)),
+        // Powers of two and a few bits: no product is rounded.
+        f16_at(block, 0) * f32::from(self.step_of_eight(block, eight)) * self.unit_of_steps()
+    }
+
+    /// The scale of eight weights of a block as an odd integer, up to 31.
+    ///
+    /// # Panics
+    /// As [`scale_of_eight`](Self::scale_of_eight).
+    #[inline]
+    pub fn step_of_eight(self, block: &[u8], eight: usize) -> u8 {
+        let (group, pair) = (eight / 4, eight % 4 / 2 * 4);
+        let four_bits = match self {
+            Self::Iq2Xxs => block[9 + 8 * group] >> 4,
+            Self::Iq2Xs => block[66 + group] >> pair & 15,
+            Self::Iq2S => block[74 + group] >> pair & 15,
+            Self::Iq3Xxs => block[69 + 4 * group] >> 4,
+            Self::Iq3S => block[106 + eight / 8] >> (eight % 8 / 4 * 4) & 15,
             _ => unreachable!("only blocks with eights have scales of them"),
+        };
+        2 * four_bits + 1
+    }
+
+    /// What a [step](Self::step_of_eight) is of a block's scale: a power of two.
+    pub const fn unit_of_steps(self) -> f32 {
+        match self {
+            Self::Iq3S => 1.0,
+            Self::Iq3Xxs => 0.25,
+            _ => 0.125,
         }
     }
 
+    /// How many eights share a step.
+    pub const fn eights_of_a_step(self) -> usize {
+        if matches!(self, Self::Iq2Xs | Self::Iq2S) { 2 } else { 4 }
+    }
+
+    /// The points that eights are made of; `None` for types without [eights](Self::has_eights).
+    pub fn eight_points(self) -> Option<EightPoints> {
+        Some(match self {
+            Self::Iq2Xxs => EightPoints::of(&grids::IQ2_XXS, 256),
+            Self::Iq2Xs => EightPoints::of(&grids::IQ2_XS, 512),
+            Self::Iq2S => EightPoints::of(&grids::IQ2_S, 1024),
+            Self::Iq3Xxs => EightPoints::of(&grids::IQ3_XXS, 256),
+            Self::Iq3S => EightPoints::of(&grids::IQ3_S, 512),
+            _ => return None,
+        })
+    }
+
+    /// What stands for eight weights of a block, all signs given.
+    ///
+    /// # Panics
+    /// As [`scale_of_eight`](Self::scale_of_eight).
+    #[inline]
+    pub fn read_eight(self, block: &[u8], index: usize) -> Eight {
+        let (group, place) = (index / 4, index % 4);
+        let byte = |at: usize| u16::from(block[at]);
+        let seven = |at: usize| even_signs(u32_at(block, at) >> (7 * place));
+        let high = || byte(66 + group) >> (2 * place) & 3;
+        let (points, signs) = match self {
+            Self::Iq2Xxs => ([byte(2 + 8 * group + place), 0], seven(6 + 8 * group)),
+            Self::Iq2Xs => {
+                let code = byte(2 + 2 * index) | byte(3 + 2 * index) << 8;
+                ([code & 511, 0], even_signs(u32::from(code >> 9)))
+            }
+            Self::Iq2S => ([byte(2 + index) | high() << 8, 0], block[34 + index]),
+            Self::Iq3Xxs => ([byte(2 + 2 * index), byte(3 + 2 * index)], seven(66 + 4 * group)),
+            Self::Iq3S => {
+                let points = [byte(2 + 2 * index) | (high() & 1) << 8, byte(3 + 2 * index) | (high() >> 1) << 8];
+                (points, block[74 + index])
+            }
+            _ => unreachable!("only some blocks have eights"),
+        };
+        Eight { points, signs }
+    }
+
     /// What eight weights become.
+    #[inline]
     pub fn decode_eight(self, scale: f32, eight: Eight) -> [f32; 8] {
         let [first, second] = eight.points.map(usize::from);
         let mut out = [0.0; 8];
@@ -163,6 +262,23 @@ impl GgmlType {
             Self::Iq3S => halves(&near::IQ3_S, &grids::IQ3_S),
             _ => unreachable!("only some blocks have eights"),
         }
+    }
+}
+
+/// `out = scale · point`, negative where the bit of `signs` is set.
+#[inline]
+fn signed<const N: usize>(out: &mut [f32; N], scale: f32, point: [f32; N], signs: u8) {
+    for (j, (v, magnitude)) in out.iter_mut().zip(point).enumerate() {
+        let product = scale * magnitude;
+        *v = if signs >> j & 1 == 1 { -product } else { product };
+    }
+}
+
+/// Decodes a block of a type with [eights](GgmlType::has_eights), a function for each.
+#[inline(always)]
+pub(super) fn decode(kind: GgmlType, block: &[u8], out: &mut [f32; 256]) {
+    for (i, values) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        *values = kind.decode_eight(kind.scale_of_eight(block, i), kind.read_eight(block, i));
     }
 }
 

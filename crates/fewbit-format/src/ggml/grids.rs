@@ -37,13 +37,17 @@ impl<const N: usize> Grid<N> {
         f32::from(self.levels[usize::from(level)])
     }
 
+    /// The levels of point `i`.
+    #[inline]
+    pub(super) fn levels(&self, i: usize) -> [u8; N] {
+        let packed = self.packed(i);
+        std::array::from_fn(|j| (packed >> (Self::BITS * j)) as u8 & ((1 << Self::BITS) - 1))
+    }
+
     /// The numbers of point `i`.
     #[inline]
     pub(super) fn point(&self, i: usize) -> [f32; N] {
-        let packed = self.packed(i);
-        std::array::from_fn(|j| {
-            f32::from(self.levels[usize::from(packed >> (Self::BITS * j)) & ((1 << Self::BITS) - 1)])
-        })
+        self.levels(i).map(|level| self.number(level))
     }
 }
 

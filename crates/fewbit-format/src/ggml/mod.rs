@@ -21,7 +21,7 @@ use half::f16;
 
 use crate::{Error, Result};
 
-pub use eights::Eight;
+pub use eights::{Eight, EightPoints};
 pub use levels::{E2M1_TWICE, IQ4_LEVELS};
 pub use split::{CodeMeaning, Split};
 
@@ -284,11 +284,11 @@ fn decode_row(kind: GgmlType, blocks: &[u8], out: &mut [f32]) {
         GgmlType::Q6K => blockwise(blocks, out, k_quants::q6_k),
         GgmlType::Q8_1 => blockwise(blocks, out, legacy::q8_1),
         GgmlType::Q8K => blockwise(blocks, out, k_quants::q8_k),
-        GgmlType::Iq2Xxs => blockwise(blocks, out, iq::iq2_xxs),
-        GgmlType::Iq2Xs => blockwise(blocks, out, iq::iq2_xs),
-        GgmlType::Iq2S => blockwise(blocks, out, iq::iq2_s),
-        GgmlType::Iq3Xxs => blockwise(blocks, out, iq::iq3_xxs),
-        GgmlType::Iq3S => blockwise(blocks, out, iq::iq3_s),
+        GgmlType::Iq2Xxs => blockwise(blocks, out, |b: &[u8; 66], v| eights::decode(GgmlType::Iq2Xxs, b, v)),
+        GgmlType::Iq2Xs => blockwise(blocks, out, |b: &[u8; 74], v| eights::decode(GgmlType::Iq2Xs, b, v)),
+        GgmlType::Iq2S => blockwise(blocks, out, |b: &[u8; 82], v| eights::decode(GgmlType::Iq2S, b, v)),
+        GgmlType::Iq3Xxs => blockwise(blocks, out, |b: &[u8; 98], v| eights::decode(GgmlType::Iq3Xxs, b, v)),
+        GgmlType::Iq3S => blockwise(blocks, out, |b: &[u8; 110], v| eights::decode(GgmlType::Iq3S, b, v)),
         GgmlType::Iq1S => blockwise(blocks, out, iq::iq1_s),
         GgmlType::Iq1M => blockwise(blocks, out, iq::iq1_m),
         GgmlType::Iq4Nl => blockwise(blocks, out, levels::iq4_nl),

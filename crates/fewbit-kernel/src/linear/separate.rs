@@ -27,7 +27,7 @@ impl Way {
         }
         match linear.bands.first().map(|b| &b.storage) {
             Some(storage) if rows::layout(storage).is_some() => Self::Integers,
-            Some(Storage::Ggml(blocks)) if !tiled::has_levels(blocks.kind) => Self::Rows,
+            Some(Storage::Ggml(blocks)) if !tiled::takes_blocks(blocks.kind) => Self::Rows,
             _ => Self::Tiles,
         }
     }

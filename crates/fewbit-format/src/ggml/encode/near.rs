@@ -30,7 +30,7 @@ impl<const N: usize> Near<N> {
     /// With the points at so many of the least distances.
     pub(super) fn new(grid: &Grid<N>, points: usize, count: u8, distances: usize) -> Self {
         let unpack = |packed: usize| from_fn(|j| (packed >> (Self::BITS * j) & ((1 << Self::BITS) - 1)) as u8);
-        let levels: Vec<[u8; N]> = (0..points).map(|i| unpack(usize::from(grid.packed(i)))).collect();
+        let levels: Vec<[u8; N]> = (0..points).map(|i| grid.levels(i)).collect();
         let mut out = Self { first: vec![0], points: Vec::new(), levels, count };
         let mut apart = vec![0; points];
         for u in 0..1usize << (Self::BITS * N) {

@@ -23,6 +23,9 @@ pub(super) enum Factors {
     Bands { kind: ScaleType, bytes: Vec<u8>, groups: usize, height: usize, by: Option<f32> },
     /// Integers of six bits from −32 on `[tile][group][16]`, times an f16 that `2^shift` groups of a row share.
     Stepped { shared: Vec<u8>, steps: Vec<u8>, groups: usize, shift: u32 },
+    /// Odd integers up to 31, less one and halved, two groups in a byte `[tile][pair][16]`, times an f16 that `2^shift`
+    /// groups of a row share.
+    Odd { shared: Vec<u8>, steps: Vec<u8>, groups: usize, shift: u32 },
     /// As codes of a second level.
     Nested(Box<SecondLevel>),
 }
@@ -107,6 +110,19 @@ impl Factors {
         Self::Stepped { shared, steps, groups, shift: together.ilog2() }
     }
 
+    /// Odd integers up to 31 of `groups` in each of `rows` rows, an even number; a power of two `together` of them share an f16.
+    pub(super) fn odd(
+        rows: usize,
+        groups: usize,
+        together: usize,
+        shared: impl Fn(usize, usize) -> [u8; 2],
+        step: impl Fn(usize, usize) -> u8,
+    ) -> Self {
+        let shared = in_lanes(rows, groups / together, shared);
+        let steps = in_lanes(rows, groups / 2, |r, k| [step(r, 2 * k) >> 1 | step(r, 2 * k + 1) >> 1 << 4]);
+        Self::Odd { shared, steps, groups, shift: together.ilog2() }
+    }
+
     fn lanes(kind: ScaleType, rows: usize, groups: usize, get: impl Fn(usize, usize) -> f32) -> Self {
         let mut numbers = vec![0.0; rows.div_ceil(TILE) * groups * TILE];
         for r in 0..rows {
@@ -121,7 +137,7 @@ impl Factors {
         match self {
             Self::One(_) => 4,
             Self::Lanes { bytes, .. } | Self::Bands { bytes, .. } => bytes.len(),
-            Self::Stepped { shared, steps, .. } => shared.len() + steps.len(),
+            Self::Stepped { shared, steps, .. } | Self::Odd { shared, steps, .. } => shared.len() + steps.len(),
             Self::Nested(nested) => nested.len_bytes(),
         }
     }
@@ -160,6 +176,20 @@ impl Factors {
                     // SAFETY: there are sixteen of each, and places.
                     unsafe {
                         let step = s.sub(s.number(s.bytes(steps[k * TILE..][..TILE].as_ptr())), s.splat(32.0));
+                        s.store(out.as_mut_ptr(), s.mul(s.halves(factor.as_ptr()), step));
+                    }
+                }
+            }
+            Self::Odd { shared, steps, groups, shift } => {
+                let (tiles, steps) =
+                    (tile * (groups >> shift), &steps[tile * groups / 2 * TILE..][..groups / 2 * TILE]);
+                for (k, out) in (first..).zip(out) {
+                    let factor = &shared[(tiles + (k >> shift)) * 2 * TILE..][..2 * TILE];
+                    // SAFETY: there are sixteen of each, and places.
+                    unsafe {
+                        let pair = s.bytes(steps[k / 2 * TILE..][..TILE].as_ptr());
+                        let half = s.and(s.shr(pair, 4 * (k as u32 % 2)), s.splat_u32(15));
+                        let step = s.number(s.or(s.shl(half, 1), s.splat_u32(1)));
                         s.store(out.as_mut_ptr(), s.mul(s.halves(factor.as_ptr()), step));
                     }
                 }

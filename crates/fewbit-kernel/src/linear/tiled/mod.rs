@@ -5,6 +5,7 @@
 //! by the same decoders. The same bits as [`super::dense`] gives, which decodes row by row.
 
 mod codes;
+mod eights;
 mod factors;
 mod halves;
 mod lanes;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use fewbit_format::{GgmlType, QuantizedLinear, Storage};
 use smallvec::SmallVec;
 
+use self::eights::Eights;
 use self::factors::Spread;
 use self::halves::Halves;
 use self::lanes::Sixteen;
@@ -43,8 +45,8 @@ use crate::team::Disjoint;
 use crate::{Level, Team};
 
 /// Whether blocks of ggml have a decoder here.
-pub(super) fn has_levels(kind: GgmlType) -> bool {
-    levels::of(kind).is_some()
+pub(super) fn takes_blocks(kind: GgmlType) -> bool {
+    levels::of(kind).is_some() || kind.has_eights()
 }
 
 /// Takes linears whose bands all have a decoder; what is dense only where memory may be spent on speed.
@@ -85,6 +87,7 @@ enum Decoder {
     SmallFloat(SmallFloat),
     Signs(SignTiles),
     Lattice(Lattice),
+    Eights(Eights),
     Vector(Vector),
     Trellis(Trellis),
     Masked(Masked),
@@ -96,7 +99,8 @@ impl Decoder {
             Storage::Float(_) => {
                 SmallFloat::new(storage).map(Self::SmallFloat).or_else(|| Table::new(storage).map(Self::Table))
             }
-            Storage::Table(_) | Storage::Int(_) | Storage::Ggml(_) => Table::new(storage).map(Self::Table),
+            Storage::Table(_) | Storage::Int(_) => Table::new(storage).map(Self::Table),
+            Storage::Ggml(_) => Eights::new(storage).map(Self::Eights).or_else(|| Table::new(storage).map(Self::Table)),
             Storage::Signs(_) => SignTiles::new(storage).map(Self::Signs),
             Storage::Lattice(_) => Lattice::new(storage).map(Self::Lattice),
             Storage::Vector(_) => Vector::new(storage).map(Self::Vector),
@@ -114,6 +118,7 @@ impl Decoder {
             Self::SmallFloat(d) => d.panel(level, part, room, out),
             Self::Signs(d) => d.panel(level, part, room, out),
             Self::Lattice(d) => d.panel(level, part, room, out),
+            Self::Eights(d) => d.panel(level, part, room, out),
             Self::Vector(d) => d.panel(level, part, room, out),
             Self::Trellis(d) => d.panel(level, part, room, out),
             Self::Masked(d) => d.panel(level, part, room, out),
@@ -127,6 +132,7 @@ impl Decoder {
             Self::SmallFloat(d) => d.len_bytes(),
             Self::Signs(d) => d.len_bytes(),
             Self::Lattice(d) => d.len_bytes(),
+            Self::Eights(d) => d.len_bytes(),
             Self::Vector(d) => d.len_bytes(),
             Self::Trellis(d) => d.len_bytes(),
             Self::Masked(d) => d.len_bytes(),

@@ -262,8 +262,7 @@ fn two_of_four(n: &mut Draws, rows: usize) -> Storage {
     Storage::TwoOfFour(TwoOfFour::new(cols, mask, kept).unwrap())
 }
 
-fn blocks(n: &mut Draws, rows: usize) -> Storage {
-    let kinds = [GgmlType::Iq4Nl, GgmlType::Iq4Xs, GgmlType::Mxfp4, GgmlType::Nvfp4, GgmlType::Q1_0];
+fn blocks(n: &mut Draws, rows: usize, kinds: &[GgmlType]) -> Storage {
     let kind = kinds[n.below(kinds.len())];
     let cols = kind.block_len() * (1 + n.below(600 / kind.block_len()));
     let mut bytes = n.codes(rows * kind.row_bytes(cols).unwrap(), 8);
@@ -338,7 +337,16 @@ proptest! {
     #[test]
     fn blocks_of_levels_are_what_they_decode_to(rows in 1usize..200, tokens in 1usize..20, seed: u64) {
         let n = &mut Draws(seed);
-        let storage = blocks(n, rows);
+        let kinds = [GgmlType::Iq4Nl, GgmlType::Iq4Xs, GgmlType::Mxfp4, GgmlType::Nvfp4, GgmlType::Q1_0];
+        let storage = blocks(n, rows, &kinds);
+        check_storage(storage, tokens, n);
+    }
+
+    #[test]
+    fn blocks_of_points_are_what_they_decode_to(rows in 1usize..200, tokens in 1usize..20, seed: u64) {
+        let n = &mut Draws(seed);
+        let kinds = [GgmlType::Iq2Xxs, GgmlType::Iq2Xs, GgmlType::Iq2S, GgmlType::Iq3Xxs, GgmlType::Iq3S];
+        let storage = blocks(n, rows, &kinds);
         check_storage(storage, tokens, n);
     }
 
