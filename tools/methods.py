@@ -388,10 +388,10 @@ Written by `tools/methods.py` from `docs/methods.jsonl`; do not edit. fewbit {ve
 {' to '.join(sorted({dates[0], dates[-1]}))}. To measure what is missing, or again: `tools/methods.py --help`.
 
 **How.** Each row is one `fewbit quantize` and one `fewbit eval --against` the original, weights of all linears, embedding and
-head as they are (but in GGUF files by `gguf` and `gguf-gptq`, whose mixes round these too). True bits: everything that is stored for the quantized linears, per weight. KL: of the original's
-distribution to the model's, in nats, mean over all tokens; p99: its 99th percentile; top-1: how often both put the same token
-first. Intervals are bootstrapped over blocks. CPU-s and peak MiB (resident) are those of `quantize`. A row without settings
-has the recipe's defaults. Sorted by mean KL.
+head as they are (the mixes of `gguf` and `gguf-gptq` round these too). True bits: everything that is stored for the quantized
+linears, per weight. KL: of the original's distribution to the model's, in nats, mean over all tokens; p99: its 99th percentile;
+top-1: how often both put the same token first. Intervals are bootstrapped over blocks. CPU-s and peak MiB (resident) are those of
+`quantize`. A row without settings has the recipe's defaults. Sorted by mean KL.
 
 - **TinyStories-656K** by protocol P1: the first 64 blocks of BOS and 511 ids of the validation stories, all 511 predicted;
   calibration on the first 64 such blocks of another part, `<|endoftext|>` and é – — ’ “ ” deleted from both.

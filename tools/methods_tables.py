@@ -57,7 +57,7 @@ def g128(bits, *recipes):
 
 def ggml(bits, *types):
     """Mixes of GGUF, with the importances that GPTQ's scales are searched with and, where ggml can do without, without."""
-    plain = [(bits, "gguf", f"--set grid.type={t}", ("demo",)) for t in types if not t.startswith("IQ2")]
+    plain = [(bits, "gguf", f"--set grid.type={t}", ("demo",)) for t in types if t not in ("IQ3_XXS", "IQ2_XS")]
     weighted = [(bits, "gguf", f"--set grid.type={t} --set grid.importance=input", ("demo",)) for t in types]
     return plain + weighted + [(bits, "gguf-gptq", f"--set grid.type={t}", ("demo",)) for t in types]
 
