@@ -216,9 +216,9 @@ fn gptq_becomes_blocks_of_ggml_where_these_hold_its_codes() {
             fs::write(Path::new(&model).join(file), fs::read(folder.join(file)).unwrap()).unwrap();
         }
         // It comes without a tokenizer: one of three letters.
+        let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
         let tokenizer = json!({
-            "version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false},
-            "decoder": {"type": "ByteLevel"},
+            "version": "1.0", "added_tokens": [], "pre_tokenizer": bytes, "decoder": bytes,
             "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2}, "merges": []},
         });
         fs::write(Path::new(&model).join("tokenizer.json"), tokenizer.to_string()).unwrap();
