@@ -7,7 +7,6 @@ usage: families.py FEWBIT [CASE ...]      (a Python with llama-cpp-python and sa
 llama.cpp rounds activations to the type of the weights, so logits agree to some percent of their spread; a wrong
 name, key or order of rows moves them by as much as they are.
 """
-import json
 import shutil
 import subprocess
 import sys
@@ -18,25 +17,12 @@ import llama_cpp
 import numpy as np
 from safetensors.numpy import load_file
 
+from stand_in import tokenizer
+
 FAMILIES = Path(__file__).resolve().parents[2] / "tests" / "families"
 CASES = ["llama", "llama-bias", "mistral", "qwen2", "qwen3", "gemma2", "gemma3-six", "olmo2", "granite", "stablelm",
          "stablelm-parallel", "cohere", "cohere2", "glm4", "falcon", "falcon-new", "gpt2"]
 MOST = 0.05  # of the logits' standard deviation, root mean square
-
-
-def tokenizer(folder):
-    """A few letters: no test reads text."""
-    letters = ["<|end|>", "a", "b", "c", "\u0120", "o", "n", "e", "on", "one", "\u0120a"]
-    byte_level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
-    model = dict(type="BPE", dropout=None, unk_token=None, continuing_subword_prefix=None, end_of_word_suffix=None,
-                 fuse_unk=False, byte_fallback=False, ignore_merges=False,
-                 vocab={letter: i for i, letter in enumerate(letters)},
-                 merges=[["o", "n"], ["on", "e"], ["\u0120", "a"]])
-    end = dict(id=0, content=letters[0], single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-    (folder / "tokenizer.json").write_text(json.dumps(dict(
-        version="1.0", truncation=None, padding=None, normalizer=None, post_processor=None, added_tokens=[end],
-        pre_tokenizer=byte_level, decoder=byte_level, model=model)))
-    (folder / "tokenizer_config.json").write_text(json.dumps(dict(eos_token=letters[0])))
 
 
 def written(fewbit, case, work):
@@ -58,13 +44,14 @@ def logits(path, ids):
 def main():
     fewbit, cases = sys.argv[1], sys.argv[2:] or CASES
     failed = []
+    print(f"llama-cpp-python {llama_cpp.__version__}, f32 cache:\n\n| model | difference |\n|---|---|")
     for case in cases:
         golden = load_file(FAMILIES / case / "golden.safetensors")
         with tempfile.TemporaryDirectory() as work:
             try:
                 path = written(fewbit, case, Path(work))
             except subprocess.CalledProcessError as e:
-                print(f"{case}: {e.stderr.strip()}")
+                print(f"| {case} | {e.stderr.strip()} |")
                 failed.append(case)
                 continue
             worst = 0.0
@@ -72,12 +59,11 @@ def main():
                 want = golden[f"logits_{i}"].astype(np.float64)
                 found = logits(path, golden[f"input_ids_{i}"])
                 worst = max(worst, np.sqrt(((found - want) ** 2).mean()) / want.std())
-        print(f"{case}: {worst:.4f} of the logits' spread")
+        print(f"| {case} | {worst:.4f} |", flush=True)
         if worst > MOST:
             failed.append(case)
     if failed:
         sys.exit(f"not as transformers: {', '.join(failed)}")
-    print(f"{len(cases)} families, llama-cpp-python {llama_cpp.__version__}")
 
 
 if __name__ == "__main__":

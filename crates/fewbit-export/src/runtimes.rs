@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     fn int(bits: u8, group: Group, symmetric: bool) -> IntScheme {
-        IntScheme { bits, group, symmetric, second: None }
+        IntScheme { bits, group, symmetric, act_order: false, second: None }
     }
 
     #[test]

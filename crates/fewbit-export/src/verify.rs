@@ -133,7 +133,9 @@ mod tests {
 
     #[test]
     fn fused_linears_with_several_schemes_are_named() {
-        let int = |bits| Some(Scheme::Int(IntScheme { bits, group: Group::Row, symmetric: true, second: None }));
+        let int = |bits| {
+            Some(Scheme::Int(IntScheme { bits, group: Group::Row, symmetric: true, act_order: false, second: None }))
+        };
         let list = |v: Option<Scheme>| {
             let names = ["a.q_proj", "a.k_proj", "a.v_proj", "b.gate_proj", "b.up_proj", "b.down_proj", "lm_head"];
             let schemes = [int(4), int(4), v, int(4), int(4), int(8), None];

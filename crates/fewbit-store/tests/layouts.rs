@@ -176,8 +176,9 @@ fn what_is_written_is_what_was_read() {
 /// Files of other programs, written again: the same bytes.
 #[test]
 fn gptq_and_awq_are_written_as_others_write_them() {
-    let folders: [(&str, &dyn Layout); 7] = [
+    let folders: [(&str, &dyn Layout); 8] = [
         ("gptq-w4-g128-sym", &Gptq { is_v2: false }),
+        ("gptq-w4-g128-sym-descact", &Gptq { is_v2: false }),
         ("gptq-w8-g128-sym", &Gptq { is_v2: false }),
         ("gptq-w3-g128-sym", &Gptq { is_v2: false }),
         ("gptqv2-w4-g64-asym", &Gptq { is_v2: true }),

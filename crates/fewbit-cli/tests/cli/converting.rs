@@ -157,6 +157,9 @@ fn files_of_others_are_converted_exactly() {
     let cases = [
         ("gptq-w4-g128-sym", "compressed-tensors", true),
         ("gptq-w4-g128-sym-descact", "compressed-tensors", false),
+        ("gptq-w4-g128-sym-descact", "awq", false),
+        ("gptq-w4-g128-sym-descact", "gptq", true),
+        ("gptq-w4-g128-sym-descact", "fewbit", true),
         ("gptqv2-w4-g64-asym", "awq", true),
         ("awq-gemm-w4-g128-autoawq", "compressed-tensors", true),
         ("ct-w4a16-g32-asym-rtn", "gptq_v2", true),
@@ -175,5 +178,60 @@ fn files_of_others_are_converted_exactly() {
         } else {
             ran.refused(&["cannot hold"]);
         }
+    }
+}
+
+/// Readers look at `g_idx` where `desc_act` says so.
+#[test]
+fn an_act_order_is_written_as_one() {
+    let bench = Bench::new();
+    for (name, desc_act) in [("gptq-w4-g128-sym-descact", true), ("gptq-w4-g128-sym", false)] {
+        let Some(model) = shared(&format!("conformance/quantized/{name}")) else { return };
+        bench.convert(model.to_str().unwrap(), name, "gptq");
+        let settings = &config(&bench.path(name))["quantization_config"];
+        assert_eq!(settings["desc_act"], desc_act, "{name}");
+    }
+    // Through our own layout, which has it too.
+    let own = bench.convert(&bench.path("gptq-w4-g128-sym-descact"), "own", "fewbit");
+    let back = bench.convert(&bench.path("own"), "back", "gptq");
+    assert_eq!((&own["exact"], &back["exact"]), (&json!(true), &json!(true)));
+    assert_eq!(config(&bench.path("back"))["quantization_config"]["desc_act"], true);
+}
+
+#[test]
+fn gptq_becomes_blocks_of_ggml_where_these_hold_its_codes() {
+    let bench = Bench::new();
+    let cases = [
+        ("gptq-w4-g128-sym", None),
+        ("gptq-w8-g128-sym", None),
+        ("gptq-w4-g128-sym-descact", Some("columns of a group lie apart")),
+        ("gptq-w4-g32-asym", Some("no blocks of 4-bit codes with zero points")),
+        ("gptq-w3-g128-sym", Some("no blocks of 3-bit codes")),
+    ];
+    for (name, why) in cases {
+        let Some(folder) = shared(&format!("conformance/quantized/{name}")) else { return };
+        let model = bench.path(name);
+        fs::create_dir(&model).unwrap();
+        for file in ["config.json", "quantize_config.json", "model.safetensors"] {
+            fs::write(Path::new(&model).join(file), fs::read(folder.join(file)).unwrap()).unwrap();
+        }
+        // It comes without a tokenizer: one of three letters.
+        let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        let tokenizer = json!({
+            "version": "1.0", "added_tokens": [], "pre_tokenizer": bytes, "decoder": bytes,
+            "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2}, "merges": []},
+        });
+        fs::write(Path::new(&model).join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        let out = bench.path(&format!("{name}.gguf"));
+        let ran = fewbit(&["convert", &model, &out, "--format", "gguf", "--json"]);
+        let Some(why) = why else {
+            assert_eq!(ran.good()["exact"], true, "{name}");
+            let logits = |model: &str| {
+                fewbit(&["logits", model, "--ids", "1,20,300", "--arithmetic", "weights-only", "--json"]).good()
+            };
+            assert_eq!(logits(&out)["logits"], logits(&model)["logits"], "{name}");
+            continue;
+        };
+        ran.refused(&["down_proj.weight", why][usize::from(!name.ends_with("descact"))..]);
     }
 }

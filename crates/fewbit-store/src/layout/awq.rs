@@ -44,7 +44,7 @@ impl AwqConfig {
             }
         };
         let symmetric = v["zero_point"].as_bool().is_some_and(|has| !has);
-        Ok(Self { scheme: Scheme::Int(IntScheme { bits: 4, group, symmetric, second: None }), group })
+        Ok(Self { scheme: Scheme::Int(IntScheme { bits: 4, group, symmetric, act_order: false, second: None }), group })
     }
 
     /// The scheme of the quantized modules.
@@ -109,6 +109,9 @@ impl Layout for Awq {
         let (grid, [rows, _]) = (codes.grid(), codes.shape());
         if grid.bits != 4 {
             return Err(format!("codes have 4 bits, not {}", grid.bits));
+        }
+        if codes.group_index().is_some() {
+            return Err("it has no groups whose columns lie apart (g_idx of an act order)".to_owned());
         }
         // What a recipe tries its grids on has one row.
         if rows == 1 || rows.is_multiple_of(8) {

@@ -55,9 +55,10 @@ impl GptqConfig {
             return Err(Error::input(format!("GPTQ with `pack_dtype` {}, where int32 is read", v["pack_dtype"])));
         }
         let symmetric = v["sym"].as_bool().unwrap_or(true);
+        let act_order = v["desc_act"].as_bool().unwrap_or(false);
         let has_overrides = v["dynamic"].as_object().is_some_and(|d| !d.is_empty());
         Ok(Self {
-            scheme: Scheme::Int(IntScheme { bits, group, symmetric, second: None }),
+            scheme: Scheme::Int(IntScheme { bits, group, symmetric, act_order, second: None }),
             bits,
             group,
             zeros_are_one_less,
@@ -128,7 +129,7 @@ fn read_zeros(config: &GptqConfig, m: Module<'_>, bits: u8, groups: usize) -> Re
     Ok(Zeros::Codes(transposed(&zeros, rows)))
 }
 
-/// GPTQ's layout: what vLLM, GPTQModel and transformers load.
+/// GPTQ's layout: what vLLM, GPTQModel and transformers load, act orders (`g_idx`) included.
 ///
 /// Version 1 stores `zero point − 1`; readers do not agree on what becomes of zero point 0 there, so that it is written for
 /// symmetric codes alone. Version 2 stores zero points as they are.
@@ -170,12 +171,11 @@ impl Layout for Gptq {
             Storage::Dense(tensor) => return Ok(vec![named("weight", tensor.clone())]),
             _ => return Err(Error::internal("what it cannot hold was refused before")),
         };
-        let Integers { shape: [rows, cols], bits, groups, codes, mut zeros, scale, scales } = Integers::of(codes);
+        let Integers { shape: [rows, cols], bits, groups, codes, mut zeros, scale, scales, index } =
+            Integers::of(codes);
         if !self.is_v2 {
             zeros.iter_mut().for_each(|z| *z -= 1);
         }
-        let width = cols / groups;
-        let index: Vec<i32> = (0..cols).map(|c| (c / width) as i32).collect();
         Ok(vec![
             named("qweight", words([words_for(cols, bits), rows], pack_columns(&codes, cols, bits))),
             named("qzeros", words([groups, words_for(rows, bits)], pack_rows(&transposed(&zeros, groups), rows, bits))),
@@ -186,10 +186,12 @@ impl Layout for Gptq {
 
     /// Settings of the most common scheme; modules with another one, or with none, are exceptions (`dynamic`).
     fn quantization_config(&self, modules: &[(String, Option<Scheme>)], _: Option<ActivationGrid>) -> Value {
+        // Whose columns lie apart is each module's `g_idx`; the setting says that readers have to look there.
         let of = |scheme: &Option<Scheme>| match scheme {
-            Some(Scheme::Int(scheme)) => Some(*scheme),
+            Some(Scheme::Int(scheme)) => Some(IntScheme { act_order: false, ..*scheme }),
             _ => None,
         };
+        let is_ordered = |(_, s): &(String, Option<Scheme>)| matches!(s, Some(Scheme::Int(s)) if s.act_order);
         let schemes: Vec<IntScheme> = modules.iter().filter_map(|(_, s)| of(s)).collect();
         let count = |s: &IntScheme| schemes.iter().filter(|other| *other == s).count();
         // The first of the most common ones.
@@ -209,7 +211,7 @@ impl Layout for Gptq {
         json!({
             "bits": common.bits,
             "checkpoint_format": self.name(),
-            "desc_act": false,
+            "desc_act": modules.iter().any(is_ordered),
             "dynamic": dynamic,
             "group_size": group_size(common.group),
             "lm_head": modules.iter().any(|(name, s)| name == "lm_head" && s.is_some()),

@@ -13,9 +13,6 @@ pub(super) fn codes_of(storage: &Storage) -> Result<&IntCodes, String> {
     }
     match codes.zeros() {
         Zeros::Offsets(_) | Zeros::Points(_) => Err("it holds integer zero points, not real offsets".to_owned()),
-        Zeros::Middle | Zeros::Codes(_) if codes.group_index().is_some() => {
-            Err("groups whose columns lie apart (g_idx of an act order) are not written".to_owned())
-        }
         Zeros::Middle | Zeros::Codes(_) => Ok(codes),
     }
 }
@@ -36,6 +33,8 @@ pub(super) struct Integers {
     pub(super) scale: ScaleType,
     /// `[rows, groups]`.
     pub(super) scales: Vec<f32>,
+    /// The group of each column.
+    pub(super) index: Vec<i32>,
 }
 
 impl Integers {
@@ -53,6 +52,10 @@ impl Integers {
             _ => vec![1 << (grid.bits - 1); rows * groups],
         };
         let scales = codes.scales().values().repeat(repeated);
-        Self { shape: [rows, cols], bits: grid.bits, groups, codes: unpacked, zeros, scale: grid.scale, scales }
+        let index = match codes.group_index() {
+            Some(index) => index.iter().map(|k| *k as i32).collect(),
+            None => (0..cols).map(|c| (c / (cols / groups)) as i32).collect(),
+        };
+        Self { shape: [rows, cols], bits: grid.bits, groups, codes: unpacked, zeros, scale: grid.scale, scales, index }
     }
 }

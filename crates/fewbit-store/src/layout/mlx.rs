@@ -41,7 +41,9 @@ fn scheme(v: &Value) -> Result<Scheme> {
     let group = size.map(Group::Columns).ok_or_else(|| Error::input("has no `group_size`"))?;
     let float = |element, scale| Ok(Scheme::Float(FloatScheme { element, group, scale }));
     match (v["mode"].as_str().unwrap_or("affine"), bits) {
-        ("affine", 2..=6 | 8) => Ok(Scheme::Int(IntScheme { bits: bits as u8, group, symmetric: false, second: None })),
+        ("affine", 2..=6 | 8) => {
+            Ok(Scheme::Int(IntScheme { bits: bits as u8, group, symmetric: false, act_order: false, second: None }))
+        }
         ("mxfp4", _) => float(Minifloat::E2M1, ScaleKind::PowerOfTwo),
         ("mxfp8", _) => float(Minifloat::E4M3, ScaleKind::PowerOfTwo),
         (mode, bits) => Err(Error::input(format!(

@@ -81,6 +81,12 @@ fn check(layout: &dyn Layout, codes: &IntCodes) {
     assert_eq!(back.cells().is_some(), layout.name() == "fewbit" && codes.suits_tiles());
 }
 
+/// Columns that belong to the groups in turn.
+fn in_turns(codes: IntCodes) -> IntCodes {
+    let (cols, groups) = (codes.shape()[1] as u32, codes.groups_per_row() as u32);
+    codes.with_group_index((0..cols).map(|c| c % groups).collect()).unwrap()
+}
+
 /// The grid for rows that are `times` as long.
 fn grid_of(grid: IntGrid, times: usize) -> IntGrid {
     let group = if let Group::Columns(g) = grid.group { Group::Columns(times * g) } else { grid.group };
@@ -105,8 +111,7 @@ proptest! {
     fn fewbit_holds_every_grid((rows, cols, grid) in grids(), offsets: bool, reordered: bool, seed: u64) {
         let mut codes = codes(rows, cols, grid, offsets, seed);
         if reordered {
-            let groups = codes.groups_per_row() as u32;
-            codes = codes.with_group_index((0..cols as u32).map(|c| c % groups).collect()).unwrap();
+            codes = in_turns(codes);
         }
         check(&Fewbit, &codes);
     }
@@ -147,8 +152,11 @@ proptest! {
     }
 
     #[test]
-    fn gptq_holds_what_it_says((rows, cols, grid) in grids(), is_v2: bool, seed: u64) {
-        let (layout, codes) = (Gptq { is_v2 }, codes(32 * rows, 32 * cols, grid_of(grid, 32), false, seed));
+    fn gptq_holds_what_it_says((rows, cols, grid) in grids(), is_v2: bool, reordered: bool, seed: u64) {
+        let (layout, mut codes) = (Gptq { is_v2 }, codes(32 * rows, 32 * cols, grid_of(grid, 32), false, seed));
+        if reordered {
+            codes = in_turns(codes);
+        }
         match layout.can_hold(&Storage::Int(codes.clone())) {
             Ok(()) if grid.group == Group::Tensor => same_numbers(&layout, &codes),
             Ok(()) => check(&layout, &codes),
@@ -635,7 +643,8 @@ fn fp8_holds_what_it_says() {
 
 #[test]
 fn exceptions_of_gptq_and_one_group_of_awq() {
-    let int = |bits, group| Some(Scheme::Int(IntScheme { bits, group, symmetric: true, second: None }));
+    let int =
+        |bits, group| Some(Scheme::Int(IntScheme { bits, group, symmetric: true, act_order: false, second: None }));
     let modules = |list: &[(&str, Option<Scheme>)]| -> Vec<(String, Option<Scheme>)> {
         list.iter().map(|(name, s)| ((*name).to_owned(), s.clone())).collect()
     };

@@ -46,6 +46,8 @@ pub struct IntScheme {
     pub group: Group,
     /// Whether the zero point is `2^(bits−1)` and not stored.
     pub symmetric: bool,
+    /// Whether the columns of a group lie apart, and each says which group it is in (GPTQ's `g_idx`).
+    pub act_order: bool,
     /// How scales, and offsets or real zero points, are stored as codes of a second level, if they are.
     pub second: Option<SecondLevel>,
 }
@@ -431,13 +433,17 @@ impl IntScheme {
             bits: grid.bits,
             group: grid.group,
             symmetric: *codes.zeros() == Zeros::Middle,
+            act_order: codes.group_index().is_some(),
             second: SecondLevel::of(codes.scales()).or(second),
         }
     }
 
     /// As it stands in the settings of the `fewbit` layout.
     fn to_json(self) -> Value {
-        let json = json!({ "bits": self.bits, "group": group_json(self.group), "symmetric": self.symmetric });
+        let mut json = json!({ "bits": self.bits, "group": group_json(self.group), "symmetric": self.symmetric });
+        if self.act_order {
+            json["act_order"] = true.into();
+        }
         with_second(json, self.second)
     }
 
@@ -445,7 +451,8 @@ impl IntScheme {
     fn from_json(v: &Value) -> Result<Self> {
         match (bits_and_group(v), v["symmetric"].as_bool()) {
             ((Some(bits), Some(group)), Some(symmetric)) => {
-                Ok(Self { bits, group, symmetric, second: SecondLevel::from_json(v)? })
+                let act_order = v["act_order"] == true;
+                Ok(Self { bits, group, symmetric, act_order, second: SecondLevel::from_json(v)? })
             }
             _ => Err(Error::input(format!(
                 "the scheme {v} does not have `bits` from 1 to 8, `group` (`row`, `tensor` or a number) and `symmetric`"
@@ -544,7 +551,8 @@ impl fmt::Display for IntScheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let symmetry = if self.symmetric { "symmetric" } else { "asymmetric" };
         let second = self.second.map_or_else(String::new, |s| format!(", scales of {} bits", s.bits));
-        write!(f, "{} bit {} {symmetry}{second}", self.bits, words(self.group))
+        let order = if self.act_order { ", act order" } else { "" };
+        write!(f, "{} bit {} {symmetry}{order}{second}", self.bits, words(self.group))
     }
 }
 

@@ -212,7 +212,8 @@ fn coded(v: &Value, format: &str) -> Option<Weights> {
     let is_int = v["type"].as_str().is_none_or(|t| t.eq_ignore_ascii_case("int"));
     let int = |packing| {
         let is_possible = is_int && !matches!(group, Group::Block(_));
-        let scheme = Scheme::Int(IntScheme { bits: bits as u8, group, symmetric, second: None });
+        let act_order = v["actorder"] == "group";
+        let scheme = Scheme::Int(IntScheme { bits: bits as u8, group, symmetric, act_order, second: None });
         is_possible.then_some(Weights::Coded { scheme, packing })
     };
     let float = |element: Minifloat, scale, packing| {

@@ -195,7 +195,7 @@ mod tests {
     use crate::layout::Quantization;
 
     fn int(bits: u8, group: Group) -> Scheme {
-        Scheme::Int(IntScheme { bits, group, symmetric: true, second: None })
+        Scheme::Int(IntScheme { bits, group, symmetric: true, act_order: false, second: None })
     }
 
     /// What a reader of the settings makes of each module is what was written, and no entry is idle.
