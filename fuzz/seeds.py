@@ -92,6 +92,41 @@ layout("bnb-8", {"quant_method": "bitsandbytes", "load_in_8bit": True}, (4, 8), 
 state = json.dumps({"quant_type": "nf4", "blocksize": 8, "shape": [4, 8]}).encode()
 layout("bnb-4", {"quant_method": "bitsandbytes", "load_in_4bit": True}, (4, 8),
        {"weight.quant_state.bitsandbytes__nf4": ("U8", len(state)), "weight": ("U8", 16, 1), "weight.absmax": ("F32", 4), "weight.quant_map": ("F32", 16)}, state)
+
+
+def hqq(name, packing, bits, size, axis, words):
+    rows, cols = 8, 16
+    groups = rows * cols // size
+    numbers = ("F16", *((groups, 1) if axis else (1, groups)))
+    width = size if axis else groups
+    tensors = {"packing": ("U8", len(packing)), "nbits": ("I32",), "group_size": ("I32",), "axis": ("I32",), "shape": ("I32", 2),
+               "W_q": ("U8", words, width), "scale": numbers, "zero": numbers}
+    data = packing.encode() + struct.pack("<5i", bits, size, axis, rows, cols) + bytes(range(words * width)) + b"\x00\x3c" * 2 * groups
+    settings = {"weight_quant_params": {"nbits": bits, "group_size": size, "axis": axis}}
+    layout(name, {"quant_method": "hqq", "quant_config": settings, "skip_modules": ["lm_head"]}, (rows, cols), tensors, data)
+
+
+hqq("hqq-4", "4bit_u8", 4, 8, 1, 8)
+hqq("hqq-1-columns", "1bit_u8", 1, 16, 0, 2)
+hqq("hqq-over-rows", "8bit_u8", 8, 32, 1, 4)
+
+
+def torchao(name, kind, data, tensors, shape=(4, 32), values=BYTES):
+    meta = {"m.weight": json.dumps({"_type": kind, "_data": data}), "tensor_names": "[\"m.weight\"]"}
+    layout(name, {"quant_method": "torchao", "quant_type": {"default": {"_type": "X", "_data": {}}}, "__metadata__": meta}, shape,
+           {f"_weight_{k}": v for k, v in tensors.items()}, values)
+
+
+per_row = {"_type": "PerRow", "_data": {"dim": -1}}
+torchao("torchao-int8", "Int8Tensor", {"block_size": [1, 32], "act_quant_kwargs": {"_type": "QuantizeTensorToInt8Kwargs", "_data": {
+    "granularity": per_row, "mapping_type": {"_type": "MappingType", "_data": "ASYMMETRIC"}}}},
+    {"qdata": ("I8", 4, 32), "scale": ("F16", 4, 1), "zero_point": ("I8", 4, 1), "act_pre_scale": ("F16", 32)})
+torchao("torchao-intx", "IntxUnpackedToInt8Tensor", {"block_size": [1, 16], "target_dtype": {"_type": "torch.dtype", "_data": "int4"},
+    "activation_quantization": "int8_asym_per_token"}, {"qdata": ("I8", 4, 32), "scale": ("F16", 4, 2), "zero_point": ("F16", 4, 2)}, values=b"\x01\x02")
+torchao("torchao-int4", "Int4Tensor", {"block_size": [1, 16], "shape": [4, 32], "activation_dtype": {"_type": "torch.dtype", "_data": "bfloat16"}},
+        {"qdata": ("I8", 4, 16), "scale": ("F16", 2, 4), "zero_point": ("F16", 2, 4)})
+torchao("torchao-fp8", "Float8Tensor", {"block_size": [4, 32], "act_quant_kwargs": {"_type": "QuantizeTensorToFloat8Kwargs", "_data": {
+    "granularity": per_row, "float8_dtype": {"_type": "torch.dtype", "_data": "float8_e4m3fn"}}}}, {"qdata": ("F8_E4M3", 4, 32), "scale": ("F32", 1, 1)})
 layout("fp8-block", {"quant_method": "fp8", "weight_block_size": [4, 8], "activation_scheme": "dynamic"}, (8, 16),
        {"weight": ("F8_E4M3", 8, 16), "weight_scale_inv": ("F32", 2, 2)})
 layout("fp8-static", {"quant_method": "fp8", "activation_scheme": "static"}, (8, 16),
@@ -160,6 +195,14 @@ layout("own-maps", {"quant_method": "fewbit", "version": 2, "default": {"weights
        {"weight.codes": ("U8", 4, 2), "weight.scales": ("F16", 4, 1), "input.0.hadamard": ("I32", 2), "input.0.flips": ("U8", 1), "input.1.factors": ("F32", 4),
         "weight.sparse.gaps": ("U8", 4), "weight.sparse.values": ("F16", 2), "left.weight": ("F16", 4, 1), "right.weight": ("F16", 1, 4)},
        b"\x04\x00\x00\x00\x00\x00\x00\x00")
+
+# Maps at both ends.
+layout("ct-transform", {"quant_method": "compressed-tensors", "format": "naive-quantized", "config_groups": {"g": {"targets": ["Linear"], "weights": {
+    "num_bits": 4, "type": "int", "strategy": "channel", "symmetric": False}}}, "transform_config": {"config_groups": {
+        "v": {"type": "hadamard", "head_dim": 2, "apply": [{"targets": ["Linear"], "location": "input"}]},
+        "u": {"type": "hadamard", "head_dim": 4, "apply": [{"targets": ["m"], "location": "output", "inverse": True}]}}}}, (4, 16),
+    {"v_input.weight": ("F16", 2, 2), "weight_scale": ("F16", 4, 1), "weight_zero_point": ("I8", 4, 1), "weight": ("I8", 4, 16)},
+    struct.pack("<4e", 1, 1, -1, 1) + struct.pack("<4e", 1, 2, 3, 4) + bytes(4) + bytes(range(8)) * 8)
 
 
 # GGUF: the target adds the data.

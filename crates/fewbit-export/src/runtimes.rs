@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use fewbit_format::{Group, Minifloat, Number, Result};
 use fewbit_graph::Container;
 use fewbit_store::ModelFile;
-use fewbit_store::layout::{FloatScheme, IntScheme, Quantization, ScaleKind, Scheme};
+use fewbit_store::layout::{FloatScheme, HqqConfig, IntScheme, Quantization, ScaleKind, Scheme};
 
 use crate::verify::{FUSED, Linear, linears, mixed};
 
@@ -66,6 +66,8 @@ pub fn obstacles(file: &ModelFile, program: LoadedBy) -> Result<Vec<Obstacle>> {
         (_, Quantization::Mlx(_)) => {
             Ok(Obstacle::of_model("the layout is MLX's: `fewbit convert` writes its numbers as `plain` or `fewbit`"))
         }
+        (LoadedBy::Vllm, Quantization::TorchAo(_)) => Ok(Vec::new()),
+        (LoadedBy::Vllm, Quantization::Hqq(config)) => hqq(file, config),
         (_, Quantization::Other(method)) => {
             Ok(Obstacle::of_model(format!("`{method}` is not known here, so that nothing can be said of it")))
         }
@@ -97,6 +99,17 @@ fn vllm(file: &ModelFile, quantization: &Quantization) -> Result<Vec<Obstacle>> 
         found.extend(why_not.map(|why| Obstacle { module, why }));
     }
     Ok(found)
+}
+
+/// HQQ: one kernel, for groups along the inputs.
+fn hqq(file: &ModelFile, config: &HqqConfig) -> Result<Vec<Obstacle>> {
+    let is_taken = |module: &str| {
+        let scheme = config.scheme_of(module);
+        matches!(scheme, Some(Scheme::Int(IntScheme { bits: 4, group: Group::Columns(64), .. })))
+    };
+    let why = "its kernel has codes of 4 bits in groups of 64 along the inputs (axis 1), as config.json must say";
+    let quantized = linears(file)?.into_iter().filter(|l| l.is_quantized && !is_taken(&l.module));
+    Ok(quantized.map(|l| Obstacle { module: l.module, why: why.to_owned() }).collect())
 }
 
 /// Quantized linears that vLLM multiplies as one.

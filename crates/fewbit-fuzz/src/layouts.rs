@@ -9,7 +9,7 @@ use crate::Listing;
 /// The module that the tensors belong to.
 const MODULE: &str = "m";
 
-/// Settings of a `quantization_config` (JSON), a listing whose first line is `ROWS COLS` of the module `m`, the
+/// Settings of a `quantization_config` (JSON, with the files' metadata as `__metadata__`), a listing whose first line is `ROWS COLS` of the module `m`, the
 /// tensors' bytes.
 pub fn layouts(data: &[u8]) {
     let Some(([settings, lines], data)) = crate::texts(data) else { return };
@@ -19,6 +19,9 @@ pub fn layouts(data: &[u8]) {
     let Some(listing) = Listing::read(lines, data) else { return };
     let tensors = listing.tensors();
     let Ok(q) = Quantization::parse(&json!({ "quantization_config": settings }), None) else { return };
+    let text = |(k, v): (&String, &serde_json::Value)| Some((k.clone(), v.as_str()?.to_owned()));
+    let metadata = settings["__metadata__"].as_object().into_iter().flatten().filter_map(text).collect();
+    let Ok(q) = q.with_files(tensors, tensors.keys().map(String::as_str), &metadata) else { return };
     let _ = (q.describe(), q.runtime_rounding(), q.check(false), q.check(true), q.scheme_of(MODULE));
     let _ = (is_quantized(&q, tensors, MODULE), tensor_names(&q, MODULE));
     let _ = read_cache(&q, tensors, MODULE, "k_scale");

@@ -151,8 +151,16 @@ impl Checkpoint {
         }
     }
 
+    /// The metadata of safetensors files, all in one.
+    pub fn metadata(&self) -> BTreeMap<String, String> {
+        match &self.files {
+            Files::HuggingFace(files) => files.iter().flat_map(|f| f.metadata.clone()).collect(),
+            Files::Gguf(_) => BTreeMap::new(),
+        }
+    }
+
     /// The names of all tensors, sorted.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub fn names(&self) -> impl Iterator<Item = &str> + Clone {
         self.tensors.keys().map(String::as_str)
     }
 

@@ -70,6 +70,8 @@ impl ModelFile {
         };
         let quantization =
             Quantization::parse(&Value::Object(checkpoint.config().clone()), settings.as_ref()).map_err(place)?;
+        let quantization =
+            quantization.with_files(&checkpoint, checkpoint.names(), &checkpoint.metadata()).map_err(place)?;
         let mut file = Self {
             architecture,
             quantization,

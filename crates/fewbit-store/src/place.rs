@@ -24,6 +24,8 @@ pub(crate) enum Weights {
 }
 
 const INDEX: &str = ".safetensors.index.json";
+/// What `save_quantized` of hqq writes.
+const HQQ: &str = "qmodel.pt";
 const PICKLES: [&str; 5] = ["bin", "pt", "pth", "ckpt", "pkl"];
 
 /// Finds out what lies at a path.
@@ -51,7 +53,9 @@ pub(crate) fn find(path: &Path) -> Result<Place> {
             Ok(Place::Folder { dir: parent.to_owned(), weights })
         }
         Some("json") => in_folder(parent),
-        Some(e) if PICKLES.contains(&e) => Err(pickle().file(path)),
+        Some(e) if PICKLES.contains(&e) => {
+            Err(pickle(path.file_name().and_then(|n| n.to_str()).unwrap_or_default()).file(path))
+        }
         // Caches of some programs name files by their hashes.
         _ if metadata.is_file() && begins_as_gguf(path) => Ok(Place::Gguf(path.to_owned())),
         _ => Err(Error::input("is no model that can be read")
@@ -68,12 +72,15 @@ fn in_folder(dir: &Path) -> Result<Place> {
     match weights {
         Some(weights) if has_config || ggufs.is_empty() => Ok(Place::Folder { dir: dir.to_owned(), weights }),
         _ if !ggufs.is_empty() => one_gguf(dir, &ggufs).map(Place::Gguf),
-        _ if names.iter().any(|n| extension(Path::new(n)).is_some_and(|e| PICKLES.contains(&e))) => {
-            Err(pickle().file(dir))
+        _ => {
+            let is_pickle = |n: &&String| extension(Path::new(n)).is_some_and(|e| PICKLES.contains(&e));
+            Err(match names.iter().find(is_pickle) {
+                Some(name) => pickle(name),
+                None => Error::input("holds no weights")
+                    .hint("a folder with `config.json` and `model.safetensors`, or with a `.gguf` file, is needed"),
+            }
+            .file(dir))
         }
-        _ => Err(Error::input("holds no weights")
-            .hint("a folder with `config.json` and `model.safetensors`, or with a `.gguf` file, is needed")
-            .file(dir)),
     }
 }
 
@@ -83,9 +90,13 @@ fn begins_as_gguf(path: &Path) -> bool {
     read.is_ok() && &magic == b"GGUF"
 }
 
-fn pickle() -> Error {
+fn pickle(name: &str) -> Error {
+    let tool = match name {
+        HQQ => "`AutoHQQHFModel.save_to_safetensors(AutoHQQHFModel.from_quantized(FOLDER), OUT)` of hqq",
+        _ => "`AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OUT)` of transformers",
+    };
     Error::input("holds its weights as a pickle, which can run any program when it is read")
-        .hint("convert it: `AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OUT)` of transformers writes safetensors")
+        .hint(format!("convert it: {tool} writes safetensors"))
 }
 
 /// The names of the files of a folder, sorted.
@@ -243,11 +254,12 @@ mod tests {
 
     #[test]
     fn a_file_leads_to_its_folder() {
-        let dir = folder(&["config.json", "model.safetensors", "other.safetensors", "x.pt", "notes.txt"]);
+        let dir = folder(&["config.json", "model.safetensors", "other.safetensors", "x.pt", "qmodel.pt", "notes.txt"]);
         let at = |name: &str| find(&dir.path().join(name));
         let Place::Folder { weights: Weights::Files(files), .. } = at("other.safetensors").unwrap() else { panic!() };
         assert_eq!(files, [dir.path().join("other.safetensors")]);
         assert!(at("x.pt").unwrap_err().to_string().contains("pickle"));
+        assert!(at("qmodel.pt").unwrap_err().to_string().contains("save_to_safetensors"));
         std::fs::write(dir.path().join("sha256-0123"), b"GGUF\x03").unwrap();
         assert_eq!(at("sha256-0123").unwrap(), Place::Gguf(dir.path().join("sha256-0123")));
         assert!(at("notes.txt").unwrap_err().to_string().contains("is no model"));

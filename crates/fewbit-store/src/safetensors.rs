@@ -1,10 +1,12 @@
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
 use fewbit_format::{Dtype, Error, Result, Tensor};
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 
 use crate::Elements;
 use crate::mapped::Mapped;
@@ -21,6 +23,8 @@ const MOST_DIMENSIONS: usize = 16;
 pub struct Safetensors {
     pub(crate) file: Mapped,
     pub(crate) tensors: Vec<Entry>,
+    /// What its writer said of it, as far as this is text.
+    pub(crate) metadata: BTreeMap<String, String>,
 }
 
 /// Where a tensor lies in the file.
@@ -39,9 +43,9 @@ impl Safetensors {
     /// If the file cannot be read, is truncated or too long, or its header is not that of a sound file.
     pub fn open(path: &Path) -> Result<Self> {
         let file = Mapped::open(path)?;
-        let tensors =
+        let (tensors, metadata) =
             parse(file.bytes()).map_err(|e| e.or_hint("the file is damaged: download it again").file(path))?;
-        Ok(Self { file, tensors })
+        Ok(Self { file, tensors, metadata })
     }
 
     /// The names, in the order of the data.
@@ -62,7 +66,7 @@ impl Safetensors {
 }
 
 /// Checks a whole file; the entries come in the order of the data, their ranges count from the file's beginning.
-fn parse(bytes: &[u8]) -> Result<Vec<Entry>> {
+fn parse(bytes: &[u8]) -> Result<(Vec<Entry>, BTreeMap<String, String>)> {
     let length = bytes.len() as u64;
     let Some((prefix, rest)) = bytes.split_first_chunk::<8>() else {
         return Err(
@@ -83,11 +87,11 @@ fn parse(bytes: &[u8]) -> Result<Vec<Entry>> {
     let header: Header = crate::json::parse(header).map_err(|e| e.place("header"))?;
     let data_start = 8 + header_length as usize;
     let mut entries =
-        header.0.into_iter().map(|(name, raw)| check(name, &raw, data_start)).collect::<Result<Vec<_>>>()?;
+        header.tensors.into_iter().map(|(name, raw)| check(name, &raw, data_start)).collect::<Result<Vec<_>>>()?;
     entries.sort_by(|a, b| (a.range.start, a.range.end, &a.name).cmp(&(b.range.start, b.range.end, &b.name)));
     check_names(&entries)?;
     check_places(&entries, data_start, bytes.len())?;
-    Ok(entries)
+    Ok((entries, header.metadata))
 }
 
 /// One tensor by itself.
@@ -169,7 +173,11 @@ struct RawEntry {
 }
 
 /// The header's members in order, equal names included.
-struct Header(Vec<(String, RawEntry)>);
+#[derive(Default)]
+struct Header {
+    tensors: Vec<(String, RawEntry)>,
+    metadata: BTreeMap<String, String>,
+}
 
 impl<'de> Deserialize<'de> for Header {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -182,17 +190,19 @@ impl<'de> Deserialize<'de> for Header {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
-                let mut tensors = Vec::new();
+                let mut header = Header::default();
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
-                        map.next_value::<IgnoredAny>()?;
+                        let Value::Object(members) = map.next_value()? else { continue };
+                        let texts = members.into_iter().filter_map(|(k, v)| Some((k, v.as_str()?.to_owned())));
+                        header.metadata.extend(texts);
                     } else {
                         let entry = map.next_value();
                         let entry = entry.map_err(|e| serde::de::Error::custom(format!("tensor `{name}`: {e}")))?;
-                        tensors.push((name, entry));
+                        header.tensors.push((name, entry));
                     }
                 }
-                Ok(Header(tensors))
+                Ok(header)
             }
         }
         deserializer.deserialize_map(Members)
@@ -258,12 +268,13 @@ mod tests {
 
     #[test]
     fn a_sound_file_is_read_in_the_order_of_its_data() {
-        let tensors = parse(&file(SOUND, 20)).unwrap();
+        let (tensors, metadata) = parse(&file(SOUND, 20)).unwrap();
+        assert_eq!(metadata, BTreeMap::from([("format".to_owned(), "pt".to_owned())]));
         let names: Vec<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
         assert_eq!(names, ["a", "none", "b"]);
         assert_eq!((tensors[2].dtype, &tensors[2].shape[..]), (Dtype::BF16, &[2, 3][..]));
         assert_eq!(tensors[2].range, SOUND.len() + 16..SOUND.len() + 28);
-        assert!(parse(&file("{}   ", 0)).unwrap().is_empty());
+        assert!(parse(&file("{}   ", 0)).unwrap().0.is_empty());
     }
 
     #[test]

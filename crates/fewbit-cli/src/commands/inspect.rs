@@ -87,8 +87,7 @@ fn format(file: &ModelFile, part: Part, weight: WeightId) -> String {
     let is_packed = checkpoint.container() == Container::HuggingFace
         && layout::is_quantized(file.quantization(), checkpoint, module);
     if is_packed {
-        let scheme = file.quantization().scheme_of(module).map(ToString::to_string);
-        return scheme.or_else(|| file.quantization().describe()).unwrap_or_else(|| "quantized".to_owned());
+        return file.quantization().words_of(module).unwrap_or_else(|| "quantized".to_owned());
     }
     dtype(checkpoint, &format!("{module}.weight")).to_owned()
 }

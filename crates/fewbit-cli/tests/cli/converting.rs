@@ -150,6 +150,54 @@ fn files_of_others_are_checked() {
     }
 }
 
+/// What tools without a layout of ours wrote (tools/make_layout_goldens.py).
+#[test]
+fn layouts_that_are_read_alone_are_converted_exactly_or_refused() {
+    let bench = Bench::new();
+    let cases = [
+        ("hqq-widths", "fewbit", None),
+        ("hqq-widths", "plain", None),
+        ("hqq-columns", "fewbit", None),
+        ("hqq-widths", "gptq_v2", Some("real offsets")),
+        ("torchao-weights", "fewbit", None),
+        ("torchao-weights", "compressed-tensors", Some("cannot hold")),
+        ("torchao-dynamic", "fewbit", None),
+        ("ct-naive", "compressed-tensors", None),
+        ("ct-naive", "awq", None),
+        ("ct-hadamard", "fewbit", None),
+        ("ct-hadamard", "plain", Some("maps that run with the model")),
+    ];
+    let logits = |model: &str| {
+        fewbit(&["logits", model, "--ids", "1,7,30,12", "--arithmetic", "exact", "--json"]).good()["logits"].clone()
+    };
+    for (name, format, refusal) in cases {
+        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/layouts/").to_owned() + name;
+        let out = bench.path(&format!("{name}-{format}"));
+        let ran = fewbit(&["convert", &model, &out, "--format", format, "--json"]);
+        match refusal {
+            None => {
+                assert_eq!(ran.good()["exact"], true, "{name} {format}");
+                assert_eq!(logits(&out), logits(&model), "{name} {format}");
+            }
+            Some(why) => ran.refused(&[why]),
+        }
+    }
+}
+
+/// What is stored is named, and who loads it.
+#[test]
+fn layouts_of_others_are_named() {
+    let quantization = |name: &str| {
+        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/layouts/").to_owned() + name;
+        fewbit(&["check", &model, "--for", "transformers"]).good();
+        fewbit(&["inspect", &model, "--json"]).good()["quantization"].as_str().unwrap().to_owned()
+    };
+    assert!(quantization("hqq-widths").contains("4 bit group 32 asymmetric"));
+    assert!(quantization("hqq-columns").contains("4 bit groups of 64 across rows, read as floats"));
+    assert!(quantization("torchao-dynamic").starts_with("torchao 4 bit group 32"));
+    assert_eq!(quantization("ct-naive"), "compressed-tensors 4 bit group 32 asymmetric");
+}
+
 /// Files of other programs.
 #[test]
 fn files_of_others_are_converted_exactly() {

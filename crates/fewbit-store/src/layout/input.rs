@@ -92,7 +92,7 @@ pub(super) fn read(grid: ActivationGrid, m: Module<'_>) -> Result<ActivationForm
 
 /// One positive number.
 pub(super) fn positive(m: Module<'_>, part: &str) -> Result<f32> {
-    let value = m.scales(part, &[&[1][..], &[]])?.1[0];
+    let value = m.scales(part, &[&[1][..], &[], &[1, 1]])?.1[0];
     if value > 0.0 {
         return Ok(value);
     }

@@ -10,12 +10,14 @@ mod dense;
 mod fewbit;
 mod float8;
 mod gptq;
+mod hqq;
 mod input;
 mod integers;
 mod mlx;
 mod module;
 mod quantization;
 mod scheme;
+mod torchao;
 mod words;
 
 #[cfg(test)]
@@ -32,9 +34,11 @@ pub use compressed_tensors::{CompressedTensors, CtConfig};
 pub use fewbit::{Fewbit, FewbitConfig, is_tiles};
 pub use float8::{Float8, Float8Config};
 pub use gptq::{Gptq, GptqConfig};
+pub use hqq::HqqConfig;
 pub use mlx::MlxConfig;
 pub use quantization::Quantization;
 pub use scheme::{FloatScheme, IntScheme, ScaleKind, Scheme, SecondLevel, SignScheme};
+pub use torchao::TorchAoConfig;
 
 use module::Module;
 
@@ -191,6 +195,8 @@ pub fn read_bands(q: &Quantization, tensors: &dyn Tensors, module: &str, shape: 
         Quantization::Awq(config) if is_quantized(q, tensors, module) => awq::read(config, m),
         Quantization::Mlx(config) if is_quantized(q, tensors, module) => mlx::read(config, m),
         Quantization::BitsAndBytes(_) if is_quantized(q, tensors, module) => bitsandbytes::read(m),
+        Quantization::Hqq(_) if is_quantized(q, tensors, module) => hqq::read(m),
+        Quantization::TorchAo(config) if is_quantized(q, tensors, module) => torchao::read(config, m),
         Quantization::Float8(config) if is_quantized(q, tensors, module) => float8::read(config, m),
         Quantization::Other(method) if is_quantized(q, tensors, module) => {
             Err(Error::input(format!("`{module}` is quantized with `{method}`, which is not read yet"))
@@ -212,7 +218,8 @@ pub fn read_sides(q: &Quantization, tensors: &dyn Tensors, module: &str, shape: 
     }
 }
 
-/// The maps that run on the input and the output of one linear `[out, in]`: there are some in the `fewbit` layout alone.
+/// The maps that run on the input and the output of one linear `[out, in]`: those of the `fewbit` layout, transforms of
+/// compressed-tensors, and torchao's factors of inputs.
 ///
 /// # Errors
 /// If a tensor has another type or shape, or asks for a Hadamard matrix that is not known.
@@ -222,9 +229,17 @@ pub fn read_online(
     module: &str,
     shape: [usize; 2],
 ) -> Result<[Vec<Online>; 2]> {
-    let Quantization::Fewbit(_) = q else { return Ok([Vec::new(), Vec::new()]) };
     let m = Module { tensors, name: module, shape };
-    Ok([fewbit::read_online(m, "input", shape[1])?, fewbit::read_online(m, "output", shape[0])?])
+    match q {
+        Quantization::Fewbit(_) => {
+            Ok([fewbit::read_online(m, "input", shape[1])?, fewbit::read_online(m, "output", shape[0])?])
+        }
+        Quantization::CompressedTensors(config) => {
+            Ok([config.online(m, "input", shape[1])?, config.online(m, "output", shape[0])?])
+        }
+        Quantization::TorchAo(_) => Ok([torchao::read_input(m)?, Vec::new()]),
+        _ => Ok([Vec::new(), Vec::new()]),
+    }
 }
 
 /// How the input of one linear `[out, in]` is rounded while the model runs, if it is.
@@ -240,7 +255,9 @@ pub fn read_activation(
     if !is_quantized(q, tensors, module) {
         return Ok(None);
     }
-    q.input_of(module).map(|grid| input::read(grid, Module { tensors, name: module, shape })).transpose()
+    let m = Module { tensors, name: module, shape };
+    let read = if let Quantization::TorchAo(_) = q { torchao::read_activation } else { input::read };
+    q.input_of(module).map(|grid| read(grid, m)).transpose()
 }
 
 /// How keys (`part` is `k_scale`) or values (`v_scale`) of the attention `module` are rounded before they are remembered.
@@ -271,6 +288,8 @@ pub fn is_quantized(q: &Quantization, tensors: &dyn Tensors, module: &str) -> bo
         Quantization::Gptq(_) | Quantization::Awq(_) => has("qweight"),
         Quantization::Mlx(_) => has("scales"),
         Quantization::BitsAndBytes(_) => bitsandbytes::is_quantized(&has),
+        Quantization::Hqq(_) => has("W_q"),
+        Quantization::TorchAo(_) => has("_weight_qdata"),
         Quantization::Fewbit(_) => {
             ["codes", "codes.0", "tiles", "tiles.0", "mask"].iter().any(|part| has(&format!("weight.{part}")))
         }
@@ -291,8 +310,14 @@ pub fn tensor_names(q: &Quantization, module: &str) -> Vec<String> {
         Quantization::Awq(_) => awq::PARTS,
         Quantization::Mlx(_) => mlx::PARTS,
         Quantization::BitsAndBytes(_) => bitsandbytes::PARTS,
+        Quantization::Hqq(_) => hqq::PARTS,
+        Quantization::TorchAo(_) => torchao::PARTS,
         Quantization::Float8(_) => float8::PARTS,
         Quantization::Fewbit(config) => return fewbit::names(config, module),
     };
-    std::iter::once("weight").chain(suffixes.iter().copied()).map(|s| format!("{module}.{s}")).collect()
+    let names = std::iter::once("weight").chain(suffixes.iter().copied()).map(|s| format!("{module}.{s}"));
+    match q {
+        Quantization::CompressedTensors(config) => names.chain(config.transform_names(module)).collect(),
+        _ => names.collect(),
+    }
 }

@@ -1,14 +1,19 @@
+use std::collections::BTreeMap;
+
 use fewbit_format::{ActivationGrid, Error, Result};
 use serde_json::Value;
 
+use super::Tensors;
 use super::awq::AwqConfig;
 use super::bitsandbytes::BitsAndBytesConfig;
 use super::compressed_tensors::CtConfig;
 use super::fewbit::FewbitConfig;
 use super::float8::Float8Config;
 use super::gptq::GptqConfig;
+use super::hqq::HqqConfig;
 use super::mlx::MlxConfig;
 use super::scheme::Scheme;
+use super::torchao::TorchAoConfig;
 
 /// How a checkpoint says that its linears are quantized.
 #[derive(Clone, Debug)]
@@ -25,6 +30,10 @@ pub enum Quantization {
     Mlx(MlxConfig),
     /// bitsandbytes, 4 and 8 bits.
     BitsAndBytes(BitsAndBytesConfig),
+    /// HQQ, 1 to 8 bits.
+    Hqq(HqqConfig),
+    /// torchao: integers and FP8.
+    TorchAo(TorchAoConfig),
     /// Our own layout.
     Fewbit(FewbitConfig),
     /// FP8 with scales per block or matrix.
@@ -56,6 +65,27 @@ impl Quantization {
         }
     }
 
+    /// The same with what the files themselves say: hqq says all in tensors, and its own files have no settings; torchao's
+    /// metadata says what its tensors are.
+    ///
+    /// # Errors
+    /// If the metadata is none of torchao's.
+    pub fn with_files<'a>(
+        self,
+        tensors: &dyn Tensors,
+        names: impl Iterator<Item = &'a str> + Clone,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<Self> {
+        Ok(match self {
+            Self::None if names.clone().any(|n| n.ends_with(".W_q")) => {
+                Self::Hqq(HqqConfig::of_tensors(tensors, names))
+            }
+            Self::Hqq(_) => Self::Hqq(HqqConfig::of_tensors(tensors, names)),
+            Self::TorchAo(config) => Self::TorchAo(config.with_metadata(metadata, tensors)?),
+            said => said,
+        })
+    }
+
     fn settings(v: &Value) -> Result<Self> {
         let method = match v["quant_method"].as_str().or(v["method"].as_str()) {
             Some(method) => method,
@@ -69,6 +99,8 @@ impl Quantization {
             "gptq" => Self::Gptq(GptqConfig::parse(v)?),
             "awq" => Self::Awq(AwqConfig::parse(v)?),
             "bitsandbytes" => Self::BitsAndBytes(BitsAndBytesConfig::parse(v)),
+            "hqq" => Self::Hqq(HqqConfig::default()),
+            "torchao" => Self::TorchAo(TorchAoConfig::parse(v)),
             "fewbit" => Self::Fewbit(FewbitConfig::parse(v)?),
             "fp8" => Self::Float8(Float8Config::parse(v)?),
             other => Self::Other(other.to_owned()),
@@ -83,10 +115,20 @@ impl Quantization {
             Self::Gptq(config) => Some(config.scheme()),
             Self::Awq(config) => Some(config.scheme()),
             Self::Mlx(config) => Some(config.scheme_of(module)),
+            Self::Hqq(config) => config.scheme_of(module),
+            Self::TorchAo(config) => config.scheme_of(module),
             Self::Fewbit(config) => config.scheme_of(module),
             Self::Float8(config) => Some(config.scheme()),
             Self::None | Self::BitsAndBytes(_) | Self::Other(_) => None,
         }
+    }
+
+    /// How a quantized module's weight is stored, in a few words.
+    pub fn words_of(&self, module: &str) -> Option<String> {
+        let words = self.scheme_of(module).map(ToString::to_string);
+        words
+            .or_else(|| if let Self::Hqq(config) = self { config.words_of(module) } else { None })
+            .or_else(|| self.describe())
     }
 
     /// How the input of a quantized module is rounded while the model runs.
@@ -95,7 +137,8 @@ impl Quantization {
             Self::CompressedTensors(config) => config.activation_of(module),
             Self::Fewbit(config) => config.scheme_of(module).and_then(Scheme::input),
             Self::Float8(config) => config.activation(),
-            Self::None | Self::Gptq(_) | Self::Awq(_) | Self::Mlx(_) | Self::BitsAndBytes(_) | Self::Other(_) => None,
+            Self::TorchAo(config) => config.activation_of(module),
+            _ => None,
         }
     }
 
@@ -108,6 +151,8 @@ impl Quantization {
             Self::Awq(config) => Some(format!("AWQ {}", config.scheme())),
             Self::Mlx(config) => Some(format!("MLX {}", config.scheme_of(""))),
             Self::BitsAndBytes(config) => Some(config.describe().to_owned()),
+            Self::Hqq(config) => Some(config.describe()),
+            Self::TorchAo(config) => Some(config.describe()),
             Self::Fewbit(config) => Some(format!("fewbit {}", config.summary())),
             Self::Float8(_) => Some("FP8".to_owned()),
             Self::Other(method) => Some(method.clone()),
@@ -119,6 +164,7 @@ impl Quantization {
         match self {
             Self::CompressedTensors(config) => config.rounding(),
             Self::Float8(config) => config.activation().map(|a| format!("activations to {a}")),
+            Self::TorchAo(config) => config.rounding(),
             _ => None,
         }
     }
@@ -138,13 +184,14 @@ impl Quantization {
     /// # Errors
     /// Names the setting.
     pub fn check(&self, weights_only: bool) -> Result<()> {
-        if let Self::CompressedTensors(config) = self
-            && let Some(what) = config.beyond_weights()
-        {
-            return Err(Error::input(format!("the checkpoint has a `{what}`, which is not read yet"))
-                .hint("use the original checkpoint"));
+        if let Self::CompressedTensors(config) = self {
+            config.check().map_err(|e| e.or_hint("use the original checkpoint"))?;
         }
-        let unknown = if let Self::CompressedTensors(config) = self { config.unknown_rounding() } else { None };
+        let unknown = match self {
+            Self::CompressedTensors(config) => config.unknown_rounding(),
+            Self::TorchAo(config) => config.unknown_rounding(),
+            _ => None,
+        };
         match unknown {
             Some(what) if !weights_only => {
                 Err(Error::input(format!("the checkpoint rounds {what}, which is not done yet"))

@@ -1,7 +1,9 @@
-use fewbit_format::{ActivationGrid, Error, Group, Minifloat, Number, Result, ScaleType, Sharing};
+use fewbit_format::{ActivationGrid, Error, Group, Minifloat, Number, Online, Result, ScaleType, Sharing};
 use serde_json::Value;
 
 use super::target::Target;
+use super::transform::{self, Transform};
+use crate::layout::module::Module;
 use crate::layout::scheme::{FloatScheme, IntScheme, ScaleKind, Scheme};
 
 /// compressed-tensors' `quantization_config`: groups of modules with one scheme each.
@@ -11,7 +13,7 @@ use crate::layout::scheme::{FloatScheme, IntScheme, ScaleKind, Scheme};
 pub struct CtConfig {
     groups: Vec<CtGroup>,
     ignore: Vec<Target>,
-    transform: Option<String>,
+    transforms: std::result::Result<Vec<Transform>, Error>,
     sparsity: Option<String>,
     cache: Option<Input>,
 }
@@ -72,13 +74,18 @@ pub(super) enum Packing {
 
 impl CtConfig {
     pub(in crate::layout) fn parse(v: &Value) -> Result<Self> {
-        let groups = v["config_groups"].as_object().ok_or_else(|| Error::input("has no `config_groups`"))?;
+        // Transforms may stand alone.
+        if !v["config_groups"].is_object() && !is_set(&v["transform_config"]) {
+            return Err(Error::input("has no `config_groups`"));
+        }
+        let groups = v["config_groups"].as_object();
         let format = v["format"].as_str();
-        let groups = groups.iter().map(|(name, g)| CtGroup::parse(name, g, format)).collect::<Result<_>>()?;
+        let groups =
+            groups.into_iter().flatten().map(|(name, g)| CtGroup::parse(name, g, format)).collect::<Result<_>>()?;
         Ok(Self {
             groups,
             ignore: targets(&v["ignore"], "ignore")?,
-            transform: is_set(&v["transform_config"]).then(|| "transform_config".to_owned()),
+            transforms: transform::parse(&v["transform_config"], is_set(&v["kv_cache_scheme"])),
             sparsity: (is_set(&v["sparsity_config"]) && v["sparsity_config"]["format"] != "dense")
                 .then(|| format!("sparsity_config ({})", v["sparsity_config"]["format"])),
             cache: Input::of(&v["kv_cache_scheme"]),
@@ -99,9 +106,33 @@ impl CtConfig {
         self.groups.iter().filter_map(|g| closeness(g).map(|m| (m, g))).min_by_key(|(m, _)| *m).map(|(_, g)| g)
     }
 
-    /// What makes the weights alone another model: `None` if nothing.
-    pub(in crate::layout) fn beyond_weights(&self) -> Option<&str> {
-        self.transform.as_deref().or(self.sparsity.as_deref())
+    /// Refuses what makes the weights another model and is not read.
+    pub(in crate::layout) fn check(&self) -> Result<()> {
+        self.transforms.as_ref().map_err(Clone::clone)?;
+        match &self.sparsity {
+            Some(what) => Err(Error::input(format!("the checkpoint has a `{what}`, which is not read yet"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The names of the matrices that may lie beside a module.
+    pub(in crate::layout) fn transform_names(&self, module: &str) -> impl Iterator<Item = String> {
+        self.transforms.iter().flatten().flat_map(move |t| t.names(module))
+    }
+
+    /// The maps at one end of a module that run with the model.
+    pub(in crate::layout) fn online(&self, m: Module<'_>, end: &str, dim: usize) -> Result<Vec<Online>> {
+        let transforms = self.transforms.as_ref().map_err(Clone::clone)?;
+        let maps: Vec<Online> =
+            transforms.iter().filter_map(|t| t.map(m, end, dim).transpose()).collect::<Result<_>>()?;
+        let place = |e: Error| Err(e.place(format!("`{}`", m.name)).hint("use the original checkpoint"));
+        match (&maps[..], end) {
+            ([_, _, ..], _) => place(Error::input(format!("several transforms at its {end} are not read yet"))),
+            ([_], "output") if m.has("bias") => {
+                place(Error::input("a transform of its output and bias is not read yet"))
+            }
+            _ => Ok(maps),
+        }
     }
 
     /// What the checkpoint rounds at run time, activations and cache: `None` if nothing.
@@ -174,7 +205,7 @@ fn is_set(v: &Value) -> bool {
     !v.is_null() && v.as_object().is_none_or(|o| !o.is_empty())
 }
 
-fn targets(v: &Value, of: &str) -> Result<Vec<Target>> {
+pub(super) fn targets(v: &Value, of: &str) -> Result<Vec<Target>> {
     let list = match v {
         Value::Null => return Ok(Vec::new()),
         Value::Array(list) => list,

@@ -4,6 +4,7 @@ mod config;
 mod read;
 mod settings;
 mod target;
+mod transform;
 mod write;
 
 pub use config::CtConfig;
