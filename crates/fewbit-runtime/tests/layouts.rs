@@ -17,6 +17,11 @@ fn folder(case: &str) -> PathBuf {
 
 /// The largest difference from `NAME_0` and `NAME_1`, in units of the largest logit.
 fn off(case: &str, arithmetic: Arithmetic, name: &str) -> f32 {
+    off_at_first(usize::MAX, case, arithmetic, name)
+}
+
+/// The same over so many positions, if there are more.
+fn off_at_first(positions: usize, case: &str, arithmetic: Arithmetic, name: &str) -> f32 {
     let golden = Safetensors::open(&folder(case).join("golden.safetensors")).unwrap();
     let runtime = Runtime::load(&ModelFile::open(&folder(case)).unwrap(), arithmetic, Arc::new(Team::new(2))).unwrap();
     let of = |i: usize| {
@@ -26,7 +31,9 @@ fn off(case: &str, arithmetic: Arithmetic, name: &str) -> f32 {
         let rows: Vec<usize> = (0..ids.len()).collect();
         let logits = runtime.logits(&Batch::one(0, ids.len()), &ids, None, &rows).unwrap();
         let scale = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
-        logits.data().iter().zip(&expected).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / scale
+        let width = expected.len() / ids.len();
+        let pairs = logits.data().iter().zip(&expected).take(positions.saturating_mul(width));
+        pairs.fold(0f32, |m, (a, b)| m.max((a - b).abs())) / scale
     };
     of(0).max(of(1))
 }
@@ -44,12 +51,16 @@ fn weights_are_those_of_the_tool() {
 
 #[test]
 fn inputs_are_rounded_as_the_tool_does() {
-    let exact = off("torchao-dynamic", Arithmetic::Exact, "logits");
+    // Sums in another order put some number onto the other side of a tie sooner or later; then one code in 127 differs, and so
+    // does what later positions read of it.
+    let exact = off_at_first(3, "torchao-dynamic", Arithmetic::Exact, "logits");
     assert!(exact <= 1e-5, "{exact}");
+    let behind_a_tie = off("torchao-dynamic", Arithmetic::Exact, "logits");
+    assert!(behind_a_tie <= 0.05, "{behind_a_tie}");
     let weights = off("torchao-dynamic", Arithmetic::WeightsOnly, "weights");
     assert!(weights <= 1e-5, "{weights}");
     // The two are not the same.
-    assert!(off("torchao-dynamic", Arithmetic::WeightsOnly, "logits") > 1e-3);
+    assert!(off_at_first(3, "torchao-dynamic", Arithmetic::WeightsOnly, "logits") > 1e-3);
 }
 
 /// The storage of a linear of the only block.

@@ -87,7 +87,7 @@ impl Settings {
             Sharing::Neighbours(g) => Group::Columns(g),
             Sharing::All => Group::Tensor,
         };
-        let scheme = Scheme::Int(IntScheme { bits, group, symmetric: false, second: None });
+        let scheme = Scheme::Int(IntScheme { bits, group, symmetric: false, act_order: false, second: None });
         Ok(Self { words: scheme.to_string(), scheme: Some(scheme) })
     }
 }

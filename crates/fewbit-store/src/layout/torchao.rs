@@ -149,7 +149,10 @@ impl Weight {
     fn parse(v: &Value, module: &str, tensors: &dyn Tensors) -> Result<Self> {
         let class = v["_type"].as_str().ok_or_else(|| Error::input("is described without a `_type`"))?.to_owned();
         let data = &v["_data"];
-        let shape = tensors.tensor(&format!("{module}.{QDATA}")).map(|t| t.shape).unwrap_or_default();
+        let mut shape = tensors.tensor(&format!("{module}.{QDATA}")).map(|t| t.shape).unwrap_or_default();
+        if let ("Int4Tensor", [_, cols]) = (&*class, &mut shape[..]) {
+            *cols = cols.saturating_mul(2);
+        }
         let block = |i: usize| data["block_size"][i].as_u64().filter(|n| *n > 0).and_then(|n| usize::try_from(n).ok());
         let group = match (block(0), block(1), &shape[..]) {
             (Some(1), Some(width), [_, cols]) if width == *cols => Some(Group::Row),
@@ -161,7 +164,8 @@ impl Weight {
         let is_symmetric = !tensors.contains(&format!("{module}.{ZERO_POINT}"));
         let int = |bits: u8, form| {
             let group = group.filter(|g| !matches!(g, Group::Block(_)))?;
-            let scheme = Scheme::Int(IntScheme { bits, group, symmetric: is_symmetric, second: None });
+            let scheme =
+                Scheme::Int(IntScheme { bits, group, symmetric: is_symmetric, act_order: false, second: None });
             Some(Codes { scheme, form })
         };
         let (codes, input) = match class.as_str() {
