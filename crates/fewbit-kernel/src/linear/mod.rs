@@ -3,6 +3,7 @@
 mod composed;
 mod dense;
 mod held;
+mod low_rank;
 mod int8dot;
 mod packed;
 mod panels;
