@@ -77,13 +77,13 @@ fn in_folder(dir: &Path) -> Result<Place> {
     }
 }
 
-fn begins_as_gguf(path: &Path) -> bool {
+pub(crate) fn begins_as_gguf(path: &Path) -> bool {
     let mut magic = [0; 4];
     let read = std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut magic));
     read.is_ok() && &magic == b"GGUF"
 }
 
-fn pickle() -> Error {
+pub(crate) fn pickle() -> Error {
     Error::input("holds its weights as a pickle, which can run any program when it is read")
         .hint("convert it: `AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OUT)` of transformers writes safetensors")
 }
