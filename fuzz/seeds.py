@@ -43,6 +43,18 @@ for family in sorted((ROOT / "tests/families").iterdir()):
         tensors = {k: v for shard in sorted(family.glob("model*.safetensors")) for k, v in header(shard).items()}
         put("model", f"{family.name}-{config.stem}", text, "\0", lines(tensors), "\0", b"\x00\x3c\x3d\x3e")
 
+# Adapters of a tiny Llama: queries [64, 32], embedding [96, 32].
+MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
+pair = {f"{MODULE}.lora_A.weight": plain("BF16", 2, 32), f"{MODULE}.lora_B.weight": plain("BF16", 64, 2)}
+embedding = {"model.embed_tokens.lora_embedding_A": plain("F32", 4, 96), "model.embed_tokens.lora_embedding_B": plain("F32", 32, 4)}
+settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": True, "bias": "none", "modules_to_save": None,
+            "rank_pattern": {"embed_.*": 4}, "alpha_pattern": {r"layers\.0\..*": 1.5}}
+put("adapter", "linear", json.dumps(settings), "\0", lines(pair), "\0", b"\x00\x3c\x3d\x3e")
+put("adapter", "embedding", json.dumps(settings), "\0", lines(pair | embedding), "\0", b"\x00\x00\x80\x3f")
+for key, value in [("use_dora", True), ("modules_to_save", ["lm_head"]), ("peft_type", "IA3"), ("rank_pattern", {"(": 1})]:
+    put("adapter", key, json.dumps(settings | {key: value}), "\0", lines(pair), "\0", b"\x00\x3c\x3d\x3e")
+put("adapter", "gguf", (ROOT / "tests/adapters/llama-gguf/adapter.gguf").read_bytes())
+
 for recipe in sorted((ROOT / "recipes").glob("*.toml")):
     put("recipe", recipe.stem, recipe.read_bytes())
 

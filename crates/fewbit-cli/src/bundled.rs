@@ -53,7 +53,7 @@ pub(crate) fn model_name(name: &str) -> String {
 /// of the hub is downloaded where it is not there yet; all else is a path.
 pub(crate) fn resolve_model(session: &Session, name: &str) -> Result<PathBuf> {
     if name != NAME {
-        return hub::named(name)?.map_or_else(|| Ok(PathBuf::from(name)), |model| hub::path(session, &model));
+        return hub::resolve(session, name);
     }
     let folder = format!("demo-{}", content_hash());
     let mut failure = None;

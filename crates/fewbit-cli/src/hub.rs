@@ -14,6 +14,11 @@ pub(crate) fn named(text: &str) -> Result<Option<ModelName>> {
     if Path::new(text).exists() { Ok(None) } else { ModelName::parse(text) }
 }
 
+/// The path that a text names, in the cache where it names something of the hub.
+pub(crate) fn resolve(session: &Session, text: &str) -> Result<PathBuf> {
+    named(text)?.map_or_else(|| Ok(PathBuf::from(text)), |name| path(session, &name))
+}
+
 /// What the environment and `--offline` say.
 pub(crate) fn settings(session: &Session) -> Result<Settings> {
     let mut settings = Settings::from_environment()?;

@@ -1,5 +1,6 @@
 //! The program `fewbit`: arguments, tables and progress around the rooms that do the work.
 
+mod adapters;
 mod arguments;
 mod bundled;
 mod commands;

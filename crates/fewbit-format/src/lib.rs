@@ -4,6 +4,7 @@
 //! file that is written equals what was optimised, bit for bit.
 
 mod activation;
+mod adapter;
 mod bits;
 mod dtype;
 mod error;
@@ -29,6 +30,7 @@ mod two_of_four;
 mod vector;
 
 pub use activation::{ActivationFormat, ActivationGrid, Number, Sharing};
+pub use adapter::Adapter;
 pub use bits::{hex, pack_bits, packed_len, unpack_bits};
 pub use dtype::Dtype;
 pub use error::{Error, Kind, Result};

@@ -3,8 +3,8 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::{
-    ActivationFormat, Error, FloatCodes, GgmlBlocks, IntCodes, LatticeCodes, Mat, Online, Result, Sides, SignCodes,
-    TableCodes, Tensor, TrellisCodes, TwoOfFour, VectorCodes,
+    ActivationFormat, Adapter, Error, FloatCodes, GgmlBlocks, IntCodes, LatticeCodes, Mat, Online, Result, Sides,
+    SignCodes, TableCodes, Tensor, TrellisCodes, TwoOfFour, VectorCodes,
 };
 
 /// How a band of rows is stored. One variant per family of layouts; each decodes in its own file.
@@ -201,7 +201,8 @@ pub struct Band {
     pub storage: Storage,
 }
 
-/// One compressed linear: `y = output(W · input(x)) + b`, `W [out, in]` in bands of rows and what stands beside them.
+/// One compressed linear: `y = output(W · input(x)) + b`, `W [out, in]` in bands of rows and what stands beside them; what
+/// adapters make of `x` is added to that.
 ///
 /// Bands are in order and cover `0..out`; rows of one matrix may differ in bits.
 #[derive(Clone, Debug)]
@@ -220,6 +221,8 @@ pub struct QuantizedLinear {
     pub output: Vec<Online>,
     /// `[out]`.
     pub bias: Option<Vec<f32>>,
+    /// Added to all of that.
+    pub adapters: Vec<Adapter>,
 }
 
 impl QuantizedLinear {
@@ -231,12 +234,21 @@ impl QuantizedLinear {
 
     /// Bands, and nothing beside them.
     pub fn of_bands(shape: [usize; 2], bands: Vec<Band>, bias: Option<Vec<f32>>) -> Self {
-        Self { shape, bands, sides: Sides::default(), input: Vec::new(), activation: None, output: Vec::new(), bias }
+        Self {
+            shape,
+            bands,
+            sides: Sides::default(),
+            input: Vec::new(),
+            activation: None,
+            output: Vec::new(),
+            bias,
+            adapters: Vec::new(),
+        }
     }
 
-    /// Whether the bands are all that there is of `W`: nothing beside them, nothing before or after but a rounding.
+    /// Whether the bands are all that there is: nothing beside them, nothing before or after but a rounding, no adapter.
     pub fn is_plain(&self) -> bool {
-        self.sides.is_empty() && self.input.is_empty() && self.output.is_empty()
+        self.sides.is_empty() && self.input.is_empty() && self.output.is_empty() && self.adapters.is_empty()
     }
 
     /// Decodes rows `rows` of `W` into `out[rows.len() · in]`.
@@ -252,14 +264,14 @@ impl QuantizedLinear {
         self.sides.add_rows(rows, out);
     }
 
-    /// The whole `W`, decoded; what is applied before and after it is not in it.
+    /// The whole `W`, decoded; what is applied before and after it, and what adapters add, is not in it.
     pub fn decode(&self) -> Mat {
         let mut m = Mat::zeros(self.shape[0], self.shape[1]);
         self.decode_rows(0..self.shape[0], m.data_mut());
         m
     }
 
-    /// Everything stored for the matrix (without the bias), in bits.
+    /// Everything stored for the matrix (without bias and adapters), in bits.
     pub fn stored_bits(&self) -> u64 {
         let bands: u64 = self.bands.iter().map(|b| b.storage.stored_bits()).sum();
         let online: u64 = self.input.iter().chain(&self.output).map(Online::stored_bits).sum();

@@ -4,6 +4,8 @@
 //! `fuzz/corpus`. A parser may refuse its bytes. It may not panic, run on, or take memory out of proportion to them.
 
 #[cfg(feature = "models")]
+mod adapter;
+#[cfg(feature = "models")]
 mod blocks;
 #[cfg(feature = "models")]
 mod files;
@@ -27,6 +29,8 @@ mod template;
 mod tokenizer;
 mod vocabulary;
 
+#[cfg(feature = "models")]
+pub use adapter::adapter;
 #[cfg(feature = "models")]
 pub use blocks::blocks;
 #[cfg(feature = "models")]
@@ -52,6 +56,8 @@ pub type Target = fn(&[u8]);
 
 /// All of them, by the names of their folders in `fuzz/corpus`.
 pub const TARGETS: &[(&str, Target)] = &[
+    #[cfg(feature = "models")]
+    ("adapter", adapter),
     #[cfg(feature = "models")]
     ("blocks", blocks),
     #[cfg(feature = "models")]

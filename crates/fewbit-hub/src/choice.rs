@@ -8,11 +8,14 @@ use serde::Deserialize;
 use crate::untrusted::is_inside;
 
 const INDEX: &str = "model.safetensors.index.json";
+/// The configuration of an adapter, whose weights lie beside it.
+const ADAPTER: &str = "adapter_config.json";
 const INDEX_END: &str = ".safetensors.index.json";
 
 /// What is read beside the weights. `README.md` for its licence.
-const BESIDE: [&str; 14] = [
+const BESIDE: [&str; 15] = [
     "config.json",
+    ADAPTER,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",
@@ -62,6 +65,10 @@ pub(crate) fn choose(files: &[String], wanted: Option<&str>) -> Result<Choice> {
     }
     let top: Vec<&str> = files.iter().map(String::as_str).filter(|f| is_inside(f) && !f.contains('/')).collect();
     let models = gguf_models(files);
+    if top.contains(&ADAPTER) && top.contains(&"adapter_model.safetensors") && !top.contains(&"model.safetensors") {
+        let weights = Weights::Files(vec!["adapter_model.safetensors".to_owned()]);
+        return Ok(Choice::Folder { beside: beside(&top), weights });
+    }
     match (weights(&top)?, top.contains(&"config.json")) {
         (Some(weights), true) => Ok(Choice::Folder { beside: beside(&top), weights }),
         (None, _) if models.is_empty() => Err(nothing_to_read(files)),
@@ -273,6 +280,15 @@ mod tests {
         let beside = owned(&["config.json", "LICENSE.txt", "tokenizer.json", "README.md"]);
         let weights = Weights::Files(owned(&["model.safetensors"]));
         assert_eq!(chosen(&all, None).unwrap(), Choice::Folder { beside, weights });
+    }
+
+    #[test]
+    fn an_adapter_is_taken_whatever_else_is_there() {
+        let all = ["adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors", "training_args.bin"];
+        let weights = Weights::Files(owned(&["adapter_model.safetensors"]));
+        assert_eq!(chosen(&all, None).unwrap(), Choice::Folder { beside: owned(&["adapter_config.json"]), weights });
+        let pickled = ["adapter_model.bin", "adapter_config.json"];
+        assert!(chosen(&pickled, None).unwrap_err().contains("pickle"));
     }
 
     #[test]

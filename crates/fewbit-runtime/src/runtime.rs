@@ -234,6 +234,7 @@ fn write_embedding(graph: &Graph, matrix: &QuantizedLinear, ids: &[u32], x: &mut
     for (id, out) in ids.iter().zip(x.chunks_exact_mut(hidden)) {
         let r = *id as usize;
         matrix.decode_rows(r..r + 1, out);
+        matrix.adapters.iter().for_each(|a| a.add_rows(r..r + 1, out));
     }
     for node in &graph.nodes {
         match node.op {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use fewbit_kernel::Team;
 use fewbit_runtime::{Arithmetic, Batch, ModelCache, Runtime, Sampler, Sampling, Seen};
-use fewbit_store::ModelFile;
+use fewbit_store::{LoraAdapter, ModelFile};
 
 struct Counting;
 
@@ -32,11 +32,17 @@ static COUNTING: Counting = Counting;
 
 #[test]
 fn a_token_allocates_nothing() {
-    for family in ["llama", "qwen3", "gemma3", "gpt_neox"] {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/families").join(family);
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests");
+    for (family, has_adapter) in
+        [("llama", false), ("qwen3", false), ("gemma3", false), ("gpt_neox", false), ("phi3", true)]
+    {
+        let mut file = ModelFile::open(&tests.join("families").join(family)).unwrap();
+        if has_adapter {
+            file.attach(&LoraAdapter::open(&tests.join("adapters").join(family)).unwrap(), 1.0).unwrap();
+        }
         // One thread: others have buffers of their own, which they make when they first take part.
         let team = Arc::new(Team::new(1));
-        let runtime = Runtime::load(&ModelFile::open(&folder).unwrap(), Arithmetic::Fast, team).unwrap();
+        let runtime = Runtime::load(&file, Arithmetic::Fast, team).unwrap();
         let mut cache = ModelCache::new(&runtime, 16);
         let mut logits = Vec::new();
         for position in 0..8 {

@@ -65,6 +65,11 @@ impl Checkpoint {
     fn open_folder(path: &Path, dir: &Path, weights: &Weights) -> Result<Self> {
         let config_path = dir.join("config.json");
         if !config_path.exists() {
+            if dir.join(crate::adapter::CONFIG).exists() {
+                return Err(Error::input("holds an adapter, no model")
+                    .hint("give it with `--lora` beside the model that it was made for")
+                    .file(dir));
+            }
             return Err(Error::input("holds no `config.json`")
                 .hint("copy it from the model's page; without it the architecture is not known")
                 .file(dir));

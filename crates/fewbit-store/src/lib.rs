@@ -1,5 +1,6 @@
 //! Checkpoints on disk: safetensors folders and GGUF files, read through maps, written aside and renamed.
 
+mod adapter;
 mod checkpoint;
 mod elements;
 pub mod experts;
@@ -16,6 +17,7 @@ mod safetensors;
 mod shards;
 mod transposed;
 
+pub use adapter::LoraAdapter;
 pub use checkpoint::Checkpoint;
 pub use elements::Elements;
 pub use gguf::{Gguf, GgufTensor, GgufWriter, NumberType, Numbers, TensorPlan, Value};

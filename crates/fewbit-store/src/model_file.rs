@@ -1,15 +1,15 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use fewbit_format::{ActivationFormat, Band, Dtype, Error, QuantizedLinear, Result, Storage, Tensor};
+use fewbit_format::{ActivationFormat, Adapter, Band, Dtype, Error, QuantizedLinear, Result, Storage, Tensor};
 use fewbit_graph::{
     Architecture, Config, Container, Fused, Graph, Model, Part, Rows, Source, Stored, Weight, WeightId, architecture_of,
 };
 use serde_json::Value;
 
 use crate::layout::{self, Quantization};
-use crate::{Checkpoint, experts, json, transposed};
+use crate::{Checkpoint, LoraAdapter, experts, json, transposed};
 
 /// The tensors of one graph.
 #[derive(Clone, Debug, Default)]
@@ -33,7 +33,11 @@ pub struct ModelFile {
     quantization: Quantization,
     names: Names,
     notes: Vec<String>,
+    adapters: BTreeMap<(Part, WeightId), Vec<Adapter>>,
 }
+
+/// What stands in front of all names beside the head where it is not what the family has.
+pub(crate) const PREFIXES: [&str; 4] = ["", "model.language_model.", "language_model.model.", "transformer."];
 
 /// How this checkpoint deviates from its family's names.
 #[derive(Debug, Default)]
@@ -77,6 +81,7 @@ impl ModelFile {
             quantization,
             names: Names::default(),
             notes: Vec::new(),
+            adapters: BTreeMap::new(),
             model: Arc::new(model.clone()),
             checkpoint,
         };
@@ -170,11 +175,32 @@ impl ModelFile {
         Ok(source)
     }
 
-    /// One matrix with its bias, as it is stored.
+    /// Puts an adapter beside the linears that it names, its scales times `scale`; several add up.
+    ///
+    /// # Errors
+    /// If it names a module that the model has not, or its factors do not fit or are not finite.
+    pub fn attach(&mut self, adapter: &LoraAdapter, scale: f32) -> Result<()> {
+        for (weight, adapter) in adapter.for_model(self, scale)? {
+            self.adapters.entry(weight).or_default().push(adapter);
+        }
+        Ok(())
+    }
+
+    /// Whether the family answers to a class or type of transformers.
+    pub(crate) fn is_of(&self, name: &str) -> bool {
+        self.architecture.answers_to().contains(&name)
+    }
+
+    /// One matrix with its bias, as it is stored, and the adapters beside it.
     ///
     /// # Errors
     /// If a tensor cannot be read.
     pub fn linear(&self, part: Part, weight: WeightId) -> Result<QuantizedLinear> {
+        let linear = self.stored_linear(part, weight)?;
+        Ok(QuantizedLinear { adapters: self.adapters.get(&(part, weight)).cloned().unwrap_or_default(), ..linear })
+    }
+
+    fn stored_linear(&self, part: Part, weight: WeightId) -> Result<QuantizedLinear> {
         let w = &self.model.part(part).weights[weight];
         let source = self.source(part, &w.name)?;
         if let Some(fused) = self.fused_at(&source) {
@@ -434,8 +460,7 @@ impl ModelFile {
             let rest = &embedding[of_family.len()..];
             let norm = of(Part::Head, model.head.vectors[0].name)?;
             let norm = norm.strip_prefix(of_family).unwrap_or(&norm).to_owned();
-            let prefixes = ["", "model.language_model.", "language_model.model.", "transformer."];
-            let found = prefixes
+            let found = PREFIXES
                 .into_iter()
                 .find(|p| self.has_module(&format!("{p}{rest}")) || self.checkpoint.contains(&format!("{p}{norm}")));
             if let Some(prefix) = found {

@@ -84,13 +84,13 @@ fn in_folder(dir: &Path) -> Result<Place> {
     }
 }
 
-fn begins_as_gguf(path: &Path) -> bool {
+pub(crate) fn begins_as_gguf(path: &Path) -> bool {
     let mut magic = [0; 4];
     let read = std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut magic));
     read.is_ok() && &magic == b"GGUF"
 }
 
-fn pickle(name: &str) -> Error {
+pub(crate) fn pickle(name: &str) -> Error {
     let tool = match name {
         HQQ => "`AutoHQQHFModel.save_to_safetensors(AutoHQQHFModel.from_quantized(FOLDER), OUT)` of hqq",
         _ => "`AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OUT)` of transformers",

@@ -60,8 +60,17 @@ impl Safetensors {
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let entry = self.tensors.iter().find(|t| t.name == name);
         let entry = entry.ok_or_else(|| Error::input("is not there").tensor(name).file(self.file.path()))?;
+        Ok(self.mapped(entry))
+    }
+
+    /// All tensors by name, in the order of the data.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (&str, Tensor)> {
+        self.tensors.iter().map(|entry| (entry.name.as_str(), self.mapped(entry)))
+    }
+
+    fn mapped(&self, entry: &Entry) -> Tensor {
         let bytes = self.file.bytes().slice(entry.range.clone());
-        Ok(Tensor { dtype: entry.dtype, shape: entry.shape.clone(), bytes })
+        Tensor { dtype: entry.dtype, shape: entry.shape.clone(), bytes }
     }
 }
 

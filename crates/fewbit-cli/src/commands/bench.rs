@@ -10,6 +10,7 @@ use fewbit_runtime::Runtime;
 use self::machine::Machine;
 use self::report::{Report, Row};
 use self::work::{Case, Sequences, Work};
+use crate::adapters::Adapters;
 use crate::arguments::ArithmeticName;
 use crate::loading;
 use crate::memory;
@@ -33,6 +34,8 @@ mod work;
 pub(crate) struct Bench {
     /// Folder, GGUF file, `owner/name` of the Hugging Face hub, or `demo`
     model: String,
+    #[command(flatten)]
+    adapters: Adapters,
     /// Tokens of a prompt; 0: none
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "512")]
     #[arg(value_parser = clap::value_parser!(u32).range(..=1 << 20))]
@@ -60,7 +63,7 @@ impl Bench {
     pub(crate) fn run(&self, session: &Session) -> Result<()> {
         let cases = self.cases(&session.threads)?;
         let begun = Instant::now();
-        let file = loading::model_file(session, &self.model)?;
+        let file = self.adapters.model_file(session, &self.model)?;
         let mut runtime = loading::runtime(session, &file, self.arithmetic)?;
         let load_seconds = begun.elapsed().as_secs_f64();
         self.check(session, &runtime)?;

@@ -7,9 +7,10 @@ use fewbit_runtime::{Finish, Generation, language};
 use fewbit_text::{ChatTemplate, Message, Special, Tokenizer};
 use serde_json::{Map, Value, json};
 
+use crate::adapters::Adapters;
 use crate::generation::{Answer, GenerationOptions, Speaker};
+use crate::interrupt;
 use crate::session::Session;
-use crate::{interrupt, loading};
 
 /// Talk with a model, line by line
 ///
@@ -22,6 +23,8 @@ use crate::{interrupt, loading};
 pub(crate) struct Chat {
     /// Folder, GGUF file, `owner/name` of the Hugging Face hub, or `demo`
     model: String,
+    #[command(flatten)]
+    adapters: Adapters,
     /// The system's message, before all others
     #[arg(long, value_name = "T", allow_hyphen_values = true)]
     system: Option<String>,
@@ -31,7 +34,7 @@ pub(crate) struct Chat {
 
 impl Chat {
     pub(crate) fn run(&self, session: &Session) -> Result<()> {
-        let file = loading::model_file(session, &self.model)?;
+        let file = self.adapters.model_file(session, &self.model)?;
         let checkpoint = file.checkpoint();
         let tokenizer = language::tokenizer_of(checkpoint)?;
         let template = language::chat_template_of(checkpoint, &tokenizer)?;

@@ -10,6 +10,7 @@ use fewbit_runtime::language;
 use fewbit_store::ModelFile;
 use serde_json::{Value, json};
 
+use crate::adapters::Adapters;
 use crate::arguments::ArithmeticName;
 use crate::bundled::NAME;
 use crate::progress::Progress;
@@ -30,6 +31,8 @@ const USUAL_LENGTH: usize = 512;
 pub(crate) struct Eval {
     /// Folder, GGUF file, `owner/name` of the Hugging Face hub, or `demo`
     pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) adapters: Adapters,
     /// UTF-8 text to predict
     #[arg(long, value_name = "FILE")]
     pub(crate) text: PathBuf,
@@ -49,7 +52,7 @@ pub(crate) struct Eval {
     #[arg(long, value_enum, default_value = "exact", value_name = "A")]
     pub(crate) arithmetic: ArithmeticName,
     /// Write the row into the model card of the folder
-    #[arg(long, requires = "against")]
+    #[arg(long, requires = "against", conflicts_with = "lora")]
     pub(crate) card: bool,
 }
 
@@ -68,7 +71,7 @@ impl Eval {
     pub(crate) fn run(&self, session: &Session) -> Result<()> {
         let card = self.card.then(|| self.card_path()).transpose()?;
         let text = read_text(&self.text)?;
-        let file = loading::model_file(session, &self.model)?;
+        let file = self.adapters.model_file(session, &self.model)?;
         let length = self.length.map_or_else(|| file.model().context.min(USUAL_LENGTH), |l| l as usize);
         let windows = self.windows(&file, &text, length)?;
         for note in windows.notes() {

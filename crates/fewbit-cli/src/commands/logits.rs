@@ -5,6 +5,7 @@ use fewbit_store::ModelFile;
 use fewbit_text::{Special, Tokenizer};
 use serde_json::json;
 
+use crate::adapters::Adapters;
 use crate::arguments::ArithmeticName;
 use crate::loading;
 use crate::session::Session;
@@ -20,6 +21,8 @@ const SHOWN: usize = 5;
 pub(crate) struct Logits {
     /// Folder, GGUF file, `owner/name` of the Hugging Face hub, or `demo`
     model: String,
+    #[command(flatten)]
+    adapters: Adapters,
     #[command(flatten)]
     input: Input,
     /// Rows for the last K positions only [default: all]
@@ -44,7 +47,7 @@ struct Input {
 impl Logits {
     pub(crate) fn run(&self, session: &Session) -> Result<()> {
         let mut ids = self.input.ids.as_deref().map(parse_ids).transpose()?;
-        let file = loading::model_file(session, &self.model)?;
+        let file = self.adapters.model_file(session, &self.model)?;
         if let Some(prompt) = &self.input.prompt {
             ids = Some(language::tokenizer_of(file.checkpoint())?.encode(prompt, Special::ParsedWithBos)?);
         }

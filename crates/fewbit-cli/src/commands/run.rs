@@ -8,9 +8,10 @@ use fewbit_store::Checkpoint;
 use fewbit_text::{Message, Special, Tokenizer};
 use serde_json::{Map, json};
 
+use crate::adapters::Adapters;
 use crate::generation::{GenerationOptions, Speaker};
+use crate::interrupt;
 use crate::session::Session;
-use crate::{interrupt, loading};
 
 /// Continue a prompt, or answer it
 ///
@@ -23,6 +24,8 @@ use crate::{interrupt, loading};
 pub(crate) struct Run {
     /// Folder, GGUF file, `owner/name` of the Hugging Face hub, or `demo`
     model: String,
+    #[command(flatten)]
+    adapters: Adapters,
     /// The prompt; `-`: all of stdin, less the end of its last line
     #[arg(long, value_name = "T|-", allow_hyphen_values = true)]
     prompt: String,
@@ -36,7 +39,7 @@ pub(crate) struct Run {
 impl Run {
     pub(crate) fn run(&self, session: &Session) -> Result<()> {
         let begun = Instant::now();
-        let file = loading::model_file(session, &self.model)?;
+        let file = self.adapters.model_file(session, &self.model)?;
         let checkpoint = file.checkpoint();
         let tokenizer = language::tokenizer_of(checkpoint)?;
         let mut speaker = Speaker::new(session, &self.generation, &file, &tokenizer)?;

@@ -249,3 +249,20 @@ fn a_gguf_file_is_picked_and_the_card_names_the_model() {
     assert!(card.contains("base_model: owner/small-model\n"), "{card}");
     hub.fewbit(&["eval", NAME, "--against", NAME, "--text", "x", "--card"]).refused(&["not ours to write into"]);
 }
+
+/// An adapter's repository has no model: its two files alone are brought.
+#[test]
+fn an_adapter_is_taken_by_its_name() {
+    let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/adapters/llama"));
+    let read = |name: &str| fs::read(folder.join(name)).unwrap();
+    let [config, weights] = ["adapter_config.json", "adapter_model.safetensors"].map(read);
+    let files =
+        [("adapter_config.json", &*config), ("adapter_model.safetensors", &*weights), ("optimizer.pt", &b"x"[..])];
+    let hub = Hub::of(&files);
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/families/llama");
+    let logits = |lora: &str| ["logits", model, "--ids", "1,5,9", "--json", "--lora", lora].map(str::to_owned);
+    let run = |lora: &str| hub.fewbit(&logits(lora).each_ref().map(String::as_str)).good();
+    assert_eq!(run(&format!("{NAME}:0.5")), run(&format!("{}:0.5", folder.display())));
+    assert!(hub.server.requests("optimizer").is_empty());
+    hub.fewbit(&["logits", NAME, "--ids", "1"]).refused(&["holds an adapter, no model"]);
+}

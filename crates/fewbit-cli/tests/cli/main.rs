@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails loudly, and says what it lacks")]
 
 mod activations;
+mod adapters;
 mod allocation;
 mod bench;
 mod calibration;

@@ -1,9 +1,10 @@
-//! Linears with more than codes: maps before and after the product, sparse entries and corrections of low rank.
+//! Linears with more than codes: maps before and after the product, sparse entries, corrections of low rank, adapters.
 
 use std::sync::Arc;
 
-use fewbit_format::{LowRank, QuantizedLinear, Sides, Sparse};
+use fewbit_format::{QuantizedLinear, Sparse};
 
+use super::low_rank::LowRanks;
 use super::{Arithmetic, Kernel, choose_at};
 use crate::online::Map;
 use crate::{Level, Team};
@@ -32,18 +33,20 @@ struct Group {
     cols: usize,
     /// The bands alone, with the bias where nothing is applied after the product.
     kernel: Box<dyn Kernel>,
+    /// Corrections, of the mapped input.
+    corrections: Option<LowRanks>,
     linears: Vec<Beside>,
+    /// Of the input as it comes.
+    adapters: Option<LowRanks>,
 }
 
 /// What stands beside the bands of one linear.
 struct Beside {
     rows: usize,
     sparse: Option<Sparse>,
-    low_rank: Option<(usize, [Box<dyn Kernel>; 2])>,
     output: Vec<Map>,
     /// Added last.
     bias: Option<Vec<f32>>,
-    bytes: usize,
 }
 
 impl Group {
@@ -54,11 +57,18 @@ impl Group {
             Arc::new(QuantizedLinear { activation: l.activation, ..bands })
         };
         let plain: Vec<Arc<QuantizedLinear>> = linears.iter().map(plain).collect();
+        let numbered = || linears.iter().enumerate();
+        let corrections: Vec<_> =
+            numbered().filter_map(|(i, l)| l.sides.low_rank.as_ref().map(|low_rank| (i, low_rank, 1.0))).collect();
+        let adapters: Vec<_> =
+            numbered().flat_map(|(i, l)| l.adapters.iter().map(move |a| (i, &a.factors, a.scale))).collect();
         Self {
             input: linears[0].input.iter().map(|m| Map::new(m, linears[0].shape[1])).collect(),
             cols: linears[0].shape[1],
             kernel: choose_at(level, &plain, arithmetic),
-            linears: linears.iter().map(|l| Beside::of(l, level)).collect(),
+            corrections: LowRanks::of(&corrections, level),
+            linears: linears.iter().map(|l| Beside::of(l)).collect(),
+            adapters: LowRanks::of(&adapters, level),
         }
     }
 
@@ -68,41 +78,37 @@ impl Group {
             self.input.iter().for_each(|m| m.apply(team, &mut mapped));
             mapped
         });
-        let x = mapped.as_deref().unwrap_or(x);
-        self.kernel.run(team, tokens, x, outs);
-        for (beside, y) in self.linears.iter().zip(outs) {
-            beside.add(team, tokens, self.cols, x, &mut y[..tokens * beside.rows]);
+        let mapped = mapped.as_deref().unwrap_or(x);
+        self.kernel.run(team, tokens, mapped, outs);
+        if let Some(corrections) = &self.corrections {
+            corrections.add(team, tokens, mapped, outs);
         }
+        for (beside, y) in self.linears.iter().zip(&mut *outs) {
+            beside.add(team, tokens, self.cols, mapped, &mut y[..tokens * beside.rows]);
+        }
+        if let Some(adapters) = &self.adapters {
+            adapters.add(team, tokens, x, outs);
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let sparse = self.linears.iter().flat_map(|l| &l.sparse).map(Sparse::resident_bytes).sum::<usize>();
+        let low_rank = self.corrections.iter().chain(&self.adapters).map(LowRanks::bytes).sum::<usize>();
+        self.kernel.bytes() + sparse + low_rank
     }
 }
 
 impl Beside {
-    fn of(linear: &QuantizedLinear, level: Level) -> Self {
-        let Sides { sparse, low_rank } = &linear.sides;
-        let factors = |l: &LowRank| {
-            // Factors are small: their products are exact whatever the arithmetic of the codes.
-            let kernel =
-                |s| choose_at(level, &[Arc::new(QuantizedLinear::uniform(Clone::clone(s), None))], Arithmetic::Exact);
-            (l.right.shape()[0], [kernel(&l.right), kernel(&l.left)])
-        };
+    fn of(linear: &QuantizedLinear) -> Self {
         Self {
             rows: linear.shape[0],
-            sparse: sparse.clone(),
-            low_rank: low_rank.as_ref().map(factors),
+            sparse: linear.sides.sparse.clone(),
             output: linear.output.iter().map(|m| Map::new(m, linear.shape[0])).collect(),
             bias: linear.bias.clone().filter(|_| !linear.output.is_empty()),
-            bytes: sparse.as_ref().map_or(0, Sparse::resident_bytes)
-                + low_rank.as_ref().map_or(0, |l| l.stored_bits().div_ceil(8) as usize),
         }
     }
 
     fn add(&self, team: &Team, tokens: usize, cols: usize, x: &[f32], y: &mut [f32]) {
-        if let Some((rank, [right, left])) = &self.low_rank {
-            let (mut inner, mut product) = (vec![0.0; tokens * rank], vec![0.0; y.len()]);
-            right.run(team, tokens, x, &mut [&mut inner]);
-            left.run(team, tokens, &inner, &mut [&mut product]);
-            y.iter_mut().zip(&product).for_each(|(y, p)| *y += p);
-        }
         if let Some(sparse) = &self.sparse {
             // Threads share the rows of a single token, or the tokens.
             if tokens == 1 {
@@ -163,7 +169,7 @@ impl Kernel for Composed {
     }
 
     fn bytes(&self) -> usize {
-        self.groups.iter().map(|g| g.kernel.bytes() + g.linears.iter().map(|l| l.bytes).sum::<usize>()).sum()
+        self.groups.iter().map(Group::bytes).sum()
     }
 
     fn name(&self) -> &'static str {

@@ -4,6 +4,7 @@ mod composed;
 mod dense;
 mod held;
 mod int8dot;
+mod low_rank;
 mod packed;
 mod panels;
 mod rounded;

@@ -1,6 +1,6 @@
 use fewbit_format::{
-    ActivationGrid, Band, Dtype, GgmlBlocks, GgmlType, Group, IntCodes, IntGrid, LowRank, Minifloat, Number, Online,
-    ScaleType, Sharing, Sides, Sparse, SparseValues, Storage, Tensor, Zeros,
+    ActivationGrid, Adapter, Band, Dtype, GgmlBlocks, GgmlType, Group, IntCodes, IntGrid, LowRank, Minifloat, Number,
+    Online, ScaleType, Sharing, Sides, Sparse, SparseValues, Storage, Tensor, Zeros,
 };
 use proptest::prelude::*;
 
@@ -147,7 +147,7 @@ fn blocks_of_several_kinds_keep_their_kernels() {
     assert_eq!(alone, ["tiled", "unpacked", "decoded"]);
 }
 
-/// `y = output(W · input(x)) + b` with everything that may stand beside the codes, against plain loops.
+/// `y = output(W · input(x)) + b + adapters(x)` with everything that may stand beside the codes, against plain loops.
 #[test]
 fn what_stands_beside_the_codes_is_added() {
     let n = &mut Numbers(4);
@@ -155,11 +155,17 @@ fn what_stands_beside_the_codes_is_added() {
     let places: Vec<usize> = (0..rows).filter(|r| r % 4 != 2).flat_map(|r| [r * cols + 3, r * cols + 40]).collect();
     let values = SparseValues::F16(n.take(places.len()).into_iter().map(half::f16::from_f32).collect());
     let low_rank = LowRank { left: dense(n, rows, 3, Dtype::F16), right: dense(n, 3, cols, Dtype::F32) };
+    let adapter = |n: &mut Numbers, rank, dtype, scale| Adapter {
+        factors: LowRank { left: dense(n, rows, rank, dtype), right: dense(n, rank, cols, dtype) },
+        scale,
+    };
+    let adapters = vec![adapter(n, 5, Dtype::BF16, 1.5), adapter(n, 2, Dtype::F32, -0.25)];
     let hadamard = |block, flips| Online::Hadamard { block, flips, is_inverse: false };
     let composed = QuantizedLinear {
         sides: Sides { sparse: Some(Sparse::new([rows, cols], &places, values).unwrap()), low_rank: Some(low_rank) },
         input: vec![hadamard(16, (0..cols).map(|c| c % 3 == 0).collect()), Online::Diagonal(n.take(cols))],
         output: vec![hadamard(4, (0..rows).map(|r| r % 5 == 0).collect()).inverse()],
+        adapters,
         ..QuantizedLinear::uniform(int(n, rows, cols, 4, Group::Columns(32), 1), Some(n.take(rows)))
     };
     let plain = QuantizedLinear::uniform(dense(n, 7, cols, Dtype::BF16), None);
@@ -171,6 +177,10 @@ fn what_stands_beside_the_codes_is_added() {
         let outs = check_invariance(&*kernel, &linears, tokens, &x);
         check(&outs[1..], &linears[1..], tokens, &x, 1e-5);
         for (x, y) in x.chunks_exact(cols).zip(outs[0].chunks_exact(rows)) {
+            let mut added = vec![0.0f32; rows * cols];
+            composed.adapters.iter().for_each(|a| a.add_rows(0..rows, &mut added));
+            let product = |row: &[f32]| row.iter().zip(x).map(|(w, x)| w * x).sum::<f32>();
+            let added: Vec<f32> = added.chunks_exact(cols).map(product).collect();
             let [mut x, mut expected] = [x.to_vec(), vec![0.0f32; rows]];
             composed.input.iter().for_each(|m| slow(m, &mut x));
             for (r, e) in expected.iter_mut().enumerate() {
@@ -178,6 +188,7 @@ fn what_stands_beside_the_codes_is_added() {
             }
             composed.output.iter().for_each(|m| slow(m, &mut expected));
             let bias = composed.bias.as_ref().unwrap();
+            expected.iter_mut().zip(&added).for_each(|(e, a)| *e += a);
             for ((y, e), b) in y.iter().zip(&expected).zip(bias) {
                 assert!((y - (e + b)).abs() < 2e-4 * (1.0 + e.abs()), "{y} {e} {b}");
             }

@@ -14,6 +14,11 @@ use crate::{Checkpoint, Gguf};
 /// The configuration that transformers would have beside the same weights.
 pub(crate) fn config(checkpoint: &Checkpoint) -> Result<Map<String, Value>> {
     let Some(gguf) = checkpoint.gguf() else { return Err(Error::internal("no GGUF file")) };
+    if gguf.string("general.type")? == Some("adapter") {
+        return Err(Error::input("holds an adapter, no model")
+            .hint("give it with `--lora` beside the model that it was made for")
+            .file(gguf.path()));
+    }
     let name = gguf.string("general.architecture")?;
     let name = name.ok_or_else(|| absent("general.architecture").file(gguf.path()))?;
     let Some(family) = GgufFamily::ALL.iter().find(|f| f.name == name) else {
