@@ -108,7 +108,7 @@ fn beside_integers_as_in_the_matrix() {
             let mut beside = file.part(part).unwrap();
             beside.linears.iter_mut().for_each(|l| *l = integers(l));
             assert!(beside.linears.iter().all(|l| !l.adapters.is_empty()), "{case}: every linear has one");
-            check_block(&file, part, beside);
+            check_block(&file, part, &beside);
         }
     }
 }
@@ -132,7 +132,7 @@ fn beside_experts_as_in_the_matrix() {
     file.attach(&LoraAdapter::open(dir.path()).unwrap(), 1.0).unwrap();
     let beside = file.part(Part::Block(1)).unwrap();
     assert_eq!(beside.linears.iter().filter(|l| !l.adapters.is_empty()).count(), 3);
-    check_block(&file, Part::Block(1), beside);
+    check_block(&file, Part::Block(1), &beside);
 }
 
 /// f32 tensors of numbers between −1 and 1.
@@ -149,7 +149,7 @@ fn write_safetensors(path: &Path, tensors: &[(String, Vec<usize>)]) {
 }
 
 /// Runs a block with adapters beside its linears, and with their sums as matrices.
-fn check_block(file: &ModelFile, part: Part, beside: PartWeights) {
+fn check_block(file: &ModelFile, part: Part, beside: &PartWeights) {
     let merged = PartWeights { linears: beside.linears.iter().map(merged).collect(), ..beside.clone() };
     let without = |l: &Arc<QuantizedLinear>| Arc::new(QuantizedLinear { adapters: Vec::new(), ..(**l).clone() });
     let plain = PartWeights { linears: beside.linears.iter().map(without).collect(), ..beside.clone() };

@@ -117,7 +117,11 @@ fn extension(path: &Path) -> Option<&str> {
     path.extension()?.to_str()
 }
 
-fn of_extension<'a>(dir: &Path, names: &'a [String], wanted: &'a str) -> impl Iterator<Item = PathBuf> + use<'a> {
+pub(crate) fn of_extension<'a>(
+    dir: &Path,
+    names: &'a [String],
+    wanted: &'a str,
+) -> impl Iterator<Item = PathBuf> + use<'a> {
     let dir = dir.to_owned();
     names.iter().filter(move |n| extension(Path::new(n)) == Some(wanted)).map(move |n| dir.join(n))
 }

@@ -89,12 +89,12 @@ fn every_command_that_runs_a_model_takes_adapters() {
     assert!(with["perplexity"].as_f64() > without["perplexity"].as_f64(), "{with}");
     let against = fewbit(&[&eval[..], &lora, &["--against", "demo"]].concat()).good();
     assert!(against["kl_mean"].as_f64().unwrap() > 0.01, "the original has no adapter: {against}");
-    fewbit(&[&eval[..], &lora, &["--against", "demo", "--card"]].concat()).refused(&["--card", "--lora"]);
+    let card = fewbit(&[&eval[..], &lora, &["--against", "demo", "--card"]].concat());
+    assert!(card.code == Some(2) && card.stderr.contains("cannot be used with"), "{}", card.stderr);
 
     let bench = ["bench", "demo", "--prompt", "8", "--generate", "4", "--rounds", "1", "--threads", "1", "--json"];
     let [without, with] = of(&bench);
     let bytes = |v: &Value| v["bytes_per_token"].as_f64().unwrap();
-    // Rank 2, f32, three sides of 256 and one of 128 for a layer's q and o.
     assert!(bytes(&with) > bytes(&without), "{} {}", bytes(&with), bytes(&without));
 }
 
@@ -114,7 +114,7 @@ fn demo_adapter(dir: &Path) -> String {
         let [out, columns] = shape(&module);
         for (end, shape) in [("lora_A", [2, columns]), ("lora_B", [out, 2])] {
             let start = data.len();
-            data.extend((0..shape[0] * shape[1]).flat_map(|i| (((start + i) as f32 * 0.7).sin() / 4.0).to_le_bytes()));
+            data.extend((0..shape[0] * shape[1]).flat_map(|i| (((start + i) as f32 * 0.7).sin()).to_le_bytes()));
             let entry = serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]});
             header.insert(format!("base_model.model.{module}.{end}.weight"), entry);
         }
@@ -128,14 +128,15 @@ fn demo_adapter(dir: &Path) -> String {
 #[test]
 fn what_cannot_be_added_is_refused() {
     let refused = |args: &[&str], words: &[&str]| {
-        fewbit(&[&["logits", &family("llama"), "--ids", "1"], args].concat()).refused(words);
+        fewbit(&[&["logits", &family("llama"), "--ids", "1"][..], args].concat()).refused(words);
     };
     refused(&["--lora", "/nowhere/at/all"], &["/nowhere/at/all", "check the path"]);
     refused(&["--lora", &adapter("phi3")], &["`base_model.model.model.layers.0.mlp.down_proj.lora_", "has shape"]);
     refused(&["--lora", &adapter("gpt2")], &["c_attn.lora_A.weight`", "belongs to no matrix of the model"]);
     refused(&["--lora", &format!("{}:nan", adapter("llama"))], &["the scale is NaN"]);
     refused(&["--lora", &family("qwen2")], &["holds no adapter"]);
-    let as_model = fewbit(&["logits", &adapter("llama"), "--ids", "1"]);
+    let dir = tempfile::tempdir().unwrap();
+    let as_model = fewbit(&["logits", &demo_adapter(dir.path()), "--ids", "1"]);
     as_model.refused(&["holds an adapter, no model", "--lora"]);
 }
 

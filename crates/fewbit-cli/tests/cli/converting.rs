@@ -189,7 +189,7 @@ fn layouts_that_are_read_alone_are_converted_exactly_or_refused() {
 fn layouts_of_others_are_named() {
     let quantization = |name: &str| {
         let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/layouts/").to_owned() + name;
-        fewbit(&["check", &model, "--for", "transformers"]).good();
+        assert_eq!(fewbit(&["check", &model, "--for", "transformers", "--json"]).good()["checks"][0]["loads"], true);
         fewbit(&["inspect", &model, "--json"]).good()["quantization"].as_str().unwrap().to_owned()
     };
     assert!(quantization("hqq-widths").contains("4 bit group 32 asymmetric"));

@@ -136,7 +136,7 @@ fn blocks_of_several_kinds_keep_their_kernels() {
         let blocks = GgmlBlocks::new(kind, 20, 512, bytes.into()).unwrap();
         Arc::new(QuantizedLinear::uniform(Storage::Ggml(blocks), None))
     };
-    let linears = [blocks(GgmlType::Iq4Xs), blocks(GgmlType::Q5K), blocks(GgmlType::Iq3S)];
+    let linears = [blocks(GgmlType::Iq4Xs), blocks(GgmlType::Q5K), blocks(GgmlType::Iq1S), blocks(GgmlType::Iq3S)];
     let x = n.take(5 * 512);
     for level in Level::of_machine() {
         assert_eq!(choose_at(level, &linears, Arithmetic::Fast).name(), "separate");
@@ -144,7 +144,7 @@ fn blocks_of_several_kinds_keep_their_kernels() {
         check(&check_invariance(&*kernel, &linears, 5, &x), &linears, 5, &x, 1e-5);
     }
     let alone = linears.map(|l| choose_at(Level::Scalar, &[l], Arithmetic::Exact).name());
-    assert_eq!(alone, ["tiled", "unpacked", "decoded"]);
+    assert_eq!(alone, ["tiled", "unpacked", "decoded", "tiled"]);
 }
 
 /// `y = output(W · input(x)) + b + adapters(x)` with everything that may stand beside the codes, against plain loops.

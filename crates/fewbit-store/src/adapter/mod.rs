@@ -70,13 +70,13 @@ impl LoraAdapter {
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         let names = place::list(folder)?;
         let has = |name: &str| names.iter().any(|n| n == name);
-        let ggufs: Vec<&String> = names.iter().filter(|n| n.ends_with(".gguf")).collect();
+        let ggufs: Vec<PathBuf> = place::of_extension(folder, &names, "gguf").collect();
         match (has(CONFIG), has(WEIGHTS), &ggufs[..]) {
             (true, true, _) => peft::open(folder),
             (true, false, _) if has("adapter_model.bin") => Err(place::pickle("adapter_model.bin")
                 .hint("save it again with PEFT, which writes `adapter_model.safetensors` by default")
                 .file(folder)),
-            (_, _, [only]) if metadata.is_dir() => gguf::open(&folder.join(only)),
+            (_, _, [only]) if metadata.is_dir() => gguf::open(only),
             _ => Err(Error::input(format!("holds no adapter: there is no `{CONFIG}` with `{WEIGHTS}`"))
                 .hint("give a folder that PEFT saved, or a GGUF file of llama.cpp's `convert_lora_to_gguf.py`")
                 .file(folder)),
