@@ -188,6 +188,28 @@ CASES = {
             norm_topk_prob=False, decoder_sparse_step=1, mlp_only_layers=[0], tie_word_embeddings=False),
         mistakes=[dict(norm_topk_prob=True), dict(num_experts_per_tok=2)],
     ),
+    # Experts in every layer, as llama.cpp has them.
+    "qwen2_moe-every": dict(
+        store="bfloat16",
+        config=dict(
+            LLAMA, architectures=["Qwen2MoeForCausalLM"], model_type="qwen2_moe", vocab_size=40, hidden_size=24,
+            intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            rms_norm_eps=1e-6, rope_theta=1000000.0, use_sliding_window=False, sliding_window=8, max_window_layers=1,
+            moe_intermediate_size=12, shared_expert_intermediate_size=20, num_experts=4, num_experts_per_tok=2,
+            norm_topk_prob=False, decoder_sparse_step=1, mlp_only_layers=[], tie_word_embeddings=False),
+        mistakes=[dict(norm_topk_prob=True), dict(num_experts_per_tok=1)],
+    ),
+    "qwen3_moe-every": dict(
+        store="float16", is_fused=True, style=5,
+        config=dict(
+            LLAMA, architectures=["Qwen3MoeForCausalLM"], model_type="qwen3_moe", vocab_size=40, hidden_size=24,
+            intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+            rms_norm_eps=1e-6, attention_bias=False, use_sliding_window=False, sliding_window=None,
+            moe_intermediate_size=16, num_local_experts=5, num_experts_per_tok=2, norm_topk_prob=True,
+            decoder_sparse_step=1, mlp_only_layers=[], tie_word_embeddings=False,
+            rope_parameters=dict(rope_theta=1000000.0, rope_type="default")),
+        mistakes=[dict(norm_topk_prob=False), dict(num_experts_per_tok=1)],
+    ),
     # The matrices of all experts in one tensor; weights that sum to one; a dense layer by `decoder_sparse_step`.
     "qwen3_moe": dict(
         store="bfloat16", is_fused=True, style=5,
@@ -214,6 +236,18 @@ CASES = {
                   dict(num_experts_per_tok=3), dict(rope_scaling=None),
                   dict(rope_scaling=dict(beta_fast=4.0, beta_slow=1.0, factor=4.0, rope_type="yarn", truncate=True,
                                          original_max_position_embeddings=32))],
+    ),
+    # Limits of yarn within a thousandth of whole pairs, to which llama.cpp rounds them.
+    "gpt_oss-whole": dict(
+        store="bfloat16",
+        config=dict(
+            LLAMA, architectures=["GptOssForCausalLM"], model_type="gpt_oss", vocab_size=40, hidden_size=24,
+            intermediate_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+            num_local_experts=4, num_experts_per_tok=2, attention_bias=True, sliding_window=8, swiglu_limit=7.0,
+            rope_theta=1000.0, tie_word_embeddings=False, layer_types=["sliding_attention", "full_attention"],
+            rope_scaling=dict(beta_fast=2.146, beta_slow=0.3821, factor=4.0, original_max_position_embeddings=32,
+                              rope_type="yarn", truncate=False)),
+        mistakes=[dict(sliding_window=128), dict(num_experts_per_tok=3), dict(rope_scaling=None)],
     ),
     # As the released sizes below 27B: every sixth layer sees everything, queries are divided by a head's size.
     "gemma3-six": dict(
@@ -263,6 +297,19 @@ CASES = {
             rope_scaling=dict(type="longrope", long_factor=[4.0, 5.0, 6.0, 7.0, 8.0, 9.0],
                               short_factor=[1.0, 1.2, 1.4, 2.0, 3.0, 4.0])),
         mistakes=[dict(rope_theta=100.0), dict(original_max_position_embeddings=256),
+                  dict(rope_scaling=dict(type="longrope", long_factor=[4.0] * 6, short_factor=[1.0] * 6))],
+    ),
+    # Trained at more positions than llama.cpp's least context, so that it takes the short table too.
+    "phi3-longrope-wide": dict(
+        store="float16",
+        config=dict(
+            LLAMA, architectures=["Phi3ForCausalLM"], model_type="phi3", vocab_size=64, hidden_size=32,
+            intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+            max_position_embeddings=4096, original_max_position_embeddings=512, partial_rotary_factor=0.75,
+            rope_theta=10000.0, sliding_window=None, attention_bias=False, pad_token_id=0, tie_word_embeddings=True,
+            rope_scaling=dict(type="longrope", long_factor=[4.0, 5.0, 6.0, 7.0, 8.0, 9.0],
+                              short_factor=[1.0, 1.2, 1.4, 2.0, 3.0, 4.0])),
+        mistakes=[dict(rope_theta=100.0),
                   dict(rope_scaling=dict(type="longrope", long_factor=[4.0] * 6, short_factor=[1.0] * 6))],
     ),
     "olmo2": dict(
@@ -395,6 +442,32 @@ CASES = {
             topk_method="greedy", norm_topk_prob=False, routed_scaling_factor=1.0, attention_bias=True,
             rope_parameters=dict(rope_theta=10000.0, rope_type="default")),
         mistakes=[dict(num_experts_per_tok=1), dict(rope_parameters=dict(rope_theta=100.0, rope_type="default"))],
+    ),
+    # Experts without groups, yarn with one weight for both of its scales: as llama.cpp computes them.
+    "deepseek_v2-greedy": dict(
+        store="bfloat16",
+        config=dict(
+            DEEPSEEK, architectures=["DeepseekV2ForCausalLM"], model_type="deepseek_v2", q_lora_rank=12,
+            kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=6, v_head_dim=8, n_routed_experts=6,
+            n_shared_experts=2, num_experts_per_tok=3, first_k_dense_replace=1, topk_method="greedy", n_group=1,
+            topk_group=1, norm_topk_prob=False, routed_scaling_factor=1.7, scoring_func="softmax",
+            rope_scaling=dict(type="yarn", factor=4.0, original_max_position_embeddings=32, beta_fast=4, beta_slow=1,
+                              mscale=0.707, mscale_all_dim=0.707)),
+        mistakes=[dict(routed_scaling_factor=1.0), dict(num_experts_per_tok=2), dict(rope_scaling=None)],
+    ),
+    # V2-Lite's depth, by which llama.cpp tells that there is no latent for queries.
+    "deepseek_v2-lite-deep": dict(
+        store="float16", is_fused=True, style=5,
+        config=dict(
+            {k: v for k, v in DEEPSEEK.items() if k != "rope_theta"} | dict(
+                vocab_size=40, hidden_size=8, intermediate_size=8, moe_intermediate_size=4, num_hidden_layers=26,
+                num_attention_heads=2, num_key_value_heads=2),
+            architectures=["DeepseekV2ForCausalLM"], model_type="deepseek_v2", q_lora_rank=None, kv_lora_rank=4,
+            qk_rope_head_dim=2, qk_nope_head_dim=2, v_head_dim=4, n_routed_experts=2, n_shared_experts=1,
+            num_experts_per_tok=1, first_k_dense_replace=1, topk_method="greedy", norm_topk_prob=False,
+            routed_scaling_factor=1.0,
+            rope_parameters=dict(rope_theta=10000.0, rope_type="default")),
+        mistakes=[dict(num_experts_per_tok=2)],
     ),
     # Sigmoids, a bias where experts are chosen, groups by their two best, weights that sum to the factor.
     "deepseek_v3": dict(

@@ -108,7 +108,7 @@ fn made(
 fn gguf(job: &Conversion, file: &ModelFile, places: &Places) -> Result<PathBuf> {
     let parts = places.parts();
     let path = parts.join("model.gguf");
-    write_gguf(file, &path)?;
+    write_gguf(file, &path, None)?;
     if job.out.extension().is_some_and(|e| e == "gguf") {
         return Ok(path);
     }

@@ -89,7 +89,7 @@ impl Finished<'_> {
         }
         std::fs::create_dir(&folder).map_err(|e| Error::io("creating", &folder, &e))?;
         let path = folder.join("model.gguf");
-        write_gguf(&ModelFile::open(parts)?, &path)?;
+        write_gguf(&ModelFile::open(parts)?, &path, self.bound.mix)?;
         crash_point();
         if self.places.out.extension().is_some_and(|e| e == "gguf") {
             return Ok(path);

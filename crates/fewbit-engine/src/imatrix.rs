@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use fewbit_format::{Error, Result, hex};
-use fewbit_graph::{Graph, Part, WeightId};
+use fewbit_graph::{Graph, Part, Source, WeightId};
 use fewbit_kernel::Team;
 use fewbit_runtime::{Arithmetic, Layer};
 use fewbit_store::{ImportanceMatrix, Importances, ModelFile};
@@ -80,7 +80,11 @@ fn measure(
         for (edge, stats) in collector.finish() {
             let linears = inputs.iter().find(|(e, _)| *e == edge).map_or(&[][..], |(_, linears)| linears);
             for w in linears {
-                entries.insert(tensor_name(file, part, graph, *w)?, of_input(&stats));
+                let at = place(file, part, graph, *w)?;
+                // Of a matrix for each head, llama.cpp measures each head by itself.
+                if at.heads.is_none() {
+                    add(&mut entries, &at, &of_input(&stats));
+                }
             }
         }
         origin.drop_pages(part);
@@ -105,14 +109,24 @@ fn names(source: &CalibrationSource) -> Vec<String> {
     }
 }
 
-/// The tensor that a linear is in GGUF.
-fn tensor_name(file: &ModelFile, part: Part, graph: &Graph, w: WeightId) -> Result<String> {
+/// Where a linear lies in GGUF.
+fn place(file: &ModelFile, part: Part, graph: &Graph, w: WeightId) -> Result<Source> {
     let name = &graph.weights[w].name;
-    let source = file.exported_gguf(part, name).ok_or_else(|| {
+    file.exported_gguf(part, name).ok_or_else(|| {
         Error::input(format!("`{name}` has no name in a GGUF file, by which importance matrices go"))
             .file(file.checkpoint().path())
-    })?;
-    Ok(format!("{}.weight", source.name))
+    })
+}
+
+/// Puts what a linear reads where its tensor has it: an expert's behind those of the experts before it.
+fn add(entries: &mut BTreeMap<String, Importances>, at: &Source, of_linear: &Importances) {
+    let (expert, experts) = at.fused.as_ref().map_or((0, 1), |f| (f.expert, f.experts));
+    let columns = of_linear.columns();
+    let of_tensor = entries
+        .entry(at.tensor())
+        .or_insert_with(|| Importances { sums: vec![0.0; experts * columns], counts: vec![0.0; experts] });
+    of_tensor.sums[expert * columns..][..columns].copy_from_slice(&of_linear.sums);
+    of_tensor.counts[expert] = of_linear.counts[0];
 }
 
 /// An importance matrix that was read, for one model.
@@ -153,18 +167,20 @@ impl Given {
 
     /// The mean squares of a linear's input, by column.
     pub(crate) fn means(&self, file: &ModelFile, part: Part, graph: &Graph, w: WeightId) -> Result<Vec<f32>> {
-        let (name, cols) = (tensor_name(file, part, graph, w)?, graph.weights[w].shape[1]);
+        let (at, cols) = (place(file, part, graph, w)?, graph.weights[w].shape[1]);
+        let (name, experts) = (at.tensor(), at.fused.as_ref().map_or(1, |f| f.experts));
         let place = |e: Error| e.tensor(&name).file(&self.path);
         let of_tensor = self.matrix.entries.get(&name).ok_or_else(|| {
             place(Error::input("is not in the importance matrix").hint("take one that was made with this model"))
         })?;
-        if of_tensor.sums.len() != cols {
-            let found = of_tensor.sums.len();
+        let (sums, counts) = (of_tensor.sums.len(), of_tensor.counts.len());
+        if sums != experts * cols || ![1, experts].contains(&counts) {
+            let wanted = if experts == 1 { String::new() } else { format!(" for each of {experts} experts") };
             return Err(place(
-                Error::input(format!("has {found} importances, where the model has {cols} columns"))
+                Error::input(format!("has {sums} importances, where the model has {cols} columns{wanted}"))
                     .hint("take one that was made with this model"),
             ));
         }
-        Ok(of_tensor.means(0))
+        Ok(of_tensor.means_of(at.fused.as_ref().map_or(0, |f| f.expert), experts))
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::stop::crash_point;
 use fewbit_format::{ActivationFormat, Band, Dtype, Error, Online, QuantizedLinear, Result, Sides, Storage, Tensor};
-use fewbit_graph::{Fused, Part, Rows, Stored, WeightId};
+use fewbit_graph::{Container, Fused, Part, Rows, Stored, WeightId};
 use fewbit_store::layout::{Awq, CompressedTensors, Fewbit, Float8, Gptq, Layout, Scheme, is_tiles};
 use fewbit_store::{ModelFile, experts, transposed};
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -122,7 +122,7 @@ impl<'a> Shard<'a> {
 
     fn module(&mut self, part: Part, module: Module) -> Result<()> {
         let name = format!("{}.weight", module.name);
-        let stored = |t: Tensor| if module.is_transposed { transposed(&t) } else { Ok(t) };
+        let stored = |t: Tensor| if module.is_transposed { transposed(&t, None) } else { Ok(t) };
         if let [Band { storage: Storage::Dense(t), .. }] = &module.bands[..] {
             self.tensors.push((name, stored(t.clone())?));
             if part != Part::Embed {
@@ -162,7 +162,9 @@ impl<'a> Shard<'a> {
     /// Adds the tensors of the source that hold the matrices of all experts, where these stay plain; says whose they are.
     fn fused(&mut self, part: Part, linears: &[Arc<QuantizedLinear>]) -> Result<BTreeSet<WeightId>> {
         let mut tensors: BTreeMap<(String, String), Vec<(WeightId, Fused)>> = BTreeMap::new();
-        for w in 0..linears.len() {
+        // A folder does not have the tensors of a GGUF file.
+        let is_alike = self.file.checkpoint().container() == Container::HuggingFace;
+        for w in (0..linears.len()).filter(|_| is_alike) {
             if let Some(fused) = self.file.fused(part, w) {
                 tensors.entry((fused.tensor.clone(), fused.bias.clone())).or_default().push((w, fused));
             }

@@ -85,7 +85,7 @@ pub fn stored_tensors(file: &ModelFile, part: Part, weight: WeightId) -> Vec<Str
 /// The tensors that hold a weight, and whether it is quantized.
 fn stored(file: &ModelFile, part: Part, weight: WeightId) -> (Vec<String>, bool) {
     if let Some(fused) = file.fused(part, weight) {
-        return (vec![fused.tensor], false);
+        return (vec![fused.tensor], file.is_weight_quantized(part, weight));
     }
     let (checkpoint, module) = (file.checkpoint(), &file.module(part, weight));
     let plain = format!("{module}.weight");

@@ -135,19 +135,45 @@ pub struct Source {
     pub rows: Rows,
     /// How a number is read.
     pub stored: Stored,
-    /// For a matrix, another module path that some files have.
-    pub alias: Option<String>,
+    /// For a matrix, another place that some files have.
+    pub alias: Option<Box<Source>>,
     /// For an expert's matrix, where it lies if the module has no tensors of its own.
     pub fused: Option<Fused>,
     /// Whether a matrix of plain numbers is stored `[in, out]`, its rows as columns (GPT-2). Codes are stored by rows.
     pub is_transposed: bool,
+    /// For a matrix whose tensor has one matrix for each head, each transposed where that is said: how many.
+    pub heads: Option<usize>,
 }
 
 impl Source {
     /// A tensor that is read as it is.
     pub fn plain(name: impl Into<String>) -> Self {
         let (rows, stored) = (Rows::All, Stored::AsIs);
-        Self { name: name.into(), rows, stored, alias: None, fused: None, is_transposed: false }
+        Self { name: name.into(), rows, stored, alias: None, fused: None, is_transposed: false, heads: None }
+    }
+
+    /// The whole name of the tensor that a writer puts a matrix into.
+    pub fn tensor(&self) -> String {
+        self.fused.as_ref().map_or_else(|| format!("{}.weight", self.name), |f| f.tensor.clone())
+    }
+
+    /// The whole name of the tensor that a writer puts its biases into.
+    pub fn bias(&self) -> String {
+        self.fused.as_ref().map_or_else(|| format!("{}.bias", self.name), |f| f.bias.clone())
+    }
+
+    /// Shape of the tensor, that of an expert's matrix aside, for a weight of shape `[out, in]`.
+    pub fn stored_shape(&self, [out, columns]: [usize; 2]) -> Vec<usize> {
+        let rows = self.rows.stored_count(out) / self.heads.unwrap_or(1);
+        let [a, b] = if self.is_transposed { [columns, rows] } else { [rows, columns] };
+        self.heads.into_iter().chain([a, b]).collect()
+    }
+
+    /// Where in a transposed tensor element `[r, c]` of a weight of shape `[out, in]` lies.
+    pub fn stored_transposed(&self, [out, columns]: [usize; 2], r: usize, c: usize) -> usize {
+        let rows = self.rows.stored_count(out) / self.heads.unwrap_or(1);
+        let r = self.rows.stored(r);
+        (r / rows * columns + c) * rows + r % rows
     }
 }
 
@@ -181,6 +207,16 @@ mod tests {
         assert_eq!(heads.stored_count(14), 14);
         let last = Rows::PairsBehind { block: 9, offset: 5, rest: 0 };
         assert_eq!((map(last, 4), last.stored_count(4)), (vec![5, 7, 6, 8], 9));
+    }
+
+    #[test]
+    fn a_transposed_matrix_of_each_head_is_found_element_by_element() {
+        // Two heads of three rows and five columns, stored `[head, in, 3]`.
+        let source = Source { is_transposed: true, heads: Some(2), ..Source::plain("t") };
+        assert_eq!(source.stored_shape([6, 5]), [2, 5, 3]);
+        assert_eq!(source.stored_transposed([6, 5], 4, 2), 15 + 2 * 3 + 1);
+        assert_eq!(Source { heads: None, ..source.clone() }.stored_transposed([6, 5], 4, 2), 2 * 6 + 4);
+        assert_eq!(Source { is_transposed: false, ..source }.stored_shape([6, 5]), [2, 3, 5]);
     }
 
     #[test]

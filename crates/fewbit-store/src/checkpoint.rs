@@ -190,17 +190,18 @@ impl Checkpoint {
         Ok(self.entry(name)?.elements)
     }
 
-    /// A matrix as it is stored, its bytes mapped.
+    /// A matrix as it is stored, its bytes mapped: all rows of a tensor of more than two dimensions, the one row of a vector.
     ///
     /// # Errors
-    /// If there is none of that name, it has not two dimensions, or its type is neither a plain float nor a block type
-    /// that is read.
+    /// If there is none of that name, it has no dimension, or its type is neither a plain float nor a block type that is
+    /// read.
     pub fn storage(&self, name: &str) -> Result<Storage> {
         let entry = self.entry(name)?;
         let place = |e: Error| e.tensor(name).file(self.files.get(entry.file).path());
-        let [rows, cols] = entry.shape[..] else {
-            return Err(place(Error::input(format!("has shape {:?}, where two dimensions are needed", entry.shape))));
+        let &[ref outer @ .., cols] = &entry.shape[..] else {
+            return Err(place(Error::input("is one number, where a matrix is needed")));
         };
+        let rows = outer.iter().product();
         match entry.elements {
             Elements::Plain(dtype) if dtype.is_float() => {
                 Ok(Storage::Dense(Tensor { dtype, shape: vec![rows, cols], bytes: self.bytes(entry) }))
@@ -225,6 +226,19 @@ impl Checkpoint {
             }
         }
         .map_err(|e| e.tensor(name).file(self.files.get(entry.file).path()))
+    }
+
+    /// A tensor of plain elements, or the numbers that the blocks of one decode to.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`] and [`Checkpoint::storage`].
+    pub fn decoded(&self, name: &str) -> Result<Tensor> {
+        let Elements::Blocks(_) = self.elements(name)? else { return self.tensor(name) };
+        let blocks = self.storage(name)?;
+        let [rows, cols] = blocks.shape();
+        let mut values = vec![0.0; rows * cols];
+        blocks.decode_rows(0..rows, &mut values);
+        Tensor::from_f32(Dtype::F32, &self.shape(name)?, &values)
     }
 
     /// The bytes of a tensor as they lie in the file, mapped.

@@ -1,7 +1,7 @@
 //! Matrices of experts that lie in one tensor.
 
-use fewbit_format::{Error, Result, Storage, Tensor};
-use fewbit_graph::Fused;
+use fewbit_format::{Error, GgmlBlocks, Result, Storage, Tensor};
+use fewbit_graph::{Fused, Rows};
 
 use crate::transposed::each;
 
@@ -29,6 +29,22 @@ pub(crate) fn one(tensor: &Tensor, fused: &Fused, shape: [usize; 2]) -> Result<S
         bytes.into()
     };
     Ok(Storage::Dense(Tensor { dtype: tensor.dtype, shape: shape.to_vec(), bytes }))
+}
+
+/// One expert's matrix `[out, in]` out of the blocks of all, which lie expert after expert; nothing is copied.
+///
+/// # Errors
+/// If they are of another shape, or the experts' rows lie otherwise.
+pub(crate) fn one_in_blocks(all: Storage, fused: &Fused, [out, columns]: [usize; 2]) -> Result<Storage> {
+    let Storage::Ggml(all) = all else { return Err(Error::internal("no blocks of experts")) };
+    let is_whole = fused.rows == Rows::All && !fused.is_transposed && fused.expert < fused.experts;
+    if !is_whole || [all.rows, all.cols] != [fused.experts * out, columns] {
+        return Err(Error::input(format!("has blocks of {} rows of {}, which are not read", all.rows, all.cols))
+            .hint("the shape that the file's keys imply is needed"));
+    }
+    let size = all.bytes.len() / fused.experts;
+    let bytes = all.bytes.slice(fused.expert * size..(fused.expert + 1) * size);
+    GgmlBlocks::new(all.kind, out, columns, bytes).map(Storage::Ggml)
 }
 
 /// The tensor of all experts' matrices and that of their biases, if they have any: the inverse of reading them one by one.
@@ -63,10 +79,24 @@ pub fn fuse(matrices: &[(Fused, &Tensor, Option<&[f32]>)]) -> Option<(Tensor, Op
 
 #[cfg(test)]
 mod tests {
-    use fewbit_format::Dtype;
-    use fewbit_graph::Rows;
+    use fewbit_format::{Dtype, GgmlType};
 
     use super::*;
+
+    #[test]
+    fn blocks_are_parted_where_they_lie() {
+        let values: Vec<f32> = (0..3 * 5 * 64).map(|i| (i * 37 % 101) as f32).collect();
+        let all = GgmlBlocks::encode(GgmlType::Q4_0, 15, 64, &values, None).unwrap();
+        let (tensor, bias) = (String::new(), String::new());
+        let fused = Fused { tensor, bias, expert: 2, experts: 3, rows: Rows::All, is_transposed: false };
+        let Storage::Ggml(one) = one_in_blocks(Storage::Ggml(all.clone()), &fused, [5, 64]).unwrap() else { panic!() };
+        assert_eq!((one.rows, one.cols), (5, 64));
+        assert_eq!(one.bytes.as_ptr(), all.bytes[all.bytes.len() / 3 * 2..].as_ptr(), "not copied");
+        for (fused, shape) in [(Fused { experts: 4, ..fused.clone() }, [5, 64]), (fused.clone(), [5, 32])] {
+            let e = one_in_blocks(Storage::Ggml(all.clone()), &fused, shape).unwrap_err().to_string();
+            assert!(e.contains("blocks of 15 rows of 64, which are not read"), "{e}");
+        }
+    }
 
     #[test]
     fn what_is_taken_apart_goes_together_again() {

@@ -51,6 +51,19 @@ impl Importances {
         let sums = &self.sums[expert * columns..][..columns];
         if count > 0.0 { sums.iter().map(|s| s / count).collect() } else { vec![1.0; columns] }
     }
+
+    /// Mean squares of one of `experts`, also from the older form of file, which has one count for all of them.
+    ///
+    /// # Panics
+    /// If there is no such expert.
+    pub fn means_of(&self, expert: usize, experts: usize) -> Vec<f32> {
+        if self.counts.len() == experts {
+            return self.means(expert);
+        }
+        let all = self.means(0);
+        let columns = all.len() / experts;
+        all[expert * columns..][..columns].to_vec()
+    }
 }
 
 impl ImportanceMatrix {

@@ -129,10 +129,14 @@ impl ModelFile {
         match self.checkpoint.container() {
             Container::HuggingFace => layout::is_quantized(&self.quantization, &self.checkpoint, &module),
             Container::Gguf => {
-                let elements = self.checkpoint.elements(&format!("{module}.weight"));
-                !elements.is_ok_and(|e| matches!(e, crate::Elements::Plain(_)))
+                let fused = self.fused(part, weight).map(|f| f.tensor);
+                self.is_in_blocks(&fused.unwrap_or_else(|| format!("{module}.weight")))
             }
         }
+    }
+
+    fn is_in_blocks(&self, tensor: &str) -> bool {
+        !self.checkpoint.elements(tensor).is_ok_and(|e| matches!(e, crate::Elements::Plain(_)))
     }
 
     /// The module of a weight as this checkpoint names it, such as `model.layers.0.mlp.down_proj`.
@@ -155,8 +159,8 @@ impl ModelFile {
         let config = Config::new(self.checkpoint.config());
         let mut source =
             self.architecture.source(self.checkpoint.container(), &config, part, name).ok_or_else(|| no_name(name))?;
-        if let Some(alias) = source.alias.take_if(|alias| !self.has_module(&source.name) && self.has_module(alias)) {
-            source.name = alias;
+        if let Some(alias) = source.alias.take_if(|a| !self.has_module(&source.name) && self.has_module(&a.name)) {
+            source = *alias;
         }
         match (part, name) {
             (Part::Embed, _) => source.name.clone_from(&self.names.embedding),
@@ -206,10 +210,11 @@ impl ModelFile {
         if let Some(fused) = self.fused_at(&source) {
             return self.fused_linear(w, &fused);
         }
-        if source.is_transposed && !self.is_weight_quantized(part, weight) {
+        let is_gguf = self.checkpoint.container() == Container::Gguf;
+        if source.is_transposed && (is_gguf || !self.is_weight_quantized(part, weight)) {
             let name = format!("{}.weight", source.name);
-            let storage = transposed::columns(&self.checkpoint.tensor(&name)?, source.rows, w.shape)
-                .map_err(|e| self.place(e, &name))?;
+            let stored = if is_gguf { self.checkpoint.decoded(&name) } else { self.checkpoint.tensor(&name) }?;
+            let storage = transposed::columns(&stored, &source, w.shape).map_err(|e| self.place(e, &name))?;
             return Ok(QuantizedLinear::uniform(storage, self.bias(w, &source)?));
         }
         let stored = [source.rows.stored_count(w.shape[0]), w.shape[1]];
@@ -253,8 +258,12 @@ impl ModelFile {
     }
 
     fn fused_linear(&self, w: &Weight, fused: &Fused) -> Result<QuantizedLinear> {
-        let tensor = self.checkpoint.tensor(&fused.tensor)?;
-        let storage = experts::one(&tensor, fused, w.shape).map_err(|e| self.place(e, &fused.tensor))?;
+        let storage = if self.is_in_blocks(&fused.tensor) {
+            experts::one_in_blocks(self.checkpoint.storage(&fused.tensor)?, fused, w.shape)
+        } else {
+            experts::one(&self.checkpoint.tensor(&fused.tensor)?, fused, w.shape)
+        };
+        let storage = storage.map_err(|e| self.place(e, &fused.tensor))?;
         let bias = if w.has_bias {
             let all = self.checkpoint.tensor(&fused.bias)?.to_f32().map_err(|e| self.place(e, &fused.bias))?;
             Some((0..w.shape[0]).map(|r| all[fused.stored_bias(w.shape[0], r)]).collect())
@@ -324,7 +333,7 @@ impl ModelFile {
         let mut most = (Dtype::F16, 0);
         for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
             let of_type = |n: &&str| matches!(self.checkpoint.elements(n), Ok(crate::Elements::Plain(d)) if d == dtype);
-            let matrices = |n: &&str| self.checkpoint.shape(n).is_ok_and(|s| s.len() == 2);
+            let matrices = |n: &&str| self.checkpoint.shape(n).is_ok_and(|s| s.len() >= 2);
             let count = self.checkpoint.names().filter(of_type).filter(matrices).count();
             if count > most.1 {
                 most = (dtype, count);
@@ -520,11 +529,13 @@ impl ModelFile {
                     continue;
                 }
                 if self.checkpoint.container() == Container::Gguf || !self.is_weight_quantized(part, i) {
-                    let mut shape = [source.rows.stored_count(w.shape[0]), w.shape[1]];
-                    if source.is_transposed {
-                        shape.reverse();
+                    let shape = source.stored_shape(w.shape);
+                    let name = format!("{}.weight", source.name);
+                    // A matrix of one row may be a vector in a GGUF file.
+                    let may_be_vector = self.checkpoint.container() == Container::Gguf && shape[0] == 1;
+                    if !may_be_vector || self.checkpoint.shape(&name)? != shape[1..] {
+                        self.check_shape(&name, &shape)?;
                     }
-                    self.check_shape(&format!("{}.weight", source.name), &shape)?;
                 }
                 if w.has_bias {
                     self.check_shape(&format!("{}.bias", source.name), &[source.rows.stored_count(w.shape[0])])?;

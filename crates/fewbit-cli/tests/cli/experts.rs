@@ -207,8 +207,6 @@ fn what_is_never_rounded_is_refused() {
     let out = dir.path().join("out");
     quantize(&original, "rtn", &out, &["--override", "*block_sparse_moe.gate:bits=8"])
         .refused(&["which every recipe keeps as it is", "block_sparse_moe.gate"]);
-    quantize(&original, "rtn", &out, &["--format", "gguf", "--symmetric", "--set", "grid.scale=f16"])
-        .refused(&["GGUF is written for", "mixtral"]);
     let args = ["make-model", "x", "--shape", "mixtral", "--experts", "3", "--experts-per-token", "4"];
     fewbit(&args).refused(&["4 of 3 experts"]);
     fewbit(&["make-model", "x", "--experts", "3"]).refused(&["has no experts"]);

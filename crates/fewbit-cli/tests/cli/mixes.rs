@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use fewbit_store::Gguf;
+use fewbit_store::{Gguf, ImportanceMatrix};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -108,6 +108,102 @@ fn gptq_gets_nearer_to_the_original_in_the_same_blocks() {
         let (nearest, gptq) = (kl(&nearest, &text), kl(&gptq, &text));
         assert!(gptq < 0.8 * nearest, "{mix}: {gptq} for {nearest}");
     }
+}
+
+#[test]
+fn a_file_says_which_mix_it_is_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let number = |path: &Path| Gguf::open(path).unwrap().u64("general.file_type").unwrap();
+    for (mix, wanted) in [("Q2_K", 10), ("Q3_K_S", 11), ("Q3_K_L", 13), ("Q4_K_S", 14), ("Q4_K_M", 15)] {
+        let out = quantize(&dir, "demo", mix, &["--recipe", "gguf", "--set", &format!("grid.type={mix}")]);
+        assert_eq!(number(&out.join("model.gguf")), Some(wanted), "{mix}");
+    }
+    // Others are of the type that most weights have; a copy stays what it was.
+    let plain = quantize(&dir, "demo", "q.gguf", &["--recipe", "gguf", "--set", "grid.type=Q3_K"]);
+    assert_eq!(number(&plain), Some(12));
+    let (from, copy) = (dir.path().join("Q3_K_L/model.gguf"), dir.path().join("copy.gguf"));
+    fewbit(&["convert", from.to_str().unwrap(), copy.to_str().unwrap(), "--format", "gguf", "--json"]).good();
+    assert_eq!(number(&copy), Some(13));
+}
+
+/// A model of two blocks with eight experts.
+fn experts(dir: &TempDir, shape: &str) -> String {
+    let path = dir.path().join(shape).display().to_string();
+    let sizes = ["--layers", "2", "--hidden", "256", "--mlp", "256", "--heads", "4", "--kv-heads", "2"];
+    let made = fewbit(&[&["make-model", &path, "--shape", shape, "--experts", "8"], &sizes[..]].concat());
+    assert_eq!(made.code, Some(0), "{}", made.stderr);
+    path
+}
+
+#[test]
+fn experts_are_rounded_into_one_tensor() {
+    let dir = tempfile::tempdir().unwrap();
+    for (shape, values, output) in [("mixtral", "Q8_0", "Q5_K"), ("qwen3-moe", "Q8_0", "Q5_K")] {
+        let model = experts(&dir, shape);
+        let kind = ["--recipe", "gguf", "--set", "grid.type=Q4_K_M"];
+        let gguf = quantize(&dir, &model, &format!("{shape}.gguf"), &kind);
+        let file = Gguf::open(&gguf).unwrap();
+        let tensor = |name: &str| {
+            let t = file.tensors().iter().find(|t| t.name == name).unwrap();
+            (t.elements.name(), t.shape.clone())
+        };
+        assert_eq!(tensor("blk.0.ffn_gate_exps.weight"), ("Q4_K", vec![8, 256, 256]));
+        assert_eq!(tensor("blk.1.ffn_down_exps.weight"), ("Q6_K", vec![8, 256, 256]));
+        assert_eq!(tensor("blk.1.attn_v.weight").0, values);
+        assert_eq!(tensor("blk.1.attn_output.weight").0, output);
+        assert_eq!(tensor("blk.1.ffn_gate_inp.weight"), ("F32", vec![8, 256]));
+        // Each expert runs on its blocks as it does on its own module's.
+        let own = quantize(&dir, &model, &format!("{shape}-own"), &[&kind[..], &["--format", "fewbit"]].concat());
+        let logits = |model: &Path| -> Value {
+            let model = model.to_str().unwrap();
+            let args = ["logits", model, "--prompt", "Once upon", "--arithmetic", "weights-only", "--json"];
+            fewbit(&args).good()["logits"].clone()
+        };
+        assert_eq!(logits(&gguf), logits(&own), "{shape}");
+        // A GGUF file is a model like any other: each expert's matrix is one of a folder.
+        let again = dir.path().join(format!("{shape}-again"));
+        let args = ["convert", gguf.to_str().unwrap(), again.to_str().unwrap(), "--format", "fewbit", "--json"];
+        fewbit(&args).good();
+        assert_eq!(logits(&gguf), logits(&again), "{shape}");
+    }
+}
+
+#[test]
+fn each_expert_has_its_own_importances() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = experts(&dir, "mixtral");
+    let text = ["--samples", "4", "--length", "64"];
+    let [gguf, dat] = ["m.gguf", "m.dat"].map(|name| dir.path().join(name).to_str().unwrap().to_owned());
+    for path in [&gguf, &dat] {
+        let made = fewbit(&[&["calibrate", &model, "--out", path, "--json"], &text[..]].concat()).good();
+        // q, k, v, the output and the router; gate, up and down of all experts.
+        assert_eq!(made["tensors"].as_u64(), Some(2 * 8));
+    }
+    let matrix = ImportanceMatrix::open(Path::new(&gguf)).unwrap();
+    let down = &matrix.entries["blk.1.ffn_down_exps.weight"];
+    assert_eq!((down.counts.len(), down.sums.len()), (8, 8 * 256));
+    assert_eq!(down.counts.iter().sum::<f32>(), 4.0 * 64.0 * 2.0);
+    let kind = ["--recipe", "gguf", "--set", "grid.type=IQ3_S", "--stats"];
+    let [by_gguf, by_dat] = [(&gguf, "a.gguf"), (&dat, "b.gguf")]
+        .map(|(matrix, name)| tensors(&quantize(&dir, &model, name, &[&kind[..], &[matrix]].concat())));
+    assert_eq!(by_gguf.iter().map(|t| t.1).collect::<Vec<_>>(), by_dat.iter().map(|t| t.1).collect::<Vec<_>>());
+    // Weights that count otherwise are rounded otherwise.
+    let even = quantize(&dir, &model, "c.gguf", &["--recipe", "gguf", "--set", "grid.type=Q4_K_M"]);
+    let uneven = ["--recipe", "gguf", "--set", "grid.type=Q4_K_M", "--stats", &gguf];
+    let uneven = quantize(&dir, &model, "d.gguf", &uneven);
+    let down = |path: &Path| tensors(path).into_iter().find(|t| t.0 == "blk.1.ffn_down_exps.weight").unwrap();
+    assert_ne!(down(&even).2, down(&uneven).2);
+    // Of another number of experts.
+    let other = dir.path().join("other").display().to_string();
+    let sizes = ["--layers", "2", "--hidden", "256", "--mlp", "256", "--heads", "4", "--kv-heads", "2"];
+    let made = fewbit(&[&["make-model", &other, "--shape", "mixtral", "--experts", "4"], &sizes[..]].concat());
+    assert_eq!(made.code, Some(0), "{}", made.stderr);
+    let out = dir.path().join("e.gguf").display().to_string();
+    fewbit(&[&["quantize", &other, "--out", &out], &kind[..], &[&gguf]].concat()).refused(&[
+        "ffn_gate_exps",
+        "2048 importances",
+        "256 columns for each of 4 experts",
+    ]);
 }
 
 #[test]

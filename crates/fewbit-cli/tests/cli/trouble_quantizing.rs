@@ -312,7 +312,7 @@ fn what_cannot_be_written_is_refused_before_the_work() {
     // What llama.cpp does otherwise, and a family that we do not write.
     let folder = |family: &str| PathBuf::from(FAMILIES).join(family);
     refused(&folder("gemma3"), &["--keep", "proj"], &["layer 2 has another window than llama.cpp"]);
-    refused(&folder("gpt_neox"), &["--keep", "*"], &["GGUF is written for", "this is `gpt_neox`"]);
+    refused(&folder("opt"), &["--keep", "*"], &["GGUF is written for", "this is `opt`"]);
     // A tokenizer that no GGUF file has.
     let model = dir.path().join("lower");
     let source = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/demo-model"));

@@ -12,6 +12,11 @@ use crate::allocate::Granularity;
 use crate::kinds::{End, Grid, MapJob};
 use crate::outputs::{Format, Schemes};
 
+/// Why the codes of a linear do not fit a tensor.
+fn across(tensor: &str) -> String {
+    format!("its rows are columns of `{tensor}`, where codes lie along rows; `--keep` it")
+}
+
 impl Bound {
     /// The format asked for, if it can hold every linear.
     pub(super) fn fitting_format(&mut self, file: &ModelFile) -> Result<Format> {
@@ -39,7 +44,10 @@ impl Bound {
                     _ if is_by_row => Err("it has no place for rows of two widths".to_owned()),
                     _ if self.program.has_sides() => Err("it has no place for what stands beside codes".to_owned()),
                     _ if self.online.is_some() => Err("it has no place for maps that run with the model".to_owned()),
-                    Format::Gguf => fewbit_export::can_hold_gguf(&storage).map(|_| ()),
+                    Format::Gguf => match file.exported_gguf(part, &graph.weights[w].name) {
+                        Some(at) if at.is_transposed => Err(across(&at.tensor())),
+                        _ => fewbit_export::can_hold_gguf(&storage).map(|_| ()),
+                    },
                     _ => wanted.layout().can_hold(&storage).and_then(|()| match &self.input {
                         Some(input) => wanted.layout().can_hold_input(&storage, input.grid(), input.clip()),
                         None => Ok(()),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use fewbit_export::MixModel;
+use fewbit_export::{GgufMix, MixModel};
 use fewbit_format::{Error, Mat, Result, Storage};
 use fewbit_graph::{Graph, Part, Rows, Weight};
 use fewbit_kernel::Team;
@@ -58,7 +58,7 @@ pub(super) fn part_grids(
     candidate: &Changes,
 ) -> Result<PartGrids> {
     let block_module = file.exported(Part::Block(0), &file.model().blocks[0].weights[0].name)?.name;
-    let mut grids = Vec::new();
+    let (mut grids, mut model) = (Vec::new(), None);
     let mut fused: Vec<(String, Option<Changes>)> = Vec::new();
     for w in &graph.weights {
         let source = file.exported(part, &w.name)?;
@@ -84,7 +84,8 @@ pub(super) fn part_grids(
         grids.push(match settings.filter(|_| !is_kept) {
             None => None,
             Some(s) => {
-                let grid = of_tensor(file, part, w, s.build(choices.registry, &changes).map_err(place)?)?;
+                let grid = s.build(choices.registry, &changes).map_err(place)?;
+                let grid = of_tensor(file, part, w, grid, &mut model)?;
                 if let Some(grid) = &grid {
                     grid.check(w.shape[0], w.shape[1]).map_err(place)?;
                 }
@@ -102,6 +103,12 @@ pub(super) fn part_grids(
     Ok(grids)
 }
 
+/// The mix that a recipe's grid is.
+pub(super) fn mix(settings: Option<&GridSettings>, choices: &Choices<'_>) -> Result<Option<GgufMix>> {
+    let Some(settings) = settings else { return Ok(None) };
+    Ok(settings.build(choices.registry, &Changes::default())?.mix())
+}
+
 /// What a mix has for the embedding and for the head, which are rounded to nearest.
 pub(super) fn outer_grids(
     file: &ModelFile,
@@ -115,25 +122,32 @@ pub(super) fn outer_grids(
         if grid.mix().is_none() || choices.keep.iter().any(|k| k.matches(&name)) {
             return Ok(None);
         }
-        of_tensor(file, part, weight, grid)
+        of_tensor(file, part, weight, grid, &mut None)
     };
     Ok([of_part(Part::Embed)?, of_part(Part::Head)?])
 }
 
-/// The grid of one tensor, where that depends on which it is; `None` where that is to stay as it is.
-pub(super) fn of_tensor(
+/// The grid of one tensor, where that depends on which it is; `None` where that is to stay as it is. `model` is made when it
+/// is first needed.
+fn of_tensor(
     file: &ModelFile,
     part: Part,
     weight: &Weight,
     grid: Box<dyn Grid>,
+    model: &mut Option<MixModel<'static>>,
 ) -> Result<Option<Box<dyn Grid>>> {
     if grid.mix().is_none() {
         return Ok(Some(grid));
     }
+    let model = match *model {
+        Some(model) => model,
+        None => *model.insert(MixModel::of(file)?),
+    };
     let source = file.exported_gguf(part, &weight.name);
-    let name = source.ok_or_else(|| Error::input("has no name in a GGUF file").tensor(&weight.name))?.name;
+    let tensor = source.ok_or_else(|| Error::input("has no name in a GGUF file").tensor(&weight.name))?.tensor();
+    let name = tensor.strip_suffix(".weight").unwrap_or(&tensor);
     let layer = if let Part::Block(i) = part { i } else { 0 };
-    let tensor = MixTensor { name: &name, cols: weight.shape[1], layer, model: MixModel::of(file)? };
+    let tensor = MixTensor { name, cols: weight.shape[1], layer, model };
     Ok(match grid.of_tensor(&tensor) {
         OfTensor::Same => Some(grid),
         OfTensor::Other(grid) => Some(grid),

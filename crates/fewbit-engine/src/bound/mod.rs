@@ -6,6 +6,7 @@ mod passes;
 
 use std::collections::BTreeMap;
 
+use fewbit_export::GgufMix;
 use fewbit_format::{Error, Result};
 use fewbit_graph::{Edge, Graph, Model, Part, Residual, Site, Symmetry, Tied, WeightId, sites};
 use fewbit_runtime::kept_between;
@@ -18,7 +19,7 @@ use crate::program::Program;
 use crate::recipe::{CalibrationSettings, Pass, Sequential, StreamOf};
 use crate::tune::{Learn, Scope};
 use crate::{Override, Pattern};
-use grids::{check_patterns, outer_grids, part_grids};
+use grids::{check_patterns, mix, outer_grids, part_grids};
 use passes::Passes;
 
 /// The passes of a recipe, bound to a model.
@@ -44,6 +45,8 @@ pub(crate) struct Bound {
     pub(crate) rows: BTreeMap<(usize, WeightId), RowChoice>,
     /// Those of a mix for the embedding and for a head that no pattern names.
     outer: [Option<Box<dyn Grid>>; 2],
+    /// The mix that the recipe asks for.
+    pub(crate) mix: Option<GgufMix>,
     pub(crate) format: Format,
     pub(crate) needs: Needs,
     pub(crate) notes: Vec<String>,
@@ -89,7 +92,7 @@ impl Bound {
         let needs = all.fold(passes.needs(), |n, g| n.and(g.needs()));
         // What single values are like is not known behind a map.
         let needs = Needs { gram: needs.gram || needs.mean_square && passes.online.is_some(), ..needs };
-        let outer = outer_grids(file, settings, choices)?;
+        let (outer, mix) = (outer_grids(file, settings, choices)?, mix(settings, choices)?);
         if needs.fisher && !(passes.transforms.is_empty() && passes.online.is_none()) {
             return Err(Error::input("the recipe measures gradients of weights that its transforms change afterwards")
                 .hint("leave the transform out, or choose another importance than `fisher`"));
@@ -110,6 +113,7 @@ impl Bound {
             allocation,
             rows: BTreeMap::new(),
             outer,
+            mix,
             format: choices.format,
             needs,
             notes: Vec::new(),

@@ -5,9 +5,10 @@ use fewbit_graph::{Activation, Config, Graph, Op, architecture_of};
 use fewbit_store::{Elements, Gguf, GgufFamily, ModelFile, Value};
 use serde_json::Value as Json;
 
+use super::mix::GgufMix;
 use super::plan::Plan;
-use super::rotation;
 use super::vocabulary::Exported;
+use super::{mixture, rotation};
 use crate::facts;
 
 /// The model's family in GGUF.
@@ -26,14 +27,16 @@ pub(crate) fn family(file: &ModelFile) -> Result<&'static GgufFamily> {
     check_window(file, family)?;
     check_queries(file, family)?;
     check_gpt2(file, family)?;
+    check_neox(file, family)?;
+    mixture::check(file, family)?;
     let has_bias = model.blocks.iter().flat_map(|g| &g.weights).any(|w| w.has_bias);
-    if has_bias && matches!(family.name, "qwen3" | "falcon") {
+    if has_bias && matches!(family.name, "qwen3" | "qwen3moe" | "falcon") {
         return Err(refused(&format!("it has biases, which llama.cpp does not read for `{}`", family.name)));
     }
     Ok(family)
 }
 
-fn refused(what: &str) -> Error {
+pub(super) fn refused(what: &str) -> Error {
     Error::input(what).hint("write it with `--format compressed-tensors` or `--format fewbit`")
 }
 
@@ -50,6 +53,7 @@ fn sees_all(family: &GgufFamily) -> Option<fn(usize) -> bool> {
         "gemma2" => Some(|layer| layer % 2 == 1),
         "gemma3" => Some(|layer| layer % 6 == 5),
         "cohere2" => Some(|layer| layer % 4 == 3),
+        "gpt-oss" => Some(|layer| layer % 2 == 1),
         _ => None,
     }
 }
@@ -104,27 +108,67 @@ fn check_gpt2(file: &ModelFile, family: &GgufFamily) -> Result<()> {
     Ok(())
 }
 
+/// llama.cpp adds a bias to queries, keys and values of every GPT-NeoX, has two matrices for embedding and head, and
+/// gelu in between.
+fn check_neox(file: &ModelFile, family: &GgufFamily) -> Result<()> {
+    if family.name != "gptneox" {
+        return Ok(());
+    }
+    let config = Config::new(file.checkpoint().config());
+    if !config.bool_or("attention_bias", true)? {
+        return Err(refused("attention has no biases, which llama.cpp wants for `gptneox`"));
+    }
+    if file.is_tied() {
+        return Err(refused("embedding and head are one matrix, where llama.cpp wants two for `gptneox`"));
+    }
+    match config.str("hidden_act") {
+        Some("relu") => Err(refused("its `hidden_act` is not the gelu that llama.cpp has for `gptneox`")),
+        _ => Ok(()),
+    }
+}
+
 /// All keys, in the order of the file.
 pub(super) fn keys(
     file: &ModelFile,
     family: &GgufFamily,
     plan: &Plan,
     vocabulary: &Exported,
+    mix: Option<GgufMix>,
 ) -> Result<Vec<(String, Value)>> {
     let mut keys = vec![("general.architecture".to_owned(), Value::String(family.name.into()))];
     if let Some(gguf) = file.checkpoint().gguf() {
         copied(gguf, family.name, &mut keys);
+        if family.name == "deepseek2" {
+            // An older file has them for keys and values from one matrix, which are written parted.
+            let latent = named(family, mixture::latent(file)?);
+            keys.retain(|(key, _)| !latent.iter().any(|(other, _)| other == key));
+            keys.extend(latent);
+        }
     } else {
         general(file, &mut keys);
         figures(file, family, &mut keys)?;
     }
     let main = plan.main_type();
-    keys.push(("general.file_type".into(), Value::U32(file_type(main))));
+    let of_source = match file.checkpoint().gguf() {
+        Some(gguf) => gguf.u64("general.file_type")?.and_then(|n| u32::try_from(n).ok()),
+        None => mix.map(GgufMix::number),
+    };
+    keys.push(("general.file_type".into(), Value::U32(of_source.unwrap_or_else(|| file_type(main)))));
     if matches!(main, Elements::Blocks(_)) {
         keys.push(("general.quantization_version".into(), Value::U32(2)));
     }
     keys.extend(vocabulary.keys.iter().cloned());
     Ok(keys)
+}
+
+/// In what llama.cpp computes a family otherwise.
+pub(super) fn notes(family: &GgufFamily) -> Option<String> {
+    let note = "llama.cpp rounds the limits of gpt-oss's YaRN to whole pairs, which transformers does not";
+    (family.name == "gpt-oss").then(|| note.to_owned())
+}
+
+fn named(family: &GgufFamily, keys: Vec<(&'static str, Value)>) -> Vec<(String, Value)> {
+    keys.into_iter().map(|(key, value)| (format!("{}.{key}", family.name), value)).collect()
 }
 
 /// What another GGUF file says of the model itself.
@@ -157,15 +201,21 @@ fn figures(file: &ModelFile, family: &GgufFamily, keys: &mut Vec<(String, Value)
     let mut put = |key: &str, value: Value| keys.push((format!("{}.{key}", family.name), value));
     let size = |n: usize| Value::U32(n as u32);
     put("block_count", size(model.blocks.len()));
-    put("context_length", size(model.context));
+    // Where a table of rotations ends before the model's positions do, the file has both tables.
+    put("context_length", size(config.usize_opt("max_position_embeddings")?.unwrap_or(model.context)));
     put("embedding_length", size(model.hidden));
     put("feed_forward_length", size(mlp.unwrap_or(4 * model.hidden)));
     put("attention.head_count", size(heads));
-    put("attention.head_count_kv", size(kv_heads));
-    if heads * head_dim != model.hidden || family.layers_of_largest.is_some() {
-        put("attention.key_length", size(head_dim));
-        put("attention.value_length", size(head_dim));
+    if family.name == "deepseek2" {
+        mixture::latent(file)?.into_iter().for_each(|(key, value)| put(key, value));
+    } else {
+        put("attention.head_count_kv", size(kv_heads));
+        if heads * head_dim != model.hidden || family.layers_of_largest.is_some() {
+            put("attention.key_length", size(head_dim));
+            put("attention.value_length", size(head_dim));
+        }
     }
+    mixture::keys(file, family)?.into_iter().for_each(|(key, value)| put(key, value));
     let eps = model.head.nodes.iter().find_map(|n| match n.op {
         Op::RmsNorm { eps, .. } | Op::LayerNorm { eps, .. } => Some(eps),
         _ => None,
@@ -176,7 +226,7 @@ fn figures(file: &ModelFile, family: &GgufFamily, keys: &mut Vec<(String, Value)
     put("rope.freq_base", Value::F32(rotation::base(json) as f32));
     let turning = model.ropes.first().map_or(head_dim, |rope| 2 * rope.inverse_frequency.len());
     put("rope.dimension_count", size(turning));
-    for (key, value) in rotation::keys(json)? {
+    for (key, value) in rotation::keys(json, family.name, &model.ropes)? {
         put(key, value);
     }
     if let (Some(_), Some(window)) = (sees_all(family), windows(file).flatten().next()) {
@@ -187,8 +237,12 @@ fn figures(file: &ModelFile, family: &GgufFamily, keys: &mut Vec<(String, Value)
             put(to, Value::F32(number as f32));
         }
     }
-    if family.name == "stablelm" {
-        put("use_parallel_residual", Value::Bool(config.bool_or("use_parallel_residual", false)?));
+    if matches!(family.name, "stablelm" | "gptneox") {
+        let is_parallel = config.bool_or("use_parallel_residual", family.name == "gptneox")?;
+        put("use_parallel_residual", Value::Bool(is_parallel));
+    }
+    if family.name == "gptneox" {
+        put("hidden_activation", Value::String(config.str("hidden_act").unwrap_or("gelu").into()));
     }
     put("vocab_size", size(model.vocabulary));
     Ok(())

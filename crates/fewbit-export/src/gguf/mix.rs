@@ -1,11 +1,11 @@
 //! Which type each tensor of a GGUF file has: the mixes that llama.cpp's quantizer makes.
 
 use fewbit_format::GgmlType::{
-    self, Iq1M, Iq1S, Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs, Iq4Nl, Iq4Xs, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K,
-    Q8_0, Tq1_0, Tq2_0,
+    self, Iq1M, Iq1S, Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs, Iq4Nl, Iq4Xs, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1,
+    Q5K, Q6K, Q8_0, Tq1_0, Tq2_0,
 };
 use fewbit_format::Result;
-use fewbit_graph::Config;
+use fewbit_graph::{Config, Graph};
 use fewbit_store::ModelFile;
 
 use super::metadata::family;
@@ -47,6 +47,7 @@ pub enum GgufMix {
     IQ4_XS,
     TQ1_0,
     TQ2_0,
+    MXFP4_MOE,
 }
 
 /// A tensor that is to be rounded, as far as mixes look at it.
@@ -73,6 +74,8 @@ pub struct MixModel<'a> {
     pub queries_per_kv: usize,
     /// Experts; 0 where there are none.
     pub experts: usize,
+    /// The first block with shared experts beside the others; none where there are none.
+    pub shared_from: Option<usize>,
     /// Whether embedding and output are one matrix.
     pub is_tied: bool,
 }
@@ -90,6 +93,8 @@ enum Role {
     /// Gate and up.
     Into,
     Down,
+    /// What stays as it is.
+    Kept,
     Other,
 }
 
@@ -103,11 +108,13 @@ impl MixModel<'static> {
         let (heads, kv_heads, _) = Config::new(config).heads()?;
         let names = ["num_local_experts", "num_experts", "n_routed_experts"];
         let experts = names.iter().find_map(|k| config.get(*k)?.as_u64());
+        let has_shared = |g: &Graph| g.weights.iter().any(|w| w.name.starts_with("mlp.shared_expert"));
         Ok(Self {
             family: family(file)?.name,
             layers: file.model().blocks.len(),
             queries_per_kv: heads / kv_heads.max(1),
             experts: experts.unwrap_or(0) as usize,
+            shared_from: file.model().blocks.iter().position(has_shared),
             is_tied: file.is_tied(),
         })
     }
@@ -124,6 +131,8 @@ impl MixTensor<'_> {
             "attn_k" => Role::Keys,
             "attn_q" => Role::Queries,
             "attn_output" => Role::AttentionOutput,
+            // Blocks along the rows of the first would lie across the model's, and a folder has both in one tensor.
+            "attn_k_b" | "attn_v_b" => Role::Kept,
             _ if short.starts_with("ffn_down") => Role::Down,
             _ if short.starts_with("ffn_gate") || short.starts_with("ffn_up") => Role::Into,
             _ => Role::Other,
@@ -133,6 +142,15 @@ impl MixTensor<'_> {
     /// Whether it is in the first eighth of the blocks.
     fn is_early(&self) -> bool {
         self.layer < self.model.layers / 8
+    }
+
+    /// Whether it is among as many of the MLPs' ways back as an eighth of the blocks: each of two counts where a block has
+    /// shared experts.
+    fn is_early_down(&self) -> bool {
+        let second = self.model.shared_from.filter(|first| *first <= self.layer);
+        let before = self.model.shared_from.map_or(0, |first| self.layer.saturating_sub(first));
+        let is_second = second.is_some() && self.name.ends_with("_shexp");
+        self.layer + before + usize::from(is_second) < self.model.layers / 8
     }
 
     /// Whether it is in the last eighth.
@@ -153,7 +171,7 @@ impl MixTensor<'_> {
 #[expect(clippy::match_same_arms, reason = "the rules stand mix by mix")]
 impl GgufMix {
     /// All of them.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::Q4_0,
         Self::Q4_1,
         Self::Q5_0,
@@ -183,6 +201,7 @@ impl GgufMix {
         Self::IQ4_XS,
         Self::TQ1_0,
         Self::TQ2_0,
+        Self::MXFP4_MOE,
     ];
 
     /// Its name, the type of most tensors, and the number that `general.file_type` has for it.
@@ -217,6 +236,7 @@ impl GgufMix {
             Self::IQ1_M => ("IQ1_M", Iq1M, 31),
             Self::TQ1_0 => ("TQ1_0", Tq1_0, 36),
             Self::TQ2_0 => ("TQ2_0", Tq2_0, 37),
+            Self::MXFP4_MOE => ("MXFP4_MOE", Mxfp4, 38),
         }
     }
 
@@ -243,6 +263,10 @@ impl GgufMix {
     /// The type of a tensor, where errors count by importances or alike; `None` where no blocks tile its rows.
     pub fn type_of(self, tensor: &MixTensor<'_>, has_importance: bool) -> Option<GgmlType> {
         let wanted = match tensor.role() {
+            Role::Kept => return None,
+            // Experts alone are of its type, and all else has twice the bits.
+            _ if self == Self::MXFP4_MOE && tensor.name.ends_with("_exps") => Mxfp4,
+            _ if self == Self::MXFP4_MOE => Q8_0,
             Role::Output => self.of_output(tensor),
             Role::Embedding => self.of_embedding(),
             role if self.is_small() => self.of_small(tensor, role),
@@ -281,7 +305,7 @@ impl GgufMix {
             Role::Values if queries_per_kv >= 4 || experts >= 4 => Q4K,
             Role::Values => better,
             Role::Keys if experts == 8 => Q4K,
-            Role::Down if tensor.is_early() => better,
+            Role::Down if tensor.is_early_down() => better,
             Role::AttentionOutput if experts == 8 => Q5K,
             Role::AttentionOutput if matches!(self, Self::IQ1_S | Self::IQ1_M) => Iq2Xxs,
             Role::AttentionOutput if better == Iq3S => Iq3S,
@@ -406,7 +430,8 @@ fn tiling(kind: GgmlType, cols: usize) -> Option<GgmlType> {
 mod tests {
     use super::*;
 
-    const MODEL: MixModel<'_> = MixModel { family: "llama", layers: 32, queries_per_kv: 4, experts: 0, is_tied: false };
+    const MODEL: MixModel<'_> =
+        MixModel { family: "llama", layers: 32, queries_per_kv: 4, experts: 0, shared_from: None, is_tied: false };
 
     fn kind(mix: GgufMix, name: &str, layer: usize, cols: usize) -> Option<GgmlType> {
         mix.type_of(&MixTensor { name, cols, layer, model: MODEL }, true)
@@ -431,6 +456,29 @@ mod tests {
         assert_eq!(kind(GgufMix::Q4_K_M, "token_embd", 0, 256), Some(Q4K));
         assert_eq!(kind(GgufMix::IQ2_XS, "blk.9.attn_v", 9, 256), Some(Q4K));
         assert_eq!(kind(GgufMix::IQ2_XS, "blk.9.ffn_up", 9, 256), Some(Iq2Xs));
+    }
+
+    #[test]
+    fn experts_have_their_own_rules() {
+        let eight = MixModel { experts: 8, ..MODEL };
+        let kind = |mix: GgufMix, name: &str, layer: usize, model| {
+            mix.type_of(&MixTensor { name, cols: 256, layer, model }, true)
+        };
+        for name in ["blk.9.attn_k", "blk.9.attn_v"] {
+            assert_eq!(kind(GgufMix::Q4_K_M, name, 9, eight), Some(Q8_0));
+        }
+        assert_eq!(kind(GgufMix::Q4_K_M, "blk.9.attn_output", 9, eight), Some(Q5K));
+        assert_eq!(kind(GgufMix::Q4_K_M, "blk.0.ffn_down_exps", 0, eight), Some(Q6K));
+        assert_eq!(kind(GgufMix::Q4_K_M, "blk.9.ffn_gate_exps", 9, eight), Some(Q4K));
+        assert_eq!(kind(GgufMix::Q4_K_M, "blk.9.attn_k_b", 9, eight), None);
+        assert_eq!(kind(GgufMix::MXFP4_MOE, "blk.9.ffn_up_exps", 9, eight), Some(Mxfp4));
+        assert_eq!(kind(GgufMix::MXFP4_MOE, "blk.9.ffn_up_shexp", 9, eight), Some(Q8_0));
+        // Of 32 blocks the first dense: four ways back are early, the one of block 0 and three behind it.
+        let shared = MixModel { experts: 60, shared_from: Some(1), ..MODEL };
+        let early = |name: &str| -> Vec<usize> {
+            (0..32).filter(|l| kind(GgufMix::IQ2_XS, &format!("blk.{l}.{name}"), *l, shared) == Some(Q2K)).collect()
+        };
+        assert_eq!((early("ffn_down_exps"), early("ffn_down_shexp")), (vec![0, 1, 2], vec![0, 1]));
     }
 
     #[test]

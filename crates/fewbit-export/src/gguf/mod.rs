@@ -3,6 +3,7 @@
 mod blocks;
 mod metadata;
 mod mix;
+mod mixture;
 mod plan;
 mod read_back;
 mod rotation;
@@ -30,7 +31,7 @@ pub struct GgufReport {
     pub notes: Vec<String>,
 }
 
-/// Writes a model as a GGUF file of version 3.
+/// Writes a model as a GGUF file of version 3, which says that it is of a mix if one is given.
 ///
 /// Linears are written only in types that hold them exactly; plain F32 becomes F16 unless it overflows. The file is
 /// written aside and read back: its vocabulary must give the ids of the model's tokenizer, its weights the model's
@@ -38,7 +39,7 @@ pub struct GgufReport {
 ///
 /// # Errors
 /// If the family, its settings, a linear or the tokenizer cannot be held, the file exists, or it cannot be written.
-pub fn write_gguf(file: &ModelFile, path: &Path) -> Result<GgufReport> {
+pub fn write_gguf(file: &ModelFile, path: &Path, mix: Option<GgufMix>) -> Result<GgufReport> {
     if path.exists() {
         return Err(Error::input("exists already").hint("choose another name, or remove it").file(path));
     }
@@ -46,7 +47,7 @@ pub fn write_gguf(file: &ModelFile, path: &Path) -> Result<GgufReport> {
     let family = metadata::family(file).map_err(place)?;
     let plan = Plan::of(file, family.name)?;
     let vocabulary = vocabulary::vocabulary(file)?;
-    let keys = metadata::keys(file, family, &plan, &vocabulary)?;
+    let keys = metadata::keys(file, family, &plan, &vocabulary, mix)?;
     let aside = Aside::new(path)?;
     let mut writer = GgufWriter::create(&aside.0, &keys, &plan.tensor_plans())?;
     plan.write(file, &mut writer)?;
@@ -54,7 +55,7 @@ pub fn write_gguf(file: &ModelFile, path: &Path) -> Result<GgufReport> {
     let report = GgufReport {
         size_bytes: std::fs::metadata(&aside.0).map_err(|e| Error::io("reading", &aside.0, &e))?.len(),
         types: plan.types(),
-        notes: vocabulary.notes.iter().cloned().chain(plan.notes()).collect(),
+        notes: vocabulary.notes.iter().cloned().chain(plan.notes()).chain(metadata::notes(family)).collect(),
     };
     read_back::check(file, &aside.0, &vocabulary.reference)?;
     std::fs::rename(&aside.0, path).map_err(|e| Error::io("renaming to", path, &e))?;
@@ -66,9 +67,9 @@ pub fn write_gguf(file: &ModelFile, path: &Path) -> Result<GgufReport> {
 pub(crate) fn check(file: &ModelFile) -> Result<()> {
     let place = |e: Error| e.file(file.checkpoint().path());
     let family = metadata::family(file).map_err(place)?;
-    rotation::factors(file, family.name)?;
+    rotation::tensors(file, family.name)?;
     if file.checkpoint().gguf().is_none() {
-        rotation::keys(file.checkpoint().config()).map_err(place)?;
+        rotation::keys(file.checkpoint().config(), family.name, &file.model().ropes).map_err(place)?;
     }
     vocabulary::vocabulary(file).map(|_| ())
 }

@@ -1,11 +1,12 @@
 //! Which tensors a file will have, in which types.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
-use fewbit_format::{Dtype, Error, QuantizedLinear, Result, Tensor};
+use fewbit_format::{Band, Dtype, Error, QuantizedLinear, Result, Storage, Tensor};
 use fewbit_graph::{Part, Rows, Source, WeightId};
-use fewbit_store::{Elements, GgufWriter, ModelFile, TensorPlan};
+use fewbit_store::{Elements, GgufWriter, ModelFile, TensorPlan, transposed};
 
 use super::blocks::{elements_of, encode};
 use super::rotation;
@@ -18,8 +19,8 @@ pub(crate) struct Plan {
     rounded: usize,
 }
 
-/// The linears of which a tensor has the rows, and which rows.
-type Members = Vec<(WeightId, Rows)>;
+/// The linears of which a tensor has the rows, and where.
+type Members = Vec<(WeightId, Source)>;
 
 /// Where the numbers of a tensor come from.
 #[derive(Clone, Debug)]
@@ -37,13 +38,13 @@ impl Plan {
     /// Names the first linear that no type holds.
     pub(crate) fn of(file: &ModelFile, family: &str) -> Result<Self> {
         let mut plan = Self { tensors: Vec::new(), rounded: 0 };
-        if let Some(factors) = rotation::factors(file, family)? {
-            plan.plain("rope_freqs.weight".to_owned(), vec![factors.len()], From::Numbers(factors));
+        for (name, factors) in rotation::tensors(file, family)? {
+            plan.plain(name.to_owned(), vec![factors.len()], From::Numbers(factors));
         }
         for (part, graph) in file.model().parts() {
-            for w in 0..graph.weights.len() {
-                if part != Part::Head || !file.is_tied() {
-                    plan.matrix(file, part, w)?;
+            if part != Part::Head || !file.is_tied() {
+                for members in shared(file, part)? {
+                    plan.matrix(file, part, members)?;
                 }
             }
             for (v, vector) in graph.vectors.iter().enumerate() {
@@ -54,41 +55,47 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Plans the tensor that begins with a linear, if one does.
-    fn matrix(&mut self, file: &ModelFile, part: Part, w: WeightId) -> Result<()> {
-        let weights = &file.model().part(part).weights;
-        let (weight, source) = (&weights[w], name(file, part, &weights[w].name)?);
-        let mut members = Members::new();
-        for (other, weight) in weights.iter().enumerate() {
-            let at = name(file, part, &weight.name)?;
-            if at.name == source.name {
-                members.push((other, at.rows));
-            }
-        }
-        if members.first().is_none_or(|(first, _)| *first != w) {
-            return Ok(());
-        }
-        let mut elements = None;
-        for (w, _) in &members {
+    /// Plans the tensor of some linears.
+    fn matrix(&mut self, file: &ModelFile, part: Part, members: Members) -> Result<()> {
+        let Some((first, source)) = members.first() else { return Ok(()) };
+        let weight = &file.model().part(part).weights[*first];
+        let mut elements: Option<Elements> = None;
+        for (w, at) in &members {
             let place =
                 |e: Error| e.tensor(&format!("{}.weight", file.module(part, *w))).file(file.checkpoint().path());
             let linear = file.linear(part, *w)?;
-            let of_linear = elements_of(&linear.bands)
-                .map_err(|why| place(Error::input(format!("a GGUF file cannot hold it: {why}"))))?;
-            if *elements.get_or_insert(of_linear) != of_linear {
-                return Err(place(Error::input(format!(
-                    "would have another type than the other rows of `{}.weight`, where a tensor has one",
-                    source.name
-                ))));
-            }
+            let bands = stored_bands(&linear, at).map_err(place)?;
+            let of_linear = if weight.is_gate {
+                Elements::Plain(Dtype::F32)
+            } else {
+                elements_of(&bands).map_err(|why| place(Error::input(format!("a GGUF file cannot hold it: {why}"))))?
+            };
+            elements = Some(match elements {
+                None => of_linear,
+                Some(before) if before == of_linear => before,
+                // What is plain, each expert in the smallest type for it, is together in the largest.
+                Some(before) if at.fused.is_some() && bands.iter().all(is_plain) && before.block_len() == 1 => {
+                    Elements::Plain(Dtype::F32)
+                }
+                Some(_) => {
+                    let what = "would have another type than the other rows of";
+                    return Err(place(Error::input(format!("{what} `{}`, where a tensor has one", at.tensor()))));
+                }
+            });
             self.rounded += usize::from(is_rounded(&linear, of_linear));
         }
         let elements = elements.ok_or_else(|| Error::internal("a tensor of no linear"))?;
-        let rows = source.rows.stored_count(weight.shape[0]);
-        let plan = TensorPlan { name: format!("{}.weight", source.name), elements, shape: vec![rows, weight.shape[1]] };
-        self.tensors.push((plan, From::Matrix(part, members.clone())));
+        let mut shape = match &source.fused {
+            Some(fused) => fused.stored_shape(weight.shape).to_vec(),
+            None => source.stored_shape(weight.shape),
+        };
+        let biases = shape[..shape.len() - 1].to_vec();
+        if weight.is_gate && shape[0] == 1 {
+            shape.remove(0);
+        }
+        self.tensors.push((TensorPlan { name: source.tensor(), elements, shape }, From::Matrix(part, members.clone())));
         if weight.has_bias {
-            self.plain(format!("{}.bias", source.name), vec![rows], From::Bias(part, members));
+            self.plain(source.bias(), biases, From::Bias(part, members));
         }
         Ok(())
     }
@@ -110,17 +117,26 @@ impl Plan {
         for (plan, from) in &self.tensors {
             match from {
                 From::Matrix(part, members) => {
-                    let bytes = members.iter().map(|(w, rows)| {
-                        let bytes = encode(&file.linear(*part, *w)?.bands, plan.elements)?;
-                        Ok((file.model().part(*part).weights[*w].shape[0], *rows, bytes))
+                    let bytes = members.iter().map(|(w, at)| {
+                        let bytes = file.linear(*part, *w).and_then(|l| encode(&stored_bands(&l, at)?, plan.elements));
+                        bytes.map_err(|e| e.tensor(&plan.name))
                     });
-                    let bytes = bytes.collect::<Result<Vec<_>>>().map_err(|e| e.tensor(&plan.name))?;
-                    writer.tensor(&placed(bytes))?;
+                    // Experts, which are large together, follow one another.
+                    let is_next = |(i, (_, at)): (usize, &(WeightId, Source))| {
+                        at.fused.as_ref().is_some_and(|f| f.expert == i && f.rows == Rows::All)
+                    };
+                    if members.iter().enumerate().all(is_next) {
+                        writer.tensor_of(bytes)?;
+                    } else {
+                        let rows = |w: &WeightId| file.model().part(*part).weights[*w].shape[0];
+                        let members = members.iter().zip(bytes).map(|((w, at), bytes)| Ok((rows(w), at, bytes?)));
+                        writer.tensor(&placed(members.collect::<Result<_>>()?))?;
+                    }
                 }
                 From::Bias(part, members) => {
-                    let bytes = members.iter().map(|(w, rows)| {
+                    let bytes = members.iter().map(|(w, at)| {
                         let bias = file.linear(*part, *w)?.bias.unwrap_or_default();
-                        Ok((bias.len(), *rows, f32s(&bias)?))
+                        Ok((bias.len(), at, f32s(&bias)?))
                     });
                     writer.tensor(&placed(bytes.collect::<Result<_>>()?))?;
                 }
@@ -148,11 +164,7 @@ impl Plan {
     /// The type of most weights of the blocks.
     pub(super) fn main_type(&self) -> Elements {
         let mut weights: Vec<(Elements, usize)> = Vec::new();
-        for (plan, _) in self
-            .tensors
-            .iter()
-            .filter(|(p, from)| matches!(from, From::Matrix(Part::Block(_), ..)) && p.shape.len() == 2)
-        {
+        for (plan, _) in self.tensors.iter().filter(|(_, from)| matches!(from, From::Matrix(Part::Block(_), ..))) {
             let count = plan.shape.iter().product::<usize>();
             match weights.iter_mut().find(|(e, _)| *e == plan.elements) {
                 Some((_, n)) => *n += count,
@@ -190,25 +202,59 @@ fn name(file: &ModelFile, part: Part, name: &str) -> Result<Source> {
     source.ok_or_else(|| Error::input(format!("`{name}` has no name in a GGUF file of this architecture")))
 }
 
+/// The linears of a part by the tensors that they lie in, in the order of their first ones.
+fn shared(file: &ModelFile, part: Part) -> Result<Vec<Members>> {
+    let mut tensors: Vec<Members> = Vec::new();
+    let mut known: HashMap<String, usize> = HashMap::new();
+    for (w, weight) in file.model().part(part).weights.iter().enumerate() {
+        let at = name(file, part, &weight.name)?;
+        let tensor = *known.entry(at.tensor()).or_insert(tensors.len());
+        if tensor == tensors.len() {
+            tensors.push(Members::new());
+        }
+        tensors[tensor].push((w, at));
+    }
+    Ok(tensors)
+}
+
+/// The bands of a linear as its tensor has them: transposed, where its rows are columns there.
+fn stored_bands<'a>(linear: &'a QuantizedLinear, at: &Source) -> Result<Cow<'a, [Band]>> {
+    if !at.is_transposed {
+        return Ok(Cow::Borrowed(&linear.bands));
+    }
+    let [Band { storage: Storage::Dense(t), .. }] = &linear.bands[..] else {
+        let what = format!("its rows are columns of `{}` in a GGUF file, where codes lie along rows", at.tensor());
+        return Err(Error::input(what).hint("`--keep` it as it is"));
+    };
+    let mut t = transposed(t, at.heads)?;
+    let cols = t.shape.last().copied().unwrap_or(1);
+    t.shape = vec![t.shape.iter().product::<usize>() / cols.max(1), cols];
+    Ok(Cow::Owned(vec![Band { rows: 0..t.shape[0], storage: Storage::Dense(t) }]))
+}
+
 /// Rows of linears, their counts given, where the tensor has them.
-fn placed(mut members: Vec<(usize, Rows, Bytes)>) -> Bytes {
-    if let [(_, Rows::All, bytes)] = &mut members[..] {
+fn placed(mut members: Vec<(usize, &Source, Bytes)>) -> Bytes {
+    if let [(_, Source { rows: Rows::All, .. }, bytes)] = &mut members[..] {
         return std::mem::take(bytes);
     }
     let mut all = vec![0; members.iter().map(|(.., bytes)| bytes.len()).sum()];
-    for (count, rows, bytes) in members {
+    for (count, at, bytes) in members {
         let width = bytes.len() / count.max(1);
+        let first = at.fused.as_ref().map_or(0, |f| f.expert * count);
         for (r, row) in bytes.chunks_exact(width.max(1)).enumerate() {
-            all[rows.stored(r) * width..][..width].copy_from_slice(row);
+            all[(first + at.rows.stored(r)) * width..][..width].copy_from_slice(row);
         }
     }
     all.into()
 }
 
+fn is_plain(band: &Band) -> bool {
+    matches!(band.storage, Storage::Dense(_))
+}
+
 fn is_rounded(linear: &QuantizedLinear, elements: Elements) -> bool {
-    use fewbit_format::Storage::Dense;
     elements == Elements::Plain(Dtype::F16)
-        && linear.bands.iter().any(|b| matches!(&b.storage, Dense(t) if t.dtype != Dtype::F16))
+        && linear.bands.iter().any(|b| matches!(&b.storage, Storage::Dense(t) if t.dtype != Dtype::F16))
 }
 
 fn f32s(values: &[f32]) -> Result<Bytes> {

@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fewbit_export::{CardInfo, card, verify_folder, write_gguf};
+use fewbit_format::Storage;
+use fewbit_graph::Part;
 use fewbit_kernel::Team;
 use fewbit_runtime::{Arithmetic, Batch, Runtime, language};
 use fewbit_store::layout::{CompressedTensors, Fewbit};
-use fewbit_store::{ModelFile, Value};
+use fewbit_store::{Elements, GgufWriter, ModelFile, TensorPlan, Value};
 use fewbit_text::{Special, check_round_trip};
 
 const IDS: [u32; 12] = [1, 5, 9, 2, 30, 17, 4, 4, 11, 28, 3, 7];
@@ -94,12 +96,24 @@ fn every_family_that_is_written_has_its_logits() {
         "falcon",
         "falcon-new",
         "gpt2",
+        "gpt_neox",
+        "gpt_neox-sequential",
+        "phi3-longrope",
+        "phi3-longrope-wide",
+        "mixtral-fused",
+        "qwen2_moe-every",
+        "qwen3_moe-every",
+        "gpt_oss",
+        "gpt_oss-whole",
+        "deepseek_v2-greedy",
+        "deepseek_v2-lite-deep",
+        "deepseek_v3",
     ];
     for name in names {
         let dir = tempfile::tempdir().unwrap();
         let source = family(name, dir.path());
         let path = dir.path().join("m.gguf");
-        write_gguf(&source, &path).unwrap_or_else(|e| panic!("{name}: {e}"));
+        write_gguf(&source, &path, None).unwrap_or_else(|e| panic!("{name}: {e}"));
         // Weights of F32 are F16 in the file.
         let worst = apart(&logits(&source, &IDS), &logits(&open(&path), &IDS));
         assert!(worst < 2e-3, "{name}: {worst}");
@@ -110,10 +124,14 @@ fn every_family_that_is_written_has_its_logits() {
 fn what_llama_cpp_does_not_run_is_refused_in_a_sentence() {
     for (name, why) in [
         ("gemma3", "layer 2 has another window"),
-        ("gpt_neox", "this is `gpt_neox`"),
+        ("opt", "this is `opt`"),
+        ("mixtral", "a window of 8"),
+        ("qwen2_moe", "layer 0 has no experts"),
+        ("qwen3_moe", "layer 0 has no experts"),
+        ("deepseek_v2", "3 groups of experts are chosen by their best expert"),
+        ("deepseek_v2-lite", "it has biases"),
         ("mistral", "a window of 16"),
         ("phi3", "a window of 8"),
-        ("phi3-longrope", "a rotation of type `longrope`"),
         ("glm", "this is `glm`"),
         ("gpt2-inner", "scales the scores of layer 1 otherwise"),
     ] {
@@ -125,9 +143,129 @@ fn what_llama_cpp_does_not_run_is_refused_in_a_sentence() {
             std::fs::write(dir.path().join("config.json"), config.replacen(r#""sliding_window": null,"#, "", 1))
                 .unwrap();
         }
-        let e = write_gguf(&open(dir.path()), &dir.path().join("m.gguf")).unwrap_err().to_string();
+        let e = write_gguf(&open(dir.path()), &dir.path().join("m.gguf"), None).unwrap_err().to_string();
         assert!(e.contains(why) && e.contains("; write it with `--format"), "{name}: {e}");
         assert!(!dir.path().join("m.gguf.unchecked").exists());
+    }
+}
+
+/// The parts of a file that say how a model of experts lies in it.
+#[test]
+fn experts_lie_in_one_tensor_and_run_where_they_lie() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = family("gpt_oss", dir.path());
+    let path = dir.path().join("m.gguf");
+    let report = write_gguf(&source, &path, None).unwrap();
+    assert_eq!(report.notes.len(), 1, "{:?}", report.notes);
+    let written = open(&path);
+    let shape = |name: &str| written.checkpoint().shape(name).unwrap();
+    assert_eq!(shape("blk.1.ffn_gate_exps.weight"), [4, 16, 24]);
+    assert_eq!(shape("blk.1.ffn_down_exps.bias"), [4, 24]);
+    assert_eq!(shape("blk.1.attn_sinks.weight"), [4]);
+    // Of the expert's matrix nothing is copied: it is the file's map.
+    let weights = &written.model().blocks[1].weights;
+    let third = weights.iter().position(|w| w.name == "mlp.experts.2.up_proj").unwrap();
+    let linear = written.linear(Part::Block(1), third).unwrap();
+    let Storage::Dense(matrix) = &linear.bands[0].storage else { panic!("{linear:?}") };
+    let all = written.checkpoint().raw_bytes("blk.1.ffn_up_exps.weight").unwrap();
+    assert_eq!(matrix.bytes.as_ptr(), all[all.len() / 4 * 2..].as_ptr());
+    assert_eq!(written.checkpoint().elements("blk.0.ffn_gate_inp.weight").unwrap().name(), "F32");
+}
+
+/// Older files have each expert's matrices by themselves, and DeepSeek's keys and values in one tensor.
+#[test]
+fn older_files_are_read_and_written_anew() {
+    for (name, of_older) in [("mixtral-fused", ".ffn_down.2.weight"), ("deepseek_v3", ".attn_kv_b.weight")] {
+        let dir = tempfile::tempdir().unwrap();
+        let source = family(name, dir.path());
+        let [new, old, again] = ["new.gguf", "old.gguf", "again.gguf"].map(|name| dir.path().join(name));
+        write_gguf(&source, &new, None).unwrap();
+        older(&source, &new, &old);
+        let read = open(&old);
+        assert!(read.checkpoint().names().any(|n| n.ends_with(of_older)), "{name}");
+        assert_eq!(logits(&open(&new), &IDS), logits(&read, &IDS), "{name}");
+        write_gguf(&read, &again, None).unwrap();
+        let [new, again] = [&new, &again].map(|path| open(path).checkpoint().gguf().unwrap().metadata().clone());
+        assert_eq!(new, again, "{name}");
+        assert_eq!(logits(&source, &IDS), logits(&open(&dir.path().join("again.gguf")), &IDS), "{name}");
+    }
+}
+
+/// The file as it was written before llama's experts were put together and DeepSeek's keys and values parted.
+fn older(source: &ModelFile, new: &Path, old: &Path) {
+    let file = open(new);
+    let (checkpoint, gguf) = (file.checkpoint(), file.checkpoint().gguf().unwrap());
+    let is_llama = gguf.string("general.architecture").unwrap() == Some("llama");
+    let (mut plans, mut bytes) = (Vec::new(), Vec::new());
+    let mut add = |name: String, elements, shape: Vec<usize>, data: bytes::Bytes| {
+        plans.push(TensorPlan { name, elements, shape });
+        bytes.push(data);
+    };
+    for tensor in gguf.tensors() {
+        let data = checkpoint.raw_bytes(&tensor.name).unwrap();
+        if let Some(stem) = tensor.name.strip_suffix("_exps.weight").filter(|_| is_llama) {
+            let size = data.len() / tensor.shape[0];
+            for expert in 0..tensor.shape[0] {
+                let part = data.slice(expert * size..(expert + 1) * size);
+                add(format!("{stem}.{expert}.weight"), tensor.elements, tensor.shape[1..].to_vec(), part);
+            }
+        } else if let Some(block) = tensor.name.strip_suffix(".attn_k_b.weight") {
+            let layer = block.strip_prefix("blk.").unwrap();
+            let both = format!("model.layers.{layer}.self_attn.kv_b_proj.weight");
+            let both = source.checkpoint().tensor(&both).unwrap();
+            add(format!("{block}.attn_kv_b.weight"), Elements::Plain(both.dtype), both.shape, both.bytes);
+        } else if !tensor.name.ends_with(".attn_v_b.weight") {
+            add(tensor.name.clone(), tensor.elements, tensor.shape.clone(), data);
+        }
+    }
+    let number = |key: &str| gguf.metadata()[&format!("deepseek2.attention.{key}_mla")].clone();
+    let keys = gguf.metadata().iter().filter(|(key, _)| !key.ends_with("_mla")).map(|(key, value)| {
+        let value = match key.strip_prefix("deepseek2.attention.") {
+            Some("head_count_kv") => gguf.metadata()["deepseek2.attention.head_count"].clone(),
+            Some(length @ ("key_length" | "value_length")) => number(length),
+            _ => value.clone(),
+        };
+        (key.clone(), value)
+    });
+    let mut writer = GgufWriter::create(old, &keys.collect::<Vec<_>>(), &plans).unwrap();
+    bytes.iter().for_each(|data| writer.tensor(data).unwrap());
+    writer.finish().unwrap();
+}
+
+/// Counts and shapes that do not fit each other are refused before anything is read.
+#[test]
+fn experts_that_do_not_fit_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = family("mixtral-fused", dir.path());
+    let path = dir.path().join("m.gguf");
+    write_gguf(&source, &path, None).unwrap();
+    let with = |key: &str, value: u32| {
+        let file = open(&path);
+        let gguf = file.checkpoint().gguf().unwrap();
+        let mut keys: Vec<(String, Value)> = gguf.metadata().iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+        keys.iter_mut().filter(|(k, _)| k == key).for_each(|(_, v)| *v = Value::U32(value));
+        let other = dir.path().join(format!("{key}-{value}.gguf"));
+        let plans: Vec<TensorPlan> = (gguf.tensors().iter())
+            .map(|t| TensorPlan { name: t.name.clone(), elements: t.elements, shape: t.shape.clone() })
+            .collect();
+        let mut writer = GgufWriter::create(&other, &keys, &plans).unwrap();
+        plans.iter().for_each(|p| writer.tensor(&file.checkpoint().raw_bytes(&p.name).unwrap()).unwrap());
+        writer.finish().unwrap();
+        ModelFile::open(&other).unwrap_err().to_string()
+    };
+    for (key, value, why) in [
+        ("llama.expert_count", 2, "ffn_gate_inp.weight`: has shape [3, 24], where config.json implies [2, 24]"),
+        ("llama.expert_count", 4096, "ffn_gate_inp.weight`: has shape [3, 24], where config.json implies [4096, 24]"),
+        ("llama.expert_count", u32::MAX, "`num_local_experts` is 4294967295, which is out of range"),
+        ("llama.expert_used_count", 7, "`num_experts_per_tok` (7) is more than `num_local_experts` (3)"),
+        (
+            "llama.feed_forward_length",
+            20,
+            "ffn_gate_exps.weight`: has shape [3, 16, 24], where config.json implies [3, 20, 24]",
+        ),
+    ] {
+        let e = with(key, value);
+        assert!(e.contains(why), "{key} = {value}: {e}");
     }
 }
 
@@ -141,7 +279,7 @@ fn codes_become_blocks_of_the_same_numbers() {
             verify_folder(dir.path()).unwrap();
             let quantized = open(dir.path());
             let path = dir.path().join("m.gguf");
-            let report = write_gguf(&quantized, &path).unwrap();
+            let report = write_gguf(&quantized, &path, None).unwrap();
             assert_eq!(report.types[kind], 28, "{:?}", report.types);
             let written = open(&path);
             // The embedding alone is rounded, from F32 (that was BF16) to F16.
@@ -168,7 +306,7 @@ fn a_plain_model_keeps_its_type_and_its_tokenizer() {
     let demo = open(&root().join("assets/demo-model"));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
-    let report = write_gguf(&demo, &path).unwrap();
+    let report = write_gguf(&demo, &path, None).unwrap();
     assert_eq!(report.types["BF16"], 29);
     assert!(report.notes.is_empty(), "{:?}", report.notes);
     let written = open(&path);
@@ -178,7 +316,7 @@ fn a_plain_model_keeps_its_type_and_its_tokenizer() {
     assert_eq!(metadata["tokenizer.ggml.add_bos_token"], Value::Bool(true));
     let source = language::chat_template_source(demo.checkpoint()).unwrap();
     assert_eq!(language::chat_template_source(written.checkpoint()).unwrap(), source);
-    assert!(write_gguf(&demo, &path).unwrap_err().to_string().contains("exists already"));
+    assert!(write_gguf(&demo, &path, None).unwrap_err().to_string().contains("exists already"));
 
     // And back: the folder of the file, and the file of that folder.
     let back = dir.path().join("back");
@@ -205,13 +343,13 @@ fn what_is_left_out_is_noted() {
     json["added_tokens"].as_array_mut().unwrap().push(beyond);
     let path = dir.path().join("tokenizer.json");
     std::fs::write(&path, json.to_string()).unwrap();
-    let report = write_gguf(&open(dir.path()), &dir.path().join("m.gguf")).unwrap();
+    let report = write_gguf(&open(dir.path()), &dir.path().join("m.gguf"), None).unwrap();
     assert_eq!(report.notes.len(), 2, "{:?}", report.notes);
     assert!(report.notes[0].contains("from `<pad>` (id 4096) on") && report.notes[1].contains("(NFC)"));
 
     json["normalizer"] = serde_json::json!({"type": "Lowercase"});
     std::fs::write(&path, json.to_string()).unwrap();
-    let e = write_gguf(&open(dir.path()), &dir.path().join("other.gguf")).unwrap_err().to_string();
+    let e = write_gguf(&open(dir.path()), &dir.path().join("other.gguf"), None).unwrap_err().to_string();
     assert!(e.contains("would give other ids than the tokenizer, first on the text"), "{e}");
 }
 
@@ -223,7 +361,7 @@ fn all_ends_of_a_text_are_kept_or_named() {
         let config = format!(r#"{{"eos_token_id": {ends}}}"#);
         std::fs::write(dir.path().join("generation_config.json"), config).unwrap();
         let path = dir.path().join(format!("{}.gguf", ends.len()));
-        let report = write_gguf(&open(dir.path()), &path).unwrap();
+        let report = write_gguf(&open(dir.path()), &path, None).unwrap();
         (language::end_ids(open(&path).checkpoint(), None), report.notes)
     };
     assert_eq!(written("0"), (vec![0], vec![]));
@@ -239,7 +377,7 @@ fn stories() {
     let Some(path) = shared("stories260K") else { return };
     let (source, dir) = (open(&path), tempfile::tempdir().unwrap());
     let path = dir.path().join("m.gguf");
-    write_gguf(&source, &path).unwrap();
+    write_gguf(&source, &path, None).unwrap();
     let written = open(&path);
     let tokenizer = language::tokenizer_of(written.checkpoint()).unwrap();
     let ids = tokenizer.encode("Once upon a time", Special::PlainWithBos).unwrap();
@@ -251,7 +389,7 @@ fn stories() {
 fn a_tokenizer_that_no_gguf_has_is_refused_with_a_text() {
     let Some(path) = shared("TinyStories-656K") else { return };
     let dir = tempfile::tempdir().unwrap();
-    let e = write_gguf(&open(&path), &dir.path().join("m.gguf")).unwrap_err().to_string();
+    let e = write_gguf(&open(&path), &dir.path().join("m.gguf"), None).unwrap_err().to_string();
     assert!(e.contains("would give other ids than the tokenizer, first on the text \""), "{e}");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
@@ -275,7 +413,7 @@ fn smollm2_there_and_back() {
     let expected = logits(&source, &IDS);
     assert_eq!(expected, logits(&there, &IDS));
     let back = dir.path().join("back.gguf");
-    let report = write_gguf(&there, &back).unwrap();
+    let report = write_gguf(&there, &back, None).unwrap();
     println!("{report:?}");
     assert!(apart(&expected, &logits(&open(&back), &IDS)) < 2e-3);
 }

@@ -63,9 +63,10 @@ impl Architecture for DeepSeek {
             is_interleaved: false,
             is_transposed: false,
         };
-        let mut plain = source(container, part, name, &QWEN, &layout)?;
-        let (Part::Block(i), Some(of)) = (part, name.strip_prefix("self_attn.")) else { return Some(plain) };
-        let Latent { rope, nope, value, rank, .. } = Latent::of(c).ok()?;
+        let (Part::Block(i), Some(of)) = (part, name.strip_prefix("self_attn.")) else {
+            return source(container, part, name, &QWEN, &layout);
+        };
+        let Latent { heads, rope, nope, value, rank, .. } = Latent::of(c).ok()?;
         let blocks = |block, offset, rows| Rows::Blocks { block, offset, rows };
         let (module, rows) = match of {
             "q_proj" | "q_b_proj" => (of, Rows::PairsBehind { block: nope + rope, offset: nope, rest: nope }),
@@ -73,10 +74,27 @@ impl Architecture for DeepSeek {
             "k_rope_proj" => ("kv_a_proj_with_mqa", Rows::PairsBehind { block: rank + rope, offset: rank, rest: 0 }),
             "k_b_proj" => ("kv_b_proj", blocks(nope + value, 0, nope)),
             "v_b_proj" => ("kv_b_proj", blocks(nope + value, nope, value)),
-            _ => return Some(plain),
+            _ => (of, Rows::All),
         };
-        plain.name = format!("model.layers.{i}.self_attn.{module}");
-        Some(Source { rows, ..plain })
+        if container == Container::HuggingFace {
+            return Some(Source { rows, ..Source::plain(format!("model.layers.{i}.self_attn.{module}")) });
+        }
+        let at = |local: &str| Source::plain(format!("blk.{i}.{local}"));
+        Some(match of {
+            "q_proj" => Source { rows, ..at("attn_q") },
+            "q_a_proj" => at("attn_q_a"),
+            "q_b_proj" => Source { rows, ..at("attn_q_b") },
+            "q_a_layernorm.weight" => at("attn_q_a_norm.weight"),
+            "kv_a_proj" | "k_rope_proj" => Source { rows, ..at("attn_kv_a_mqa") },
+            "kv_a_layernorm.weight" => at("attn_kv_a_norm.weight"),
+            "k_b_proj" | "v_b_proj" => {
+                // Older files have both in one matrix, as a Hugging Face folder does.
+                let alias = Some(Box::new(Source { rows, ..at("attn_kv_b") }));
+                let (local, is_transposed) = if of == "k_b_proj" { ("attn_k_b", true) } else { ("attn_v_b", false) };
+                Source { alias, heads: Some(heads), is_transposed, ..at(local) }
+            }
+            _ => return source(container, part, name, &QWEN, &layout),
+        })
     }
 }
 

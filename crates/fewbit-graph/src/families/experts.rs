@@ -3,7 +3,7 @@
 use fewbit_format::Result;
 
 use super::llama::swiglu;
-use super::llama_like_module;
+use super::{llama_like_gguf, llama_like_module};
 use crate::{Activation, Builder, Config, Container, Fused, Op, Part, Routing, Rows, Share, Source, ValueId};
 
 /// The modules of a mixture of experts.
@@ -108,8 +108,8 @@ pub(super) fn qwen_source(container: Container, c: &Config<'_>, part: Part, name
     source(container, part, name, &QWEN, &layout)
 }
 
-/// Where a weight or vector of a family with experts lies: each matrix by itself, or in the tensors `gate_up_proj` and
-/// `down_proj` in which transformers 5 keeps the matrices of all experts.
+/// Where a weight or vector of a family with experts lies: each matrix by itself, or in the tensors in which GGUF files
+/// and transformers 5 (`gate_up_proj` and `down_proj`) keep the matrices of all experts.
 pub(super) fn source(
     container: Container,
     part: Part,
@@ -117,16 +117,46 @@ pub(super) fn source(
     names: &Names,
     layout: &FusedLayout,
 ) -> Option<Source> {
-    if container == Container::Gguf {
-        return None;
+    Some(match container {
+        Container::HuggingFace => {
+            Source { fused: fused(part, name, names, layout), ..Source::plain(llama_like_module(part, name)) }
+        }
+        Container::Gguf => gguf(part, name, names, layout.experts)?,
+    })
+}
+
+/// The same in a GGUF file; older files have each expert's matrix by itself, by its number.
+fn gguf(part: Part, name: &str, names: &Names, experts: usize) -> Option<Source> {
+    let Part::Block(i) = part else { return llama_like_gguf(part, name).map(Source::plain) };
+    if let Some((expert, which)) = expert_matrix(name, names) {
+        let local = ["ffn_gate", "ffn_up", "ffn_down"][which];
+        let [tensor, bias] = ["weight", "bias"].map(|end| format!("blk.{i}.{local}_exps.{end}"));
+        let fused = Fused { tensor, bias, expert, experts, rows: Rows::All, is_transposed: false };
+        return Some(Source { fused: Some(fused), ..Source::plain(format!("blk.{i}.{local}.{expert}")) });
     }
-    Some(Source { fused: fused(part, name, names, layout), ..Source::plain(llama_like_module(part, name)) })
+    let shared = name.strip_prefix("mlp.shared_experts.").or_else(|| name.strip_prefix("mlp.shared_expert."));
+    let local = match (name, shared) {
+        (_, Some("gate_proj")) => "ffn_gate_shexp",
+        (_, Some("up_proj")) => "ffn_up_shexp",
+        (_, Some("down_proj")) => "ffn_down_shexp",
+        ("mlp.shared_expert_gate", _) => "ffn_gate_inp_shexp",
+        ("mlp.gate.e_score_correction_bias", _) => "exp_probs_b.bias",
+        ("self_attn.sinks", _) => "attn_sinks.weight",
+        (router, _) if router == names.router => "ffn_gate_inp",
+        _ => return llama_like_gguf(part, name).map(Source::plain),
+    };
+    Some(Source::plain(format!("blk.{i}.{local}")))
+}
+
+/// The number of an expert and which of its matrices it is, if it is one.
+fn expert_matrix(name: &str, names: &Names) -> Option<(usize, usize)> {
+    let (expert, matrix) = name.strip_prefix(names.experts)?.strip_prefix('.')?.split_once('.')?;
+    Some((expert.parse().ok()?, names.matrices.iter().position(|m| *m == matrix)?))
 }
 
 fn fused(part: Part, name: &str, names: &Names, layout: &FusedLayout) -> Option<Fused> {
     let Part::Block(i) = part else { return None };
-    let (expert, matrix) = name.strip_prefix(names.experts)?.strip_prefix('.')?.split_once('.')?;
-    let which = names.matrices.iter().position(|m| *m == matrix)?;
+    let (expert, which) = expert_matrix(name, names)?;
     let tensor = format!("model.layers.{i}.mlp.experts.{}", if which == 2 { "down_proj" } else { "gate_up_proj" });
     let (width, offset) = (layout.width, which);
     let rows = match (which, layout.is_interleaved) {
@@ -136,7 +166,7 @@ fn fused(part: Part, name: &str, names: &Names, layout: &FusedLayout) -> Option<
     };
     let bias = format!("{tensor}_bias");
     let (experts, is_transposed) = (layout.experts, layout.is_transposed);
-    Some(Fused { tensor, bias, expert: expert.parse().ok()?, experts, rows, is_transposed })
+    Some(Fused { tensor, bias, expert, experts, rows, is_transposed })
 }
 
 /// How the matrices of all experts lie in one tensor.

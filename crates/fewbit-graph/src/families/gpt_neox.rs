@@ -65,7 +65,7 @@ impl Architecture for GptNeox {
 
     fn source(&self, container: Container, c: &Config<'_>, part: Part, name: &str) -> Option<Source> {
         if container == Container::Gguf {
-            return None;
+            return gguf(c, part, name);
         }
         Some(match part {
             Part::Embed => Source::plain("gpt_neox.embed_in"),
@@ -73,16 +73,40 @@ impl Architecture for GptNeox {
             Part::Head => Source::plain(format!("gpt_neox.{name}")),
             Part::Block(i) => {
                 let prefix = format!("gpt_neox.layers.{i}");
-                let third = match name {
-                    "attention.query" => 0,
-                    "attention.key" => 1,
-                    "attention.value" => 2,
-                    _ => return Some(Source::plain(format!("{prefix}.{name}"))),
-                };
+                let Some(third) = third(name) else { return Some(Source::plain(format!("{prefix}.{name}"))) };
                 let d = c.heads().ok()?.2;
                 let rows = Rows::Blocks { block: 3 * d, offset: third * d, rows: d };
                 Source { rows, ..Source::plain(format!("{prefix}.attention.query_key_value")) }
             }
         })
     }
+}
+
+/// Which of queries, keys and values a linear makes.
+fn third(name: &str) -> Option<usize> {
+    NAMES[..3].iter().position(|n| *n == name)
+}
+
+/// Where a weight or vector lies in a GGUF file: all queries, all keys, all values in one matrix.
+fn gguf(c: &Config<'_>, part: Part, name: &str) -> Option<Source> {
+    let Part::Block(i) = part else {
+        return Some(Source::plain(match name {
+            "embed_tokens" => "token_embd".to_owned(),
+            "lm_head" => "output".to_owned(),
+            _ => name.replace("final_layer_norm", "output_norm"),
+        }));
+    };
+    if let Some(third) = third(name) {
+        let (heads, _, head_dim) = c.heads().ok()?;
+        let rows = heads * head_dim;
+        let rows = Rows::Blocks { block: 3 * rows, offset: third * rows, rows };
+        return Some(Source { rows, ..Source::plain(format!("blk.{i}.attn_qkv")) });
+    }
+    let local = match name {
+        "attention.dense" => "attn_output".to_owned(),
+        "mlp.dense_h_to_4h" => "ffn_up".to_owned(),
+        "mlp.dense_4h_to_h" => "ffn_down".to_owned(),
+        _ => name.replace("input_layernorm", "attn_norm").replace("post_attention_layernorm", "ffn_norm"),
+    };
+    Some(Source::plain(format!("blk.{i}.{local}")))
 }

@@ -51,6 +51,9 @@ impl Architecture for GptOss {
             is_interleaved: true,
             is_transposed: true,
         };
+        if let (Container::Gguf, Part::Block(i), "post_attention_layernorm.weight") = (container, part, name) {
+            return Some(Source::plain(format!("blk.{i}.post_attention_norm.weight")));
+        }
         source(container, part, name, &NAMES, &layout)
     }
 }

@@ -35,10 +35,15 @@ pub(super) fn llama_source(container: Container, c: &Config<'_>, part: Part, nam
     }
     let mut source = Source::plain(llama_like_gguf(part, name)?);
     if matches!(name, "self_attn.q_proj" | "self_attn.k_proj") {
-        let head_dim = c.heads().ok()?.2;
-        source.rows = Rows::RopePairs { head_dim, rotary_dims: head_dim };
+        source.rows = rope_pairs(c)?;
     }
     Some(source)
+}
+
+/// The rows of queries and keys in the GGUF files of families whose whole heads turn in adjacent pairs.
+pub(super) fn rope_pairs(c: &Config<'_>) -> Option<Rows> {
+    let head_dim = c.heads().ok()?.2;
+    Some(Rows::RopePairs { head_dim, rotary_dims: head_dim })
 }
 
 /// In what the families of the pre-norm decoder differ.

@@ -2,7 +2,7 @@ use fewbit_format::Result;
 
 use super::Architecture;
 use super::experts::{FusedLayout, Mixture, Names, source};
-use super::llama::{PreNorm, pre_norm_model_with, window};
+use super::llama::{PreNorm, pre_norm_model_with, rope_pairs, window};
 use crate::{Config, Container, Model, Part, Routing, Share, Source};
 
 /// Mixtral: Mistral with eight experts, of which each token takes two.
@@ -32,8 +32,12 @@ impl Architecture for Mixtral {
             is_transposed: false,
         };
         let mut source = source(container, part, name, &NAMES, &layout)?;
-        if let (Part::Block(i), "block_sparse_moe.gate") = (part, name) {
-            source.alias = Some(format!("model.layers.{i}.mlp.gate"));
+        match (container, part, name) {
+            (Container::HuggingFace, Part::Block(i), "block_sparse_moe.gate") => {
+                source.alias = Some(Box::new(Source::plain(format!("model.layers.{i}.mlp.gate"))));
+            }
+            (Container::Gguf, _, "self_attn.q_proj" | "self_attn.k_proj") => source.rows = rope_pairs(c)?,
+            _ => {}
         }
         Some(source)
     }

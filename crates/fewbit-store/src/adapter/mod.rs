@@ -155,8 +155,8 @@ impl Pair {
         let (a, b) = (&self.a.tensor, &self.b.tensor);
         let (left, right) = match self.form {
             Form::Linear => (b.clone(), a.clone()),
-            Form::Embedding => (transposed(a)?, transposed(b)?),
-            Form::LookedUp => (a.clone(), transposed(b)?),
+            Form::Embedding => (transposed(a, None)?, transposed(b, None)?),
+            Form::LookedUp => (a.clone(), transposed(b, None)?),
         };
         let scale = self.scale * scale;
         if !scale.is_finite() {

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use fewbit_graph::{Container, Part, Rows, WeightId};
+use fewbit_graph::{Container, Part, Rows, Source, WeightId};
 
 use crate::ModelFile;
 use crate::model_file::PREFIXES;
@@ -27,9 +27,10 @@ impl Modules {
                     Container::HuggingFace => file.exported(part, &weight.name).ok(),
                     Container::Gguf => file.exported_gguf(part, &weight.name),
                 };
-                let Some(source) = source else { continue };
-                for name in [Some(source.name), source.alias].into_iter().flatten() {
-                    let target = Target { weight: (part, id), shape: weight.shape, rows: source.rows };
+                let Some(mut source) = source else { continue };
+                let alias = source.alias.take().map(|alias| *alias);
+                for Source { name, rows, .. } in [Some(source), alias].into_iter().flatten() {
+                    let target = Target { weight: (part, id), shape: weight.shape, rows };
                     modules.0.entry(name).or_default().push(target);
                 }
             }

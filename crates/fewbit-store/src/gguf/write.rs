@@ -57,18 +57,27 @@ impl GgufWriter {
     /// # Errors
     /// If its length is not that of the plan, or the disk refuses.
     pub fn tensor(&mut self, bytes: &[u8]) -> Result<()> {
-        let planned = self.sizes.get(self.written).copied();
-        if planned != Some(bytes.len()) {
-            return Err(Error::internal(format!(
-                "tensor {} of {} has {} bytes, where the plan says {planned:?}",
-                self.written,
-                self.sizes.len(),
-                bytes.len()
-            ))
-            .file(&self.path));
+        self.tensor_of([Ok(bytes)])
+    }
+
+    /// Writes the next tensor from parts that follow one another, each made when it is written.
+    ///
+    /// # Errors
+    /// If a part cannot be made, their length is not that of the plan, or the disk refuses.
+    pub fn tensor_of<B: AsRef<[u8]>>(&mut self, parts: impl IntoIterator<Item = Result<B>>) -> Result<()> {
+        let mut len = 0;
+        for part in parts {
+            let part = part?;
+            len += part.as_ref().len();
+            self.put(part.as_ref())?;
         }
-        self.put(bytes)?;
-        self.put(&[0; DEFAULT_ALIGNMENT][..padding(bytes.len())])?;
+        let planned = self.sizes.get(self.written).copied();
+        if planned != Some(len) {
+            let (written, all) = (self.written, self.sizes.len());
+            let what = format!("tensor {written} of {all} has {len} bytes, where the plan says {planned:?}");
+            return Err(Error::internal(what).file(&self.path));
+        }
+        self.put(&[0; DEFAULT_ALIGNMENT][..padding(len)])?;
         self.written += 1;
         Ok(())
     }

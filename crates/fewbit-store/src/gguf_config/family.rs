@@ -13,6 +13,8 @@ pub struct GgufFamily {
     pub turns_partly: bool,
     /// Keys of the family in GGUF with a number, and in config.json.
     pub numbers: &'static [(&'static str, &'static str)],
+    /// A key and the least number under it that tell the family from another of the same name.
+    pub mark: Option<(&'static str, u64)>,
     /// Blocks of the model whose queries are scaled by the width of a head in the residual stream (Gemma).
     pub layers_of_largest: Option<u64>,
 }
@@ -25,6 +27,7 @@ const fn plain(name: &'static str, model_type: &'static str, class: &'static str
         has_layer_norm: false,
         turns_partly: false,
         numbers: &[],
+        mark: None,
         layers_of_largest: None,
     }
 }
@@ -34,7 +37,8 @@ const LOGIT_SCALE: &[(&str, &str)] = &[("logit_scale", "logit_scale")];
 
 impl GgufFamily {
     /// Those that are known.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 21] = [
+        Self { mark: Some(("expert_count", 1)), ..plain("llama", "mixtral", "MixtralForCausalLM") },
         plain("llama", "llama", "LlamaForCausalLM"),
         plain("qwen2", "qwen2", "Qwen2ForCausalLM"),
         plain("qwen3", "qwen3", "Qwen3ForCausalLM"),
@@ -65,5 +69,17 @@ impl GgufFamily {
         Self { turns_partly: true, has_layer_norm: true, ..plain("stablelm", "stablelm", "StableLmForCausalLM") },
         Self { has_layer_norm: true, numbers: LOGIT_SCALE, ..plain("command-r", "cohere", "CohereForCausalLM") },
         Self { has_layer_norm: true, numbers: LOGIT_SCALE, ..plain("cohere2", "cohere2", "Cohere2ForCausalLM") },
+        Self { has_layer_norm: true, turns_partly: true, ..plain("gptneox", "gpt_neox", "GPTNeoXForCausalLM") },
+        plain("qwen2moe", "qwen2_moe", "Qwen2MoeForCausalLM"),
+        plain("qwen3moe", "qwen3_moe", "Qwen3MoeForCausalLM"),
+        plain("gpt-oss", "gpt_oss", "GptOssForCausalLM"),
+        Self {
+            mark: Some(("expert_gating_func", Self::SIGMOID)),
+            ..plain("deepseek2", "deepseek_v3", "DeepseekV3ForCausalLM")
+        },
+        plain("deepseek2", "deepseek_v2", "DeepseekV2ForCausalLM"),
     ];
+
+    /// `expert_gating_func` where experts are scored by a sigmoid; 1 is a softmax.
+    pub const SIGMOID: u64 = 2;
 }

@@ -1,6 +1,7 @@
 //! `config.json` and `generation_config.json`, made from the metadata of a GGUF file.
 
 mod family;
+mod mixture;
 mod rotation;
 #[cfg(test)]
 mod tests;
@@ -21,13 +22,20 @@ pub(crate) fn config(checkpoint: &Checkpoint) -> Result<Map<String, Value>> {
     }
     let name = gguf.string("general.architecture")?;
     let name = name.ok_or_else(|| absent("general.architecture").file(gguf.path()))?;
-    let Some(family) = GgufFamily::ALL.iter().find(|f| f.name == name) else {
-        let known: Vec<&str> = GgufFamily::ALL.iter().map(|f| f.name).collect();
+    let keys = Keys { gguf, family: name };
+    let mut family = None;
+    for of_name in GgufFamily::ALL.iter().filter(|f| f.name == name) {
+        if family.is_none() && keys.has_mark(of_name)? {
+            family = Some(of_name);
+        }
+    }
+    let Some(family) = family else {
+        let mut known: Vec<&str> = GgufFamily::ALL.iter().map(|f| f.name).collect();
+        known.dedup();
         return Err(Error::input(format!("has the unknown architecture `{name}`"))
             .hint(format!("known in GGUF files: {}", known.join(", ")))
             .file(gguf.path()));
     };
-    let keys = Keys { gguf, family: name };
     let mut config = Map::new();
     config.insert("architectures".into(), json!([family.class]));
     config.insert("model_type".into(), json!(family.model_type));
@@ -35,6 +43,10 @@ pub(crate) fn config(checkpoint: &Checkpoint) -> Result<Map<String, Value>> {
     rotation::rotation(&keys, checkpoint, &mut config)?;
     tokens(gguf, &mut config)?;
     particulars(&keys, family, checkpoint, &mut config)?;
+    mixture::experts(&keys, family, checkpoint, &mut config)?;
+    if family.name == "deepseek2" {
+        mixture::latent(&keys, checkpoint, &mut config)?;
+    }
     Ok(config)
 }
 
@@ -71,6 +83,12 @@ struct Keys<'a> {
 impl Keys<'_> {
     fn u64(&self, key: &str) -> Result<Option<u64>> {
         self.gguf.u64(&format!("{}.{key}", self.family))
+    }
+
+    /// Whether a family of this name is that of the file.
+    fn has_mark(&self, family: &GgufFamily) -> Result<bool> {
+        let Some((key, least)) = family.mark else { return Ok(true) };
+        Ok(self.u64(key)?.unwrap_or(0) >= least)
     }
 
     fn needed(&self, key: &str) -> Result<u64> {
@@ -192,6 +210,14 @@ fn particulars(
             config.insert("ffn_hidden_size".into(), config["intermediate_size"].clone());
         }
         "gpt2" => _ = config.insert("n_inner".into(), config["intermediate_size"].clone()),
+        "gptneox" => {
+            let activation = keys.gguf.string("gptneox.hidden_activation")?.unwrap_or("gelu");
+            config.insert("hidden_act".into(), json!(activation));
+            config.insert("rotary_pct".into(), config.get("partial_rotary_factor").cloned().unwrap_or(json!(1.0)));
+            config.insert("attention_bias".into(), has("blk.0.attn_qkv.bias"));
+            let is_parallel = keys.gguf.bool("gptneox.use_parallel_residual")?.unwrap_or(true);
+            config.insert("use_parallel_residual".into(), json!(is_parallel));
+        }
         "command-r" | "cohere2" => _ = config.insert("use_qk_norm".into(), has("blk.0.attn_q_norm.weight")),
         "stablelm" => {
             config.insert("use_qkv_bias".into(), has("blk.0.attn_q.bias"));

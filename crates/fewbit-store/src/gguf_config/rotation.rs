@@ -43,6 +43,12 @@ pub(super) fn rotation(keys: &Keys<'_>, checkpoint: &Checkpoint, config: &mut Ma
                     scaling.insert(to.into(), if v.fract() == 0.0 { json!(v as i64) } else { json!(v) });
                 }
             }
+            match keys.family {
+                "deepseek2" => super::mixture::yarn_weights(keys, &mut scaling)?,
+                // Its limits lie between pairs, which no key says.
+                "gpt-oss" => _ = scaling.insert("truncate".into(), json!(false)),
+                _ => {}
+            }
             // llama.cpp multiplies the rule by it; transformers puts the product in the rule's place.
             if let Some(by) = keys.number("rope.scaling.attn_factor")?.filter(|by| *by != 1.0) {
                 scaling.insert("attention_factor".into(), json!(by * (0.1 * factor.ln() + 1.0)));

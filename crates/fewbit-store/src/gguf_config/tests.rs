@@ -111,3 +111,48 @@ fn every_token_that_ends_is_in_the_list() {
     assert_eq!(checkpoint.generation_config().unwrap()["eos_token_id"], json!([1, 4]));
     assert_eq!(open("llama", &[], &[]).unwrap().generation_config(), None);
 }
+
+#[test]
+fn one_name_stands_for_families_with_experts_and_without() {
+    let number = |key: &'static str, n| (key, Gv::U32(n));
+    let experts = [number("FAMILY.expert_count", 8), number("FAMILY.expert_used_count", 2)];
+    let c = config("llama", &experts, &[]);
+    assert_eq!((&c["model_type"], &c["num_local_experts"]), (&json!("mixtral"), &json!(8)));
+    assert_eq!(config("llama", &[number("FAMILY.expert_count", 0)], &[])["model_type"], "llama");
+    let c = config("qwen2moe", &experts, &[]);
+    // As llama.cpp has it where a key is absent: the width of an MLP for all that are chosen, and for those that are shared.
+    assert_eq!((&c["moe_intermediate_size"], &c["shared_expert_intermediate_size"]), (&json!(48), &json!(96)));
+    assert_eq!((&c["norm_topk_prob"], &c["num_experts"]), (&json!(false), &json!(8)));
+    let e = open("qwen3", &experts, &[]).unwrap_err().to_string();
+    assert!(e.contains("key `qwen3.expert_count` is 8, where this family has no experts"), "{e}");
+    let e = open("qwen3moe", &experts[..1], &[]).unwrap_err().to_string();
+    assert!(e.contains("key `qwen3moe.expert_used_count` is absent"), "{e}");
+}
+
+#[test]
+fn deepseek_in_both_forms() {
+    let number = |key: &'static str, n| (key, Gv::U32(n));
+    let common = [
+        number("FAMILY.expert_count", 8),
+        number("FAMILY.expert_used_count", 2),
+        number("FAMILY.expert_shared_count", 1),
+        number("FAMILY.expert_feed_forward_length", 32),
+        number("FAMILY.rope.dimension_count", 16),
+        number("FAMILY.attention.kv_lora_rank", 24),
+    ];
+    let lengths = |key: u32, value: u32| {
+        [number("FAMILY.attention.key_length", key), number("FAMILY.attention.value_length", value)]
+    };
+    let older = [&common[..], &lengths(48, 20)].concat();
+    let mla = [number("FAMILY.attention.key_length_mla", 48), number("FAMILY.attention.value_length_mla", 20)];
+    let sigmoid = [number("FAMILY.expert_gating_func", 2), number("FAMILY.expert_group_count", 4)];
+    let newer = [&common[..], &lengths(40, 24), &mla, &sigmoid].concat();
+    for (keys, model_type, choice) in [(older, "deepseek_v2", "greedy"), (newer, "deepseek_v3", "noaux_tc")] {
+        let c = config("deepseek2", &keys, &[]);
+        assert_eq!((&c["model_type"], &c["topk_method"]), (&json!(model_type), &json!(choice)));
+        assert_eq!((&c["qk_nope_head_dim"], &c["v_head_dim"]), (&json!(32), &json!(20)));
+        assert_eq!((&c["num_key_value_heads"], &c["q_lora_rank"]), (&json!(4), &Value::Null));
+    }
+    let e = open("deepseek2", &[&common[..], &lengths(16, 20)].concat(), &[]).unwrap_err().to_string();
+    assert!(e.contains("keys of 16 numbers, of which 16 turn"), "{e}");
+}
