@@ -23,11 +23,14 @@ impl Adapters {
     /// Opens a model, says what was noticed, and puts the adapters beside its linears.
     pub(crate) fn model_file(&self, session: &Session, model: &str) -> Result<ModelFile> {
         let mut file = loading::model_file(session, model)?;
+        if self.lora.is_empty() {
+            return Ok(file);
+        }
         for text in &self.lora {
             let (name, scale) = name_and_scale(text)?;
             file.attach(&LoraAdapter::open(&hub::resolve(session, name)?)?, scale)?;
         }
-        if let Some(by) = changed_inputs(file.checkpoint()).filter(|_| !self.lora.is_empty()) {
+        if let Some(by) = changed_inputs(file.checkpoint()) {
             session.output.note(&format!(
                 "note: `{by}` changed what the linears of this model read: an adapter fits if it was trained on this model, \
                  not if it was trained on the original"

@@ -52,7 +52,10 @@ pub fn verify_folder(path: &Path) -> Result<()> {
         file.linear(linear.part, linear.weight)?;
         file.drop_pages(linear.part);
     }
-    match idle(file.checkpoint().config().get("quantization_config"), &linears) {
+    let embedding = file.module(Part::Embed, 0);
+    let is_quantized = layout::is_quantized(file.quantization(), file.checkpoint(), &embedding);
+    let embedding = is_quantized.then_some(&*embedding);
+    match idle(file.checkpoint().config().get("quantization_config"), &linears, embedding) {
         Some(entry) => wrong(format!("the entry `{entry}` of `quantization_config` names no linear")),
         None => Ok(()),
     }
@@ -72,8 +75,8 @@ pub(crate) fn linears(file: &ModelFile) -> Result<Vec<Linear>> {
     Ok(linears)
 }
 
-/// The first entry of the settings that names no linear that it could mean.
-fn idle(settings: Option<&Value>, linears: &[Linear]) -> Option<String> {
+/// The first entry of the settings that names no linear that it could mean, nor an embedding that is quantized.
+fn idle(settings: Option<&Value>, linears: &[Linear], embedding: Option<&str>) -> Option<String> {
     let settings = settings?;
     let entries = |list: &Value| -> Vec<String> {
         list.as_array().into_iter().flatten().filter_map(|e| e.as_str().map(str::to_owned)).collect()
@@ -90,7 +93,8 @@ fn idle(settings: Option<&Value>, linears: &[Linear]) -> Option<String> {
     };
     let groups = settings["config_groups"].as_object().into_iter().flatten();
     let targets: Vec<String> = groups.flat_map(|(_, g)| entries(&g["targets"])).collect();
-    let modules: BTreeSet<&str> = linears.iter().filter(|l| l.is_quantized).map(|l| l.module.as_str()).collect();
+    let quantized = linears.iter().filter(|l| l.is_quantized).map(|l| l.module.as_str());
+    let modules: BTreeSet<&str> = quantized.chain(embedding).collect();
     let named = settings["modules"].as_object().into_iter().flatten().map(|(name, _)| name);
     let idle_name = named.into_iter().find(|name| !modules.contains(name.as_str())).cloned();
     let idle_target = targets.into_iter().find(|e| !names_one(e, true));
@@ -154,11 +158,13 @@ mod tests {
             |module: &str, is_quantized| Linear { module: module.into(), part: Part::Head, weight: 0, is_quantized };
         let linears = [linear("m.0.q_proj", true), linear("lm_head", false)];
         let settings = |targets: &[&str], ignore: &[&str]| json!({"config_groups": {"group_0": {"targets": targets}}, "ignore": ignore});
-        let found = |targets: &[&str], ignore: &[&str]| idle(Some(&settings(targets, ignore)), &linears);
+        let found = |targets: &[&str], ignore: &[&str]| idle(Some(&settings(targets, ignore)), &linears, None);
         assert_eq!(found(&["Linear"], &["lm_head"]), None);
         assert_eq!(found(&["re:m\\.\\d+\\.q_proj$"], &[]), None);
         assert_eq!(found(&["m.1.q_proj"], &[]).as_deref(), Some("m.1.q_proj"));
         assert_eq!(found(&["Linear"], &["m.9.k_proj"]).as_deref(), Some("m.9.k_proj"));
-        assert_eq!(idle(Some(&json!({"modules": {"m.7": {}}})), &linears).as_deref(), Some("m.7"));
+        let entry = json!({"modules": {"m.7": {}}});
+        assert_eq!(idle(Some(&entry), &linears, None).as_deref(), Some("m.7"));
+        assert_eq!(idle(Some(&entry), &linears, Some("m.7")), None, "an embedding of its own");
     }
 }

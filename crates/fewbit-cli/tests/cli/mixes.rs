@@ -183,7 +183,7 @@ fn each_expert_has_its_own_importances() {
     let down = &matrix.entries["blk.1.ffn_down_exps.weight"];
     assert_eq!((down.counts.len(), down.sums.len()), (8, 8 * 256));
     assert_eq!(down.counts.iter().sum::<f32>(), 4.0 * 64.0 * 2.0);
-    let kind = ["--recipe", "gguf", "--set", "grid.type=IQ3_S", "--stats"];
+    let kind = ["--recipe", "gguf", "--set", "grid.type=IQ2_XS", "--stats"];
     let [by_gguf, by_dat] = [(&gguf, "a.gguf"), (&dat, "b.gguf")]
         .map(|(matrix, name)| tensors(&quantize(&dir, &model, name, &[&kind[..], &[matrix]].concat())));
     assert_eq!(by_gguf.iter().map(|t| t.1).collect::<Vec<_>>(), by_dat.iter().map(|t| t.1).collect::<Vec<_>>());
