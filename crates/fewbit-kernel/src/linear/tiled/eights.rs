@@ -7,7 +7,7 @@ use fewbit_format::{Eight, GgmlBlocks, GgmlType, Storage};
 
 use super::super::packed::TILE;
 use super::factors::Factors;
-use super::lanes::{Sixteen, at_level};
+use super::lanes::{Sixteen, at_level, spread_byte};
 use super::{Part, Room};
 use crate::Level;
 
@@ -148,7 +148,7 @@ fn panel<S: Sixteen, const POINTS: usize, const BITS: usize>(
                     levels_of::<S, POINTS, BITS>(s, eights.levels.as_ptr(), low[TILE..].as_ptr(), s.shr(high, 1));
                 levels = s.or(levels, s.shl(second, 16));
             }
-            let indices = s.or(levels, spread_signs(s, s.bytes(signs.as_ptr())));
+            let indices = s.or(levels, s.shl(spread_byte(s, s.bytes(signs.as_ptr())), 3));
             let scale = s.load(room.scales[k / group - first].as_ptr());
             for i in 0..LEN {
                 let number = s.lookup(s.shr(indices, 4 * i as u32), numbers);
@@ -178,13 +178,4 @@ unsafe fn levels_of<S: Sixteen, const POINTS: usize, const BITS: usize>(
         }
         s.gather(points, code)
     }
-}
-
-/// Bit `i` of a byte to bit `8i + 3`, bit `4 + i` to bit `8i + 7`, where `i` is below 4: shifts by seven put each in its
-/// place, the last apart so that no sum carries.
-#[inline(always)]
-fn spread_signs<S: Sixteen>(s: S, byte: S::I) -> S::I {
-    let copies = s.mul_u32(s.and(byte, s.splat_u32(127)), s.splat_u32(1 | 1 << 7 | 1 << 14 | 1 << 21));
-    let last = s.shl(s.and(byte, s.splat_u32(128)), 21);
-    s.shl(s.or(s.and(copies, s.splat_u32(0x0111_1111)), last), 3)
 }

@@ -106,6 +106,15 @@ pub(super) trait Sixteen: Copy {
     }
 }
 
+/// Bit `i` of a lane's lowest byte at bit `8i`, bit `4 + i` at bit `8i + 4`, where `i` is below 4: shifts by seven put each in
+/// its place, the last apart so that no sum carries.
+#[inline(always)]
+pub(super) fn spread_byte<S: Sixteen>(s: S, lanes: S::I) -> S::I {
+    let copies = s.mul_u32(s.and(lanes, s.splat_u32(127)), s.splat_u32(1 | 1 << 7 | 1 << 14 | 1 << 21));
+    let last = s.shl(s.and(lanes, s.splat_u32(128)), 21);
+    s.or(s.and(copies, s.splat_u32(0x0111_1111)), last)
+}
+
 /// Plain Rust: the scalar twin.
 #[derive(Clone, Copy)]
 pub(super) struct Portable;

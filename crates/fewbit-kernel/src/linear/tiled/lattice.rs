@@ -10,7 +10,7 @@ use fewbit_format::{LATTICE_DIM, PATTERNS, SHORT, SecondStage, Storage};
 
 use super::super::packed::TILE;
 use super::factors::Factors;
-use super::lanes::{Sixteen, at_level};
+use super::lanes::{Sixteen, at_level, spread_byte};
 use super::{Part, Room};
 use crate::Level;
 
@@ -141,11 +141,7 @@ fn panel<S: Sixteen, const SECOND: usize>(s: S, lattice: &Lattice, part: Part, r
 unsafe fn e8p<S: Sixteen>(s: S, patterns: *const u32, codes: S::I) -> S::I {
     // SAFETY: the caller's promise.
     let magnitudes = unsafe { s.gather(patterns, s.shr(codes, 8)) };
-    // Bit i of the signs comes to index 2i, bit 4 + i to index 2i + 1: shifts by seven put each in its place, the last apart
-    // so that no sum carries.
-    let copies = s.mul_u32(s.and(codes, s.splat_u32(127)), s.splat_u32(1 | 1 << 7 | 1 << 14 | 1 << 21));
-    let last = s.shl(s.and(codes, s.splat_u32(128)), 21);
-    let signs = s.or(s.and(copies, s.splat_u32(0x0111_1111)), last);
+    let signs = spread_byte(s, codes);
     // The product has their sum in its upper four bits; an odd one moves all down, and turns the first sign.
     let odd = s.spread_sign(s.shl(s.mul_u32(signs, s.splat_u32(0x1111_1111)), 3));
     let moved = s.and(odd, s.splat_u32(0x8888_888c));
