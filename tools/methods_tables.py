@@ -41,7 +41,7 @@ BASELINES = {
     "cbq": ["omniquant"], "efficientqat": ["omniquant"], "lorc": ["gptq"], "lqer": ["rtn-lowrank"], "lq-lora": ["nf4"],
     "mxfp4": ["rtn-mxfp4"], "nvfp4": ["rtn-nvfp4"], "vptq": ["gptq"], "quip-sharp": ["omniquant"], "qtip": ["quip-sharp"],
     "bcq": ["rtn"], "pb-llm": ["gptq-sign"], "ternary": ["rtn-ternary"], "mixllm": ["gptq"], "mixed": ["gptq"],
-    "sparsegpt-2:4": ["rtn-2:4"], "gguf-gptq": ["gguf"], "quantease-outliers": ["quantease"],
+    "sparsegpt-2:4": ["rtn-2:4"], "gguf-gptq": ["gguf"], "gguf-quantease": ["gguf-gptq"], "quantease-outliers": ["quantease"],
     "smoothquant-w8a8": ["rtn-w8a8"], "quarot-w4a4": ["gptq-w4a4"], "quarot-w4a8": ["rtn-w4a8"],
 }
 
@@ -59,7 +59,8 @@ def ggml(bits, *types):
     """Mixes of GGUF, with the importances that GPTQ's scales are searched with and, where ggml can do without, without."""
     plain = [(bits, "gguf", f"--set grid.type={t}", ("demo",)) for t in types if t not in ("IQ3_XXS", "IQ2_XS")]
     weighted = [(bits, "gguf", f"--set grid.type={t} --set grid.importance=input", ("demo",)) for t in types]
-    return plain + weighted + [(bits, "gguf-gptq", f"--set grid.type={t}", ("demo",)) for t in types]
+    solved = [(bits, recipe, f"--set grid.type={t}", ("demo",)) for recipe in ("gguf-gptq", "gguf-quantease") for t in types]
+    return plain + weighted + solved
 
 
 # (class, recipe, settings, models); what costs least is first.

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -16,8 +17,9 @@ TEXT = "Once upon a time there was a little girl named Lily. One day she found a
 SUMS, ROUNDED = 1e-4, 1.0
 BOUNDS = {"llama_cpp": 0.5, "gptqmodel": 0.2, "transformers_gptq": 0.1, "transformers_awq": 0.1}
 OF_LLAMA = {"llama_cpp"}
+WEIGHTS_ONLY = {"transformers_fp8"}  # makes plain weights of them, and rounds no inputs
 
-CT, BOTH = ["compressed_tensors"], ["compressed_tensors", "decompressed"]
+CT, BOTH, WIDENED = ["compressed_tensors"], ["compressed_tensors", "decompressed"], ["widened"]
 GPTQ = ["gptqmodel", "transformers_gptq"]
 GGUF = ["llama_cpp", "transformers_gguf"]
 
@@ -54,8 +56,8 @@ CASES = [Case(*case) for case in [
     ("compressed-tensors, mxfp8", "inputs too", mx("e4m3", act=True), CT, ROUNDED, ["ct-mxfp8"]),
     ("compressed-tensors, mxfp4", "weights", ["--recipe", "mxfp4"], CT, SUMS, ["ct-mxfp4a16"]),
     ("", "inputs too", ["--recipe", "mxfp4-w4a4"], CT, ROUNDED, []),
-    ("compressed-tensors, nvfp4", "weights", ["--recipe", "nvfp4"], CT, SUMS, ["ct-nvfp4a16"]),
-    ("", "inputs too", ["--recipe", "nvfp4-w4a4"], CT, ROUNDED, ["ct-nvfp4-w4a4"]),
+    ("compressed-tensors, nvfp4", "weights", ["--recipe", "nvfp4"], WIDENED, SUMS, ["ct-nvfp4a16"]),
+    ("", "inputs too", ["--recipe", "nvfp4-w4a4"], WIDENED, ROUNDED, ["ct-nvfp4-w4a4"]),
     *[("GPTQ version 1" if bits == 2 else "", f"{bits} bits, groups of {group}, symmetric",
        rtn(bits, group, "--symmetric", "--format", "gptq"), GPTQ, SUMS, theirs)
       for bits, group, theirs in [(2, 32, ["gptq-w2-g32-asym"]), (3, 128, ["gptq-w3-g128-sym"]),
@@ -66,7 +68,7 @@ CASES = [Case(*case) for case in [
     ("AWQ", "4 bits, groups of 64, zero points", rtn(4, 64, "--asymmetric", "--format", "awq"),
      ["gptqmodel", "transformers_awq"], SUMS, ["awq-gemm-w4-g128-autoawq", "awq-gemm-w4-g128-gptqmodel"]),
     ("FP8 as DeepSeek stores it", "blocks of 128 × 128", ["--recipe", "fp8-block", "--format", "fp8"], ["transformers_fp8"],
-     ROUNDED, []),
+     SUMS, []),
     ("GGUF", "BF16", ["--recipe", "rtn", "--keep", "*", "--format", "gguf"], GGUF, SUMS, []),
 ]]
 MIXES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS",
@@ -76,7 +78,7 @@ MIXES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5
 NOT_RUN = """
 Not run: AutoAWQ 0.2.9, which asks for intel_extension_for_pytorch on a CPU; vLLM, whose wheels are built for GPUs."""
 PROGRAMS = {"compressed_tensors": "transformers", "decompressed": "transformers (decompressed)", "llama_cpp": "llama.cpp",
-            "gptqmodel": "GPTQModel"}
+            "gptqmodel": "GPTQModel", "widened": "transformers (weights in f32)"}
 
 
 class Bench:
@@ -103,7 +105,7 @@ class Bench:
             while left:
                 asked = [[loader, str(model), str(answers[loader, model])] for loader, model in left]
                 (self.work / "jobs").write_text(json.dumps({"ids": self.ids, "jobs": asked}))
-                done = subprocess.run([python, HERE / "loaders.py", self.work / "jobs"])
+                done = subprocess.run([python, HERE / "loaders.py", self.work / "jobs"], stdout=sys.stderr)
                 if done.returncode != 0:
                     # It ended with a job that has no answer.
                     first = next(job for job in left if not answers[job].exists())
@@ -189,13 +191,16 @@ def report(fewbit, shared, pythons, work):
     for case, model in zip(cases, models):
         if not model.exists():
             bench.run("quantize", "demo", *case.options, "--samples", "16", "--length", "128", "--out", model, "--quiet")
+        plain = model.with_name(f"{model.name}-plain")
+        if case.loaders == WIDENED and not plain.exists():
+            bench.run("convert", model, plain, "--format", "plain", "--quiet")
     theirs = bench.loaded([(loader, model) for case, model in zip(cases, models) for loader in case.loaders])
     failed, lines = [], []
     for case, model in zip(cases, models):
-        ours = bench.logits(model, bench.ids)
         checks = {c["for"]: c["loads"] for c in json.loads(bench.run("check", model, "--json"))["checks"]}
         cells = []
         for loader in case.loaders:
+            ours = bench.logits(model, bench.ids, "weights-only" if loader in WEIGHTS_ONLY else "exact")
             said = checks.get(PROGRAMS.get(loader, "transformers").split(" (")[0])
             cell, is_well = verdict(ours, *theirs[loader, model], said, loader, case.bound, len(bench.ids))
             cells.append(cell)

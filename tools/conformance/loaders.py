@@ -40,6 +40,24 @@ def compressed_tensors(path, ids):
     return transformers(path, ids), named("transformers", "compressed-tensors")
 
 
+def widened(path, ids):
+    """With the weights of PATH-plain: compressed-tensors rounds NVFP4's, a product of two scales, to BF16 as it decompresses them."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    try:
+        torch_logits(model, ids)
+    except RuntimeError:
+        pass  # The first call decompresses; then types differ.
+    plain = {name: t for file in Path(f"{path}-plain").glob("*.safetensors") for name, t in load_file(file).items()}
+    for name, module in torch.nn.Module.float(model).named_modules():
+        if name.startswith("model.layers.") and isinstance(module, torch.nn.Linear):
+            module.weight.data = plain[f"{name}.weight"].float()
+    return torch_logits(model, ids), named("transformers", "compressed-tensors")
+
+
 def decompressed(path, ids):
     from transformers import CompressedTensorsConfig
 

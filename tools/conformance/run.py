@@ -7,6 +7,7 @@ usage: run.py FEWBIT [CHECK ...] --work DIR [--write]
     blocks        ggml's block types: decoded, and encoded beside ggml's encoder
     conversions   what `fewbit convert` says of files of others
     families      GGUF files of every family in llama.cpp
+    transformers  the same in transformers, and what `fewbit check` says of them
 
 Makes an environment for each program under DIR (gigabytes, once); those named by --torch-python and --llama-python are taken
 as they are. `--write` puts the tables into docs/conformance.md. Exits with 1 where something is not as it has to be; a
@@ -24,7 +25,7 @@ import formats
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-CHECKS = ["formats", "blocks", "conversions", "families"]
+CHECKS = ["formats", "blocks", "conversions", "families", "transformers"]
 PACKAGES = {
     "torch": ["torch==2.14.1", "transformers==5.20.2", "compressed-tensors==0.19.0", "gptqmodel==7.7.0", "optimum==2.3.0",
               "accelerate==1.15.0", "gguf==0.19.0"],
@@ -58,10 +59,10 @@ def environment(o, name):
     return str(python)
 
 
-def worker(o, script, python):
+def worker(o, python, script, *options):
     """What a script of this folder prints, and whether it found everything as it has to be."""
-    done = subprocess.run([python, HERE / script, o.fewbit], stdout=subprocess.PIPE, text=True)
-    return done.stdout, [] if done.returncode == 0 else [script]
+    done = subprocess.run([python, HERE / script, o.fewbit, *options], stdout=subprocess.PIPE, text=True)
+    return done.stdout, [] if done.returncode == 0 else [" ".join([script, *options])]
 
 
 def write(name, text):
@@ -83,8 +84,10 @@ def main():
             text, bad = formats.report(o.fewbit, o.shared, {n: environment(o, n) for n in PACKAGES}, o.work)
         elif check == "conversions":
             text, bad = conversions.report(o.fewbit, o.shared), []
+        elif check == "transformers":
+            text, bad = worker(o, environment(o, "torch"), "families.py", "--transformers")
         else:
-            text, bad = worker(o, f"{check}.py", environment(o, "llama"))
+            text, bad = worker(o, environment(o, "llama"), f"{check}.py")
         print(text)
         failed += bad
         if o.write:

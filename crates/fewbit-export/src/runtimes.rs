@@ -1,9 +1,10 @@
 //! Which programs can load a written model.
 
+mod gguf_reader;
+
 use std::collections::BTreeMap;
 
 use fewbit_format::{Group, Minifloat, Number, Result};
-use fewbit_graph::Container;
 use fewbit_store::ModelFile;
 use fewbit_store::layout::{FloatScheme, HqqConfig, IntScheme, Quantization, ScaleKind, Scheme};
 
@@ -54,12 +55,13 @@ impl Obstacle {
 /// # Errors
 /// If a linear has no name.
 pub fn obstacles(file: &ModelFile, program: LoadedBy) -> Result<Vec<Obstacle>> {
-    let is_gguf = file.checkpoint().container() == Container::Gguf;
+    let gguf = file.checkpoint().gguf();
     match (program, file.quantization()) {
-        (LoadedBy::LlamaCpp, _) if is_gguf => Ok(long_names(file)),
+        (LoadedBy::LlamaCpp, _) if gguf.is_some() => Ok(long_names(file)),
         (LoadedBy::LlamaCpp, _) => {
             Ok(Obstacle::of_model("it reads GGUF files alone: `fewbit convert MODEL OUT.gguf --format gguf`"))
         }
+        (_, Quantization::None) => gguf.map_or_else(|| Ok(Vec::new()), |gguf| gguf_reader::obstacles(gguf, program)),
         (_, Quantization::Fewbit(_)) => Ok(Obstacle::of_model(
             "the layout `fewbit` is known to fewbit alone: `fewbit convert` writes it in another where one holds it",
         )),
@@ -71,8 +73,8 @@ pub fn obstacles(file: &ModelFile, program: LoadedBy) -> Result<Vec<Obstacle>> {
         (_, Quantization::Other(method)) => {
             Ok(Obstacle::of_model(format!("`{method}` is not known here, so that nothing can be said of it")))
         }
-        (LoadedBy::Vllm, quantization) if !matches!(quantization, Quantization::None) => vllm(file, quantization),
-        (LoadedBy::Vllm | LoadedBy::Transformers, _) => Ok(Vec::new()),
+        (LoadedBy::Vllm, quantization) => vllm(file, quantization),
+        (LoadedBy::Transformers, _) => Ok(Vec::new()),
     }
 }
 

@@ -6,6 +6,7 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("hqq", include_str!("../../../recipes/hqq.toml")),
     ("gguf", include_str!("../../../recipes/gguf.toml")),
     ("gguf-gptq", include_str!("../../../recipes/gguf-gptq.toml")),
+    ("gguf-quantease", include_str!("../../../recipes/gguf-quantease.toml")),
     ("nf4", include_str!("../../../recipes/nf4.toml")),
     ("nf4-double", include_str!("../../../recipes/nf4-double.toml")),
     ("quarot", include_str!("../../../recipes/quarot.toml")),

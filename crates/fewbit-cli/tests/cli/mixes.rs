@@ -244,3 +244,21 @@ fn what_makes_no_sense_is_refused() {
     }
     assert!(!Path::new(&out).exists());
 }
+
+#[test]
+fn tensors_of_other_types_than_the_mix_has_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("narrow").display().to_string();
+    let sizes = ["--layers", "2", "--hidden", "192", "--mlp", "512", "--heads", "4", "--kv-heads", "2"];
+    let made = fewbit(&[&["make-model", &path, "--shape", "tinyllama-1.1b"], &sizes[..]].concat());
+    assert_eq!(made.code, Some(0), "{}", made.stderr);
+    let plan = |model: &str| {
+        let args = ["quantize", model, "--recipe", "gguf", "--dry-run", "--json", "--out"];
+        fewbit(&[&args[..], &[&*format!("{path}.gguf")]].concat()).good()["notes"].to_string()
+    };
+    // All but the two that read the MLP; values and the second down projection would have more bits.
+    let notes = plan(&path);
+    assert!(notes.contains("rows that the mix's blocks do not divide: "), "{notes}");
+    assert!(notes.contains("Q5_0 for Q4_K"), "{notes}");
+    assert!(!plan("demo").contains("do not divide"));
+}

@@ -1,5 +1,6 @@
 //! A grid for each linear, as recipe, overrides and `--keep` have it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fewbit_export::{GgufMix, MixModel};
@@ -44,6 +45,22 @@ impl Bound {
             }
         }
         Ok(())
+    }
+
+    /// How many tensors have another type than a mix has for such tensors.
+    pub(super) fn fallbacks(&self, file: &ModelFile) -> Option<String> {
+        let (embedding, head) = (self.outer(Part::Embed), self.outer(Part::Head).filter(|_| !self.is_tied(file)));
+        let of_blocks = self.grids.iter().flatten().flatten().map(|g| &**g);
+        let mut each = BTreeMap::new();
+        for grid in of_blocks.chain(embedding).chain(head) {
+            if let Some(wanted) = grid.instead_of() {
+                *each.entry((wanted, grid.label())).or_insert(0) += 1;
+            }
+        }
+        let all: usize = each.values().sum();
+        let each: Vec<String> = each.iter().map(|((wanted, label), n)| format!("{n} {label} for {wanted}")).collect();
+        let tensors = if all == 1 { "tensor has" } else { "tensors have" };
+        (all > 0).then(|| format!("{all} {tensors} rows that the mix's blocks do not divide: {}", each.join(", ")))
     }
 }
 

@@ -134,6 +134,7 @@ impl Bound {
                 "head and embedding share a matrix: the head becomes one of its own, beside the embedding".to_owned(),
             );
         }
+        bound.notes.extend(bound.fallbacks(file));
         if bound.format.is_shared() {
             bound.notes.extend(fewbit_export::mixed_schemes(&bound.schemes(file)?));
         }

@@ -145,6 +145,11 @@ pub trait Grid: Send + Sync + std::fmt::Debug {
         None
     }
 
+    /// What a mix has for a tensor like this one, where its blocks tile the rows, which they do not.
+    fn instead_of(&self) -> Option<&'static str> {
+        None
+    }
+
     /// The grid of one tensor, where that depends on which it is.
     fn of_tensor(&self, _: &MixTensor<'_>) -> OfTensor {
         OfTensor::Same

@@ -262,7 +262,12 @@ impl GgufMix {
 
     /// The type of a tensor, where errors count by importances or alike; `None` where no blocks tile its rows.
     pub fn type_of(self, tensor: &MixTensor<'_>, has_importance: bool) -> Option<GgmlType> {
-        let wanted = match tensor.role() {
+        tiling(self.wanted_type_of(tensor, has_importance)?, tensor.cols)
+    }
+
+    /// The type that a tensor has where its blocks tile the rows; `None` for those that every mix keeps.
+    pub fn wanted_type_of(self, tensor: &MixTensor<'_>, has_importance: bool) -> Option<GgmlType> {
+        Some(match tensor.role() {
             Role::Kept => return None,
             // Experts alone are of its type, and all else has twice the bits.
             _ if self == Self::MXFP4_MOE && tensor.name.ends_with("_exps") => Mxfp4,
@@ -271,8 +276,7 @@ impl GgufMix {
             Role::Embedding => self.of_embedding(),
             role if self.is_small() => self.of_small(tensor, role),
             role => self.of_block(tensor, role, has_importance),
-        };
-        tiling(wanted, tensor.cols)
+        })
     }
 
     /// Of about two bits and below.

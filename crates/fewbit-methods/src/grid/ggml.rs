@@ -27,7 +27,7 @@ pub(crate) const ENTRY: Entry<dyn Grid> = Entry {
     ],
     build: |table| {
         let settings: GgmlSettings = parse("grid.ggml", table)?;
-        Ok(Box::new(GgmlGrid { kind: settings.kind()?, importance: settings.importance }))
+        Ok(Box::new(GgmlGrid { kind: settings.kind()?, importance: settings.importance, instead_of: None }))
     },
 };
 
@@ -84,6 +84,8 @@ enum Kind {
 struct GgmlGrid {
     kind: Kind,
     importance: Importance,
+    /// What a mix has for such a tensor, where its blocks do not tile the rows.
+    instead_of: Option<GgmlType>,
 }
 
 impl GgmlGrid {
@@ -151,10 +153,14 @@ impl Grid for GgmlGrid {
 
     fn of_tensor(&self, tensor: &MixTensor<'_>) -> OfTensor {
         let Kind::Mix(mix) = self.kind else { return OfTensor::Same };
-        match mix.type_of(tensor, self.importance == Importance::Input) {
-            Some(kind) => OfTensor::Other(Box::new(Self { kind: Kind::One(kind), ..*self })),
-            None => OfTensor::Kept,
-        }
+        let has_importance = self.importance == Importance::Input;
+        let Some(kind) = mix.type_of(tensor, has_importance) else { return OfTensor::Kept };
+        let instead_of = mix.wanted_type_of(tensor, has_importance).filter(|wanted| *wanted != kind);
+        OfTensor::Other(Box::new(Self { kind: Kind::One(kind), instead_of, ..*self }))
+    }
+
+    fn instead_of(&self) -> Option<&'static str> {
+        self.instead_of.map(GgmlType::name)
     }
 }
 
