@@ -125,6 +125,12 @@ fn folder(
 ) -> Result<PathBuf> {
     let parts = places.parts();
     let layout = job.format.unwrap_or(Format::Fewbit).layout();
+    if file.quantization().cache().is_some() && !layout.has_caches() {
+        let name = layout.name();
+        return Err(Error::input(format!("rounds keys and values while it runs, for which {name} has no place"))
+            .hint("write it with `--format compressed-tensors` or `--format fewbit`")
+            .file(file.checkpoint().path()));
+    }
     let all: Vec<Part> = file.model().parts().map(|(part, _)| part).collect();
     let mut schemes = Schemes::new();
     progress.begin("converting", all.len() as u64);
@@ -140,8 +146,10 @@ fn folder(
         }
         let is_shared = *part == Part::Head && file.is_tied();
         shard.add(*part, if is_shared { &[] } else { &linears }, &weights.vectors)?;
-        let caches: Vec<_> = weights.caches.iter().flatten().copied().collect();
-        shard.caches(*part, &caches)?;
+        if job.format.is_some() {
+            let caches: Vec<_> = weights.caches.iter().flatten().copied().collect();
+            shard.caches(*part, &caches)?;
+        }
         write_shard(&parts.join(shard_name(i)), &shard.tensors)?;
         schemes.extend(shard.schemes);
         if is_shared {

@@ -315,7 +315,8 @@ pub fn write_shard(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
         for (_, (_, tensor)) in ordered {
             file.write_all(&tensor.bytes)?;
         }
-        file.flush()
+        // The journal is on the disk at once: what it says is there has to be there after a loss of power too.
+        file.into_inner()?.sync_data()
     };
     write().map_err(|e| Error::io("writing", path, &e))?;
     crash_point();

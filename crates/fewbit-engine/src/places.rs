@@ -202,14 +202,7 @@ impl Places {
 
     /// Refuses a run for which the disk has no room; what an earlier run left there counts.
     pub(crate) fn check_space(&self, needed: u64) -> Result<()> {
-        let Ok(s) = rustix::fs::statvfs(&self.partial) else { return Ok(()) };
-        let free = s.f_bavail.saturating_mul(s.f_frsize);
-        let needed = needed.saturating_sub(stored_bytes(&self.partial));
-        if free >= needed {
-            return Ok(());
-        }
-        let e = Error::input(format!("no space: {free} bytes are free, {needed} are needed"));
-        Err(e.hint("free space, or choose another disk").file(&self.out))
+        check_space(&self.out, &self.partial, needed.saturating_sub(stored_bytes(&self.partial)))
     }
 
     /// Makes what is ready the result.
@@ -235,6 +228,18 @@ impl Places {
         remove(&journal)?;
         remove(&self.partial)
     }
+}
+
+/// Refuses a result at `out` if the disk of `place`, or of the first folder above it that exists, has no room.
+pub(crate) fn check_space(out: &Path, place: &Path, needed: u64) -> Result<()> {
+    let place = place.ancestors().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
+    let Some(stat) = place.filter(|p| p.exists()).find_map(|p| rustix::fs::statvfs(p).ok()) else { return Ok(()) };
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    if free >= needed {
+        return Ok(());
+    }
+    let e = Error::input(format!("no space: {free} bytes are free, {needed} are needed"));
+    Err(e.hint("free space, or choose another disk").file(out))
 }
 
 /// Removes a file or a folder, if there is one.

@@ -1,8 +1,9 @@
 //! The run: calibration, block after block, shards, the finished folder.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use fewbit_format::{Dtype, Error, Kind, Result, hex};
 use fewbit_graph::Part;
@@ -21,7 +22,7 @@ use crate::journal::{Done, Identity, JOURNAL, Journal};
 use crate::measure::Fisher;
 use crate::origin::Origin;
 use crate::outputs::Format;
-use crate::places::{Claim, Places};
+use crate::places::{Claim, Places, check_space};
 use crate::report::{BlockReport, Progress, Report};
 use crate::request::Request;
 use crate::stop::check_stop;
@@ -49,10 +50,20 @@ pub(crate) struct Run<'a> {
 /// If it is refused.
 pub fn plan(request: &Request<'_>, flops_per_second: f64) -> Result<Plan> {
     let request = &request.settled()?;
-    let (file, bound, _) = bind(request)?;
-    let (samples, length) = sizes(request, &file);
-    let samples = samples * request.recipe.calibration.shifts;
-    Ok(bound.plan(&file, &request.recipe, samples, length, request.calibration.bytes(), flops_per_second))
+    let (file, mut bound, _) = bind(request)?;
+    let (mut samples, mut length) = (0, 0);
+    if bound.reads_text() {
+        (samples, length) = sizes(request, &file)?;
+        samples *= request.recipe.calibration.shifts;
+        if request.calibration != CalibrationSource::Own {
+            let text = given_text(request, &file)?;
+            bound.notes.extend(shortfall(request, &file, &text));
+            (samples, length) = (text.samples, text.length);
+        }
+    }
+    let plan = bound.plan(&file, &request.recipe, samples, length, request.calibration.bytes(), flops_per_second);
+    check_space(&request.out, &request.out, plan.out_bytes + plan.work_bytes)?;
+    Ok(plan)
 }
 
 /// Compresses a model.
@@ -99,7 +110,8 @@ fn prepare(
     if bound.reads_text() && !is_own {
         calibration = Some(calibrate(request, file, team, progress, stop)?);
     }
-    let source = source_hash(file, team, progress, stop)?;
+    let (source, greatest) = read_source(file, team, progress, stop)?;
+    bound.check_ranges(file, &greatest)?;
     if bound.reads_text() && is_own {
         calibration = Some(calibrate(request, file, team, progress, stop)?);
     }
@@ -146,26 +158,43 @@ fn bind(request: &Request<'_>) -> Result<(ModelFile, Bound, Option<Given>)> {
 }
 
 /// Sequences and tokens of a sequence; a length that nobody chose ends at the model's context.
-fn sizes(request: &Request<'_>, file: &ModelFile) -> (usize, usize) {
-    let c = &request.recipe.calibration;
-    (request.samples.unwrap_or(c.samples), request.length.unwrap_or(c.length.min(file.model().context)))
+fn sizes(request: &Request<'_>, file: &ModelFile) -> Result<(usize, usize)> {
+    let (c, context) = (&request.recipe.calibration, file.model().context);
+    let (samples, length) = (request.samples.unwrap_or(c.samples), request.length.unwrap_or(c.length.min(context)));
+    if samples == 0 || length < 2 {
+        return Err(Error::input(format!("{samples} calibration samples of {length} tokens"))
+            .hint("at least 1 sample of 2 tokens is needed"));
+    }
+    if length > context {
+        return Err(Error::input(format!("`--length {length}` is beyond the model's context of {context}"))
+            .hint(format!("`--length {context}` is the longest")));
+    }
+    Ok((samples, length))
 }
 
-/// SHA-256 over configuration and tensors, each tensor looked through for NaN and infinity on the way.
-fn source_hash(file: &ModelFile, team: &Team, progress: &mut dyn Progress, stop: &AtomicBool) -> Result<String> {
+/// SHA-256 over configuration and tensors, each tensor looked through for NaN and infinity on the way, and the greatest
+/// magnitude of each that is used.
+fn read_source(
+    file: &ModelFile,
+    team: &Team,
+    progress: &mut dyn Progress,
+    stop: &AtomicBool,
+) -> Result<(String, BTreeMap<String, f32>)> {
     let checkpoint = file.checkpoint();
     let names: Vec<&str> = checkpoint.names().collect();
     let used = file.used_tensors();
     progress.begin("reading the model", 1);
-    let slots: Vec<std::sync::Mutex<Result<Vec<u8>>>> =
-        names.iter().map(|_| std::sync::Mutex::new(Ok(Vec::new()))).collect();
+    type Seen = (Vec<u8>, Option<f32>);
+    let slots: Vec<Mutex<Result<Seen>>> = names.iter().map(|_| Mutex::new(Ok(Seen::default()))).collect();
     team.run(names.len(), &|i| {
-        let digest = || -> Result<Vec<u8>> {
+        let digest = || -> Result<Seen> {
             check_stop(stop)?;
+            let mut greatest = None;
             if used.contains(names[i]) {
                 file.check_finite_tensor(names[i])?;
+                greatest = checkpoint.greatest(names[i])?;
             }
-            Ok(Sha256::digest(&checkpoint.raw_bytes(names[i])?).to_vec())
+            Ok((Sha256::digest(&checkpoint.raw_bytes(names[i])?).to_vec(), greatest))
         };
         let result = digest();
         checkpoint.drop_pages(names[i]);
@@ -175,12 +204,15 @@ fn source_hash(file: &ModelFile, team: &Team, progress: &mut dyn Progress, stop:
     });
     let mut all = Sha256::new();
     all.update(serde_json::to_vec(checkpoint.config()).map_err(|e| Error::internal(e.to_string()))?);
+    let mut greatest = BTreeMap::new();
     for (name, slot) in names.iter().zip(slots) {
+        let (digest, most) = slot.into_inner().map_err(|_| Error::internal("a task that panicked"))??;
         all.update(name.as_bytes());
-        all.update(slot.into_inner().map_err(|_| Error::internal("a task that panicked"))??);
+        all.update(digest);
+        greatest.extend(most.map(|most| ((*name).to_owned(), most)));
     }
     progress.at(1);
-    Ok(hex(&all.finalize()))
+    Ok((hex(&all.finalize()), greatest))
 }
 
 pub(crate) fn calibrate(
@@ -190,30 +222,35 @@ pub(crate) fn calibrate(
     progress: &mut dyn Progress,
     stop: &AtomicBool,
 ) -> Result<Calibration> {
-    let (samples, length) = sizes(request, file);
-    if samples == 0 || length < 2 {
-        return Err(Error::input(format!("{samples} calibration samples of {length} tokens"))
-            .hint("at least 1 sample of 2 tokens is needed"));
-    }
-    if length > file.model().context {
-        let context = file.model().context;
-        return Err(Error::input(format!("`--length {length}` is beyond the model's context of {context}"))
-            .hint(format!("`--length {context}` is the longest")));
-    }
-    let tokenizer = language::tokenizer_of(file.checkpoint())?;
-    let calibration = match &request.calibration {
-        CalibrationSource::Own => {
-            Calibration::of_model(file, &tokenizer, team, samples, length, request.seed, progress, stop)?
-        }
-        source => Calibration::of_text(source, file, &tokenizer, samples, length)?,
+    let calibration = if request.calibration == CalibrationSource::Own {
+        let (samples, length) = sizes(request, file)?;
+        let tokenizer = language::tokenizer_of(file.checkpoint())?;
+        let own = Calibration::of_model(file, &tokenizer, team, samples, length, request.seed, progress, stop)?;
+        own.shifted(request.recipe.calibration.shifts)
+    } else {
+        given_text(request, file)?
     };
-    if calibration.samples < samples {
-        progress.note(&format!(
-            "the calibration text gives {} sequences of {length} tokens, where {samples} were asked for",
-            calibration.samples
-        ));
+    if let Some(note) = shortfall(request, file, &calibration) {
+        progress.note(&note);
     }
-    Ok(calibration.shifted(request.recipe.calibration.shifts))
+    Ok(calibration)
+}
+
+/// Calibration text that need not be made.
+fn given_text(request: &Request<'_>, file: &ModelFile) -> Result<Calibration> {
+    let (samples, length) = sizes(request, file)?;
+    let tokenizer = language::tokenizer_of(file.checkpoint())?;
+    let text = Calibration::of_text(&request.calibration, file, &tokenizer, samples, length)?;
+    Ok(text.shifted(request.recipe.calibration.shifts))
+}
+
+/// How much less the text gives than was asked for, if it does.
+fn shortfall(request: &Request<'_>, file: &ModelFile, found: &Calibration) -> Option<String> {
+    let (samples, length) = sizes(request, file).ok()?;
+    let given = found.samples / request.recipe.calibration.shifts;
+    (given < samples).then(|| {
+        format!("the calibration text gives {given} sequences of {length} tokens, where {samples} were asked for")
+    })
 }
 
 impl Run<'_> {

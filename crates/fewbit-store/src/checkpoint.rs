@@ -282,6 +282,16 @@ impl Checkpoint {
         Ok(first.map(|(index, value)| (finite::position(index, &entry.shape), value)))
     }
 
+    /// The greatest magnitude in a tensor of plain floats that are finite; `None` for other tensors.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn greatest(&self, name: &str) -> Result<Option<f32>> {
+        let entry = self.entry(name)?;
+        let Elements::Plain(dtype) = entry.elements else { return Ok(None) };
+        Ok(finite::greatest(dtype, &self.files.get(entry.file).bytes()[entry.range.clone()]))
+    }
+
     /// A file that lies beside the weights of a Hugging Face folder, such as `tokenizer.json`, if it is there.
     pub fn sidecar(&self, name: &str) -> Option<PathBuf> {
         let path = self.folder()?.join(name);

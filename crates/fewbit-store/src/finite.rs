@@ -4,6 +4,9 @@ use half::{bf16, f16};
 /// Elements looked at together before the answer is asked for: long enough for vectors, short enough for the cache.
 const STRIDE: usize = 4096;
 
+/// As many as vectors of all machines divide.
+const LANES: usize = 16;
+
 /// The first NaN or infinity among plain elements, with its index; types that have none are sound.
 pub(crate) fn first_in_plain(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f32)> {
     match dtype {
@@ -31,6 +34,20 @@ pub(crate) fn first_in_plain(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f32)>
 pub(crate) fn first_in_blocks(kind: GgmlType, bytes: &[u8]) -> Option<(usize, f32)> {
     let mut blocks = bytes.chunks_exact(kind.block_bytes()).enumerate();
     blocks.find_map(|(i, block)| Some((i * kind.block_len(), kind.non_finite_scale(block)?)))
+}
+
+/// The greatest magnitude among plain floats that are finite; `None` where they are no floats.
+pub(crate) fn greatest(dtype: Dtype, bytes: &[u8]) -> Option<f32> {
+    let mut values = [0.0; STRIDE];
+    let mut most = [0f32; LANES];
+    for stride in bytes.chunks(STRIDE * dtype.size_bytes()) {
+        let values = &mut values[..stride.len() / dtype.size_bytes()];
+        dtype.widen(stride, values)?;
+        for some in values.chunks(LANES) {
+            most.iter_mut().zip(some).for_each(|(m, v)| *m = m.max(v.abs()));
+        }
+    }
+    Some(most.into_iter().fold(0.0, f32::max))
 }
 
 fn first<const N: usize>(
@@ -74,6 +91,10 @@ mod tests {
                 dtype.widen(&bytes, &mut back).unwrap();
                 let expected = back.iter().position(|v| !v.is_finite());
                 prop_assert_eq!(first_in_plain(dtype, &bytes).map(|(i, _)| i), expected);
+                if expected.is_none() {
+                    let most = back.iter().fold(0f32, |m, v| m.max(v.abs()));
+                    prop_assert_eq!(greatest(dtype, &bytes), Some(most));
+                }
             }
         }
     }

@@ -144,6 +144,11 @@ impl ModelFile {
         self.source(part, &self.model.part(part).weights[weight].name).map(|s| s.name).unwrap_or_default()
     }
 
+    /// The tensor of this checkpoint that a weight lies in, where it is stored as plain numbers or blocks.
+    pub fn weight_tensor(&self, part: Part, weight: WeightId) -> String {
+        self.fused(part, weight).map_or_else(|| format!("{}.weight", self.module(part, weight)), |f| f.tensor)
+    }
+
     /// The module of a weight as a Hugging Face folder of this family names it, and the rows of it that are the weight's.
     pub fn exported(&self, part: Part, name: &str) -> Result<Source> {
         let config = Config::new(self.checkpoint.config());

@@ -330,3 +330,92 @@ fn what_cannot_be_written_is_refused_before_the_work() {
         refused(&tiny, &[], &["TinyStories-656K`", "other ids than the tokenizer"]);
     }
 }
+
+#[test]
+fn formats_that_cannot_hold_a_model_are_refused_in_the_plan() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model");
+    let sizes = ["--layers", "1", "--hidden", "64", "--mlp", "172", "--heads", "4", "--kv-heads", "2"];
+    let made = fewbit(&[&["make-model", &text(&model), "--shape", "tinyllama-1.1b"], &sizes[..]].concat());
+    assert_eq!(made.code, Some(0), "{}", made.stderr);
+    let out = dir.path().join("out");
+    let refused = |model: &str, recipe: &str, more: &[&str], words: &[&str]| {
+        for dry in [&[][..], &["--dry-run"]] {
+            quantize(model, recipe, &out, &[more, dry].concat()).refused(words);
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        }
+    };
+    // Rows of its matrices do not fill words.
+    refused(&text(&model), "rtn", &["--group", "4", "--format", "awq"], &["awq", "172 outputs", "words of 8"]);
+    let symmetric = ["--group", "4", "--symmetric", "--format", "gptq"];
+    refused(&text(&model), "rtn", &symmetric, &["gptq", "[172, 64]", "words of 32"]);
+    // What happens while the model runs.
+    for format in ["gptq", "gptq_v2"] {
+        refused("demo", "smoothquant-w8a8", &["--format", format], &["inputs that are rounded"]);
+    }
+    refused("demo", "fp8-static", &["--format", "fp8"], &["fp8", "keys and values"]);
+}
+
+/// Multiplies a tensor of F32 in a file of safetensors.
+fn multiply(path: &Path, tensor: &str, factor: f32) {
+    let mut bytes = fs::read(path).unwrap();
+    let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..start]).unwrap();
+    assert_eq!(header[tensor]["dtype"], "F32");
+    let at = |i: usize| start + header[tensor]["data_offsets"][i].as_u64().unwrap() as usize;
+    for value in bytes[at(0)..at(1)].as_chunks_mut::<4>().0 {
+        *value = (f32::from_le_bytes(*value) * factor).to_le_bytes();
+    }
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn weights_that_no_scale_reaches_are_refused_before_the_work() {
+    let (down, up) = ("model.layers.1.mlp.down_proj.weight", "model.layers.0.mlp.up_proj.weight");
+    for (tensor, factor, words) in [(up, 1e9, "holds weights up to"), (down, 1e-9, "holds no weight above")] {
+        let dir = tempfile::tempdir().unwrap();
+        let model = dir.path().join("model");
+        fs::create_dir(&model).unwrap();
+        for (name, bytes) in files(&PathBuf::from(FAMILIES).join("qwen3")) {
+            fs::write(model.join(name), bytes).unwrap();
+        }
+        multiply(&model.join("model.safetensors"), tensor, factor);
+        let out = dir.path().join("out");
+        let with = |more: &[&str]| quantize(&text(&model), "rtn", &out, &[&["--group", "16"], more].concat());
+        with(&[]).refused(&[tensor, words, "grid.scale=f32"]);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        if tensor == up {
+            let words = [tensor, "holds the weight", "`--keep` it"];
+            quantize(&text(&model), "gguf", &out, &["--set", "grid.type=Q8_0", "--format", "fewbit"]).refused(&words);
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        }
+        with(&["--set", "grid.scale=f32"]).good();
+    }
+}
+
+#[test]
+fn a_plan_looks_at_the_calibration_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| text(&dir.path().join(name));
+    fs::write(path("empty.txt"), "").unwrap();
+    fs::write(path("short.txt"), "Once upon a time there was a dog. ".repeat(20)).unwrap();
+    let plan = |file: &str, more: &[&str]| {
+        let args = ["--calibration", &*path(file), "--dry-run"];
+        quantize("demo", "gptq", &dir.path().join("out"), &[&args[..], more].concat())
+    };
+    plan("nothing.txt", &[]).refused(&["nothing.txt"]);
+    plan("empty.txt", &[]).refused(&["empty.txt", "is empty"]);
+    plan("short.txt", &["--length", "512"]).refused(&["short.txt", "fewer than one sequence"]);
+    let notes = plan("short.txt", &["--length", "16"]).good()["notes"].to_string();
+    assert!(notes.contains("sequences of 16 tokens, where 128 were asked for"), "{notes}");
+}
+
+#[test]
+fn an_override_of_nothing_but_kept_linears_is_a_mistake() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let overridden = ["--keep", "self_attn", "--override", "q_proj:bits=4"];
+    quantize("demo", "rtn", &out, &overridden).refused(&["--override q_proj", "--keep"]);
+    let plan = quantize("demo", "rtn", &out, &["--keep", "*", "--dry-run"]).good();
+    assert!(plan["notes"].to_string().contains("no linear is rounded"), "{plan}");
+}

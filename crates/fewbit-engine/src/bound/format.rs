@@ -30,7 +30,8 @@ impl Bound {
         for ((part, graph), grids) in self.all_grids(file) {
             for (w, grid) in grids.iter().enumerate() {
                 let Some(grid) = grid else { continue };
-                let storage = probe(&**grid, graph.weights[w].shape[1])?;
+                let [rows, cols] = graph.weights[w].shape;
+                let storage = probe(&**grid, cols)?;
                 let held = match wanted {
                     Format::Gguf if self.input.is_some() || self.cache.is_some() => {
                         Err("GGUF has no place for what is rounded while the model runs; use `--format fewbit`"
@@ -40,7 +41,7 @@ impl Bound {
                         return Err(Error::input("rows of two widths are stored as integers, and the grid is another")
                             .hint("take `grid.int`, or another `allocate.granularity`"));
                     }
-                    Format::Fewbit => wanted.layout().can_hold(&storage),
+                    Format::Fewbit => wanted.layout().can_hold_rows(&storage, rows),
                     _ if is_by_row => Err("it has no place for rows of two widths".to_owned()),
                     _ if self.program.has_sides() => Err("it has no place for what stands beside codes".to_owned()),
                     _ if self.online.is_some() => Err("it has no place for maps that run with the model".to_owned()),
@@ -48,7 +49,10 @@ impl Bound {
                         Some(at) if at.is_transposed => Err(across(&at.tensor())),
                         _ => fewbit_export::can_hold_gguf(&storage).map(|_| ()),
                     },
-                    _ => wanted.layout().can_hold(&storage).and_then(|()| match &self.input {
+                    _ if self.cache.is_some() && !wanted.layout().has_caches() => {
+                        Err("it has no place for keys and values that are rounded".to_owned())
+                    }
+                    _ => wanted.layout().can_hold_rows(&storage, rows).and_then(|()| match &self.input {
                         Some(input) => wanted.layout().can_hold_input(&storage, input.grid(), input.clip()),
                         None => Ok(()),
                     }),

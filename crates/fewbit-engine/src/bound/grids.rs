@@ -1,6 +1,7 @@
 //! A grid for each linear, as recipe, overrides and `--keep` have it.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use fewbit_export::{GgufMix, MixModel};
@@ -43,6 +44,24 @@ impl Bound {
             if !self.learns.is_empty() && grids.iter().any(Option::is_some) {
                 fewbit_grad::Function::new(Arc::new(graph.clone())).map_err(|e| e.file(file.checkpoint().path()))?;
             }
+        }
+        Ok(())
+    }
+
+    /// Refuses weights that would be lost under the scales of their grids; `greatest` has the greatest magnitude of each
+    /// tensor.
+    pub(crate) fn check_ranges(&self, file: &ModelFile, greatest: &BTreeMap<String, f32>) -> Result<()> {
+        /// Every grid holds these.
+        const USUAL: RangeInclusive<f32> = 1e-3..=1e4;
+        let outer = [Part::Embed, Part::Head].into_iter().filter_map(|part| Some((part, 0, self.outer(part)?)));
+        let inner = self.all_grids(file).flat_map(|((part, _), grids)| {
+            grids.iter().enumerate().filter_map(move |(w, grid)| Some((part, w, grid.as_deref()?)))
+        });
+        for (part, w, grid) in inner.chain(outer) {
+            let tensor = file.weight_tensor(part, w);
+            let Some(most) = greatest.get(&tensor).filter(|m| **m > 0.0 && !USUAL.contains(*m)) else { continue };
+            check_range(grid, file.model().part(part).weights[w].shape[1], *most)
+                .map_err(|e| e.tensor(&tensor).file(file.checkpoint().path()))?;
         }
         Ok(())
     }
@@ -184,12 +203,18 @@ pub(super) fn check_patterns(file: &ModelFile, choices: &Choices<'_>) -> Result<
     let patterns =
         choices.keep.iter().map(|k| ("--keep", k)).chain(choices.overrides.iter().map(|o| ("--override", &o.pattern)));
     for (option, pattern) in patterns {
+        let what = format!("`{option} {}`", pattern.as_str());
         let always = kept.iter().find(|n| pattern.matches(n));
+        let is_kept = |n: &String| choices.keep.iter().any(|k| k.matches(n));
+        let mut chosen = rounded.iter().filter(|n| pattern.matches(n)).peekable();
+        if option == "--override" && chosen.peek().is_some() && chosen.all(is_kept) {
+            return Err(Error::input(format!("{what} chooses nothing but what `--keep` keeps as it is"))
+                .hint("leave one of them out"));
+        }
         if rounded.iter().any(|n| pattern.matches(n)) || (option == "--keep" && always.is_some()) {
             continue;
         }
         let example = rounded.first().cloned().unwrap_or_default();
-        let what = format!("`{option} {}`", pattern.as_str());
         return Err(match always {
             Some(name) => {
                 Error::input(format!("{what} chooses `{name}`, which every recipe keeps as it is")).hint("leave it out")
@@ -208,18 +233,36 @@ fn begin_probe(grid: &dyn Grid, row: &Mat) -> Result<Box<dyn BoundGrid>> {
 
 /// The storage of one row of zeros: what a layout is asked about.
 pub(super) fn probe(grid: &dyn Grid, cols: usize) -> Result<Storage> {
-    let row = Mat::zeros(1, cols);
-    let bound = begin_probe(grid, &row)?;
+    rounded(grid, &Mat::zeros(1, cols))
+}
+
+/// The storage of one row, each weight rounded to nearest.
+fn rounded(grid: &dyn Grid, row: &Mat) -> Result<Storage> {
+    let (bound, cols) = (begin_probe(grid, row)?, row.cols());
     let group = bound.group();
-    let zeros = vec![[0.0; LANES]; cols];
+    let values: Vec<[f32; LANES]> = row.data().iter().map(|v| [*v; LANES]).collect();
     let (mut codes, mut decoded) = (vec![[0; LANES]; cols], vec![[0.0; LANES]; group]);
     let place = |k| Place { strip: 0, column: k * group };
     let columns = |k| k * group..(k + 1) * group;
-    let fit = |k| bound.fit(place(k), &zeros[columns(k)], Weighting::None);
+    let fit = |k| bound.fit(place(k), &values[columns(k)], Weighting::None);
     let mut params: Vec<Vec<Params>> = vec![(0..cols / group).map(fit).collect()];
     bound.seal(&mut params);
     for (k, p) in params[0].iter().enumerate() {
-        bound.round(place(k), p, &zeros[columns(k)], &mut codes[columns(k)], &mut decoded);
+        bound.round(place(k), p, &values[columns(k)], &mut codes[columns(k)], &mut decoded);
     }
     bound.store(vec![codes], params)
+}
+
+/// Refuses a grid in which weights up to `most` would be lost: what becomes of a row of them shows it.
+fn check_range(grid: &dyn Grid, cols: usize, most: f32) -> Result<()> {
+    let row = Mat::from_fn(1, cols, |_, c| if c % 2 == 0 { most } else { -most });
+    let mut found = vec![0.0; cols];
+    rounded(grid, &row)?.decode_rows(0..1, &mut found);
+    let is_lost = |(found, wanted): (&f32, &f32)| !((found - wanted).abs() <= 0.5 * most);
+    if !found.iter().zip(row.data()).any(is_lost) {
+        return Ok(());
+    }
+    let what = if most > 1.0 { "holds weights up to" } else { "holds no weight above" };
+    Err(Error::input(format!("{what} {most:e}, which the scales of `{}` do not reach", grid.label()))
+        .hint("`--set grid.scale=f32`, where the grid has that setting, or `--keep` it"))
 }

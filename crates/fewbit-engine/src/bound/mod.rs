@@ -135,6 +135,9 @@ impl Bound {
             );
         }
         bound.notes.extend(bound.fallbacks(file));
+        if settings.is_some() && bound.grids.iter().flatten().all(Option::is_none) {
+            bound.notes.push("no linear is rounded: `--keep` keeps all of them".to_owned());
+        }
         if bound.format.is_shared() {
             bound.notes.extend(fewbit_export::mixed_schemes(&bound.schemes(file)?));
         }

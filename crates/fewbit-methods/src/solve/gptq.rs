@@ -89,19 +89,22 @@ impl Gptq {
         tiles.into_iter().flat_map(|tile| tile * width..(tile + 1) * width).collect()
     }
 
-    /// The factor of the columns in order under as much damping as it takes, and that damping.
-    fn factor(&self, input: InputJob<'_>, gram: &Mat, order: &[usize]) -> Result<(Mat, f32)> {
+    /// The factor of the columns in order under as much damping as it takes.
+    fn factor(&self, input: InputJob<'_>, gram: &Mat, width: usize) -> Result<Factor> {
+        let order = self.order(gram, width);
         let diagonal: Vec<f32> = order.iter().map(|c| if is_dead(gram, *c) { 1.0 } else { gram[(*c, *c)] }).collect();
         let mean = diagonal.iter().map(|d| f64::from(*d)).sum::<f64>() / diagonal.len() as f64;
         let mut damping = self.damping;
         for _ in 0..12 {
+            let ridge = (f64::from(damping) * mean) as f32;
             let mut damped = Mat::zeros(order.len(), order.len());
             input.team.for_pieces(damped.data_mut(), order.len(), &|r, row| {
-                gather(gram.row(order[r]), order, row);
-                row[r] = diagonal[r] + (f64::from(damping) * mean) as f32;
+                gather(gram.row(order[r]), &order, row);
+                row[r] = diagonal[r] + ridge;
             });
             if let Ok(u) = upper_inverse_factor(input.team, damped) {
-                return Ok((u, damping));
+                let added = order.iter().zip(&diagonal).map(|(c, d)| d - gram[(*c, *c)].max(0.0) + ridge).collect();
+                return Ok(Factor { width, order, u, damping, added });
             }
             damping *= 10.0;
         }
@@ -165,6 +168,8 @@ struct Factor {
     order: Vec<usize>,
     u: Mat,
     damping: f32,
+    /// What stands on the diagonal above `XᵀX`.
+    added: Vec<f32>,
 }
 
 impl OfInput<'_> {
@@ -175,13 +180,11 @@ impl OfInput<'_> {
         if let Some(known) = factors.iter().find(|f| f.width == width || !self.gptq.act_order) {
             return Ok(Arc::clone(known));
         }
-        let order = self.gptq.order(self.gram, width);
-        let (u, damping) = self.gptq.factor(self.input, self.gram, &order)?;
-        factors.push(Arc::new(Factor { width, order, u, damping }));
+        factors.push(Arc::new(self.gptq.factor(self.input, self.gram, width)?));
         Ok(Arc::clone(&factors[factors.len() - 1]))
     }
 
-    /// Codes and parameters of all strips, `‖E‖²`, and the damping that it took; `weight` has zeros in dead columns.
+    /// Codes and parameters of all strips, `tr(Δ XᵀX Δᵀ)`, and the damping that it took; `weight` has zeros in dead columns.
     pub(crate) fn round(
         &self,
         job: &LinearJob<'_>,
@@ -198,7 +201,7 @@ impl OfInput<'_> {
             Keep::Sensitive { threshold } => Some(Costs::new(rounder, weight, team, (order, u), *threshold)),
             _ => None,
         };
-        let pass = Pass { rounder, weight, team, order, u, is_static, costs };
+        let pass = Pass { rounder, weight, team, order, u, added: &factor.added, is_static, costs };
         let (rounded, loss) = pass.run(&mut w, self.gptq.block);
         Ok((rounded, loss, factor.damping))
     }
@@ -212,7 +215,7 @@ impl InputSolver for OfInput<'_> {
         let from = self.gptq.damping;
         let warning = (damping > from)
             .then(|| format!("`{}`: damping raised from {from} to {damping}, since XᵀX is nearly singular", job.name));
-        let output_mse = Some(loss / (self.input.stats.tokens.max(1) * weight.rows()) as f64);
+        let output_mse = Some(loss.max(0.0) / (self.input.stats.tokens.max(1) * weight.rows()) as f64);
         let (storage, sparse) = rounder.finish(strips)?;
         Ok(Solved { storage, sparse, output_mse, warning })
     }
@@ -245,13 +248,14 @@ struct Pass<'a> {
     team: &'a Team,
     order: &'a [usize],
     u: &'a Mat,
+    added: &'a [f32],
     is_static: bool,
     /// Where weights may stay beside the codes.
     costs: Option<Costs>,
 }
 
 impl Pass<'_> {
-    /// Rounds `w` (columns in order) block by block; returns the strips and `‖E‖²`.
+    /// Rounds `w` (columns in order) block by block; returns the strips and `tr(Δ XᵀX Δᵀ)`.
     fn run(&self, w: &mut Mat, block: usize) -> (Vec<Rounded>, f64) {
         let (m, n, strips) = (w.rows(), w.cols(), Strip::count(w.rows()));
         let width = self.rounder.width();
@@ -296,7 +300,8 @@ impl Pass<'_> {
         (state.into_iter().map(|s| s.into_inner().expect("no task panics while it holds its strip")).collect(), loss)
     }
 
-    /// Columns `cols` of one strip; writes the errors `[row][column]` and returns their sum of squares.
+    /// Columns `cols` of one strip; writes the errors `[row][column]` and returns their sum of squares, which is
+    /// `tr(Δ (XᵀX + D) Δᵀ)`, less the part of what was added to the diagonal.
     fn block(
         &self,
         w: &Mat,
@@ -347,7 +352,8 @@ impl Pass<'_> {
                 // Lanes without a row may share a code with rows, but make no error.
                 for lane in 0..rows {
                     e[lane] = (data[at + t][lane] - decoded[t][lane]) / u[i];
-                    sum += f64::from(e[lane] * e[lane]);
+                    let delta = self.weight[(strip * LANES + lane, self.order[i])] - decoded[t][lane];
+                    sum += f64::from(e[lane]).powi(2) - f64::from(self.added[i]) * f64::from(delta).powi(2);
                 }
                 feedback(data[at + t + 1..].as_flattened_mut(), &e, &u[i + 1..cols.end]);
                 for lane in 0..rows {

@@ -80,7 +80,7 @@ impl Layout for Float8 {
         "fp8"
     }
 
-    fn can_hold(&self, storage: &Storage) -> Result<(), String> {
+    fn can_hold_rows(&self, storage: &Storage, _: usize) -> Result<(), String> {
         let codes = match storage {
             Storage::Dense(_) => return Ok(()),
             Storage::Float(codes) => codes,

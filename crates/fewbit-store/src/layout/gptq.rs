@@ -143,12 +143,12 @@ impl Layout for Gptq {
         if self.is_v2 { "gptq_v2" } else { "gptq" }
     }
 
-    fn can_hold(&self, storage: &Storage) -> Result<(), String> {
+    fn can_hold_rows(&self, storage: &Storage, rows: usize) -> Result<(), String> {
         let codes = match storage {
             Storage::Dense(_) => return Ok(()),
             _ => integers::codes_of(storage)?,
         };
-        let (grid, [rows, cols]) = (codes.grid(), codes.shape());
+        let (grid, [_, cols]) = (codes.grid(), codes.shape());
         if ![2, 3, 4, 8].contains(&grid.bits) {
             return Err(format!("codes have 2, 3, 4 or 8 bits, not {}", grid.bits));
         }
@@ -156,8 +156,7 @@ impl Layout for Gptq {
             return Err("version 1 has no zero points that all readers agree on; `--format gptq_v2` has".to_owned());
         }
         let fills = |n: usize| (n * usize::from(grid.bits)).is_multiple_of(32);
-        // What a recipe tries its grids on has one row.
-        if fills(cols) && (rows == 1 || fills(rows)) {
+        if fills(cols) && fills(rows) {
             return Ok(());
         }
         Err(format!("codes of {} bits of shape [{rows}, {cols}] do not fill words of 32 bits", grid.bits))

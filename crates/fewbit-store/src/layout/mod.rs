@@ -73,7 +73,12 @@ pub trait Layout {
     fn name(&self) -> &'static str;
 
     /// Whether one storage can be written; if not, why not.
-    fn can_hold(&self, storage: &Storage) -> Result<(), String>;
+    fn can_hold(&self, storage: &Storage) -> Result<(), String> {
+        self.can_hold_rows(storage, storage.shape()[0])
+    }
+
+    /// The same of a matrix of so many rows, each stored like the storage's own.
+    fn can_hold_rows(&self, storage: &Storage, rows: usize) -> Result<(), String>;
 
     /// Whether these linears can stand in one model; if not, why not. Each of them can be held.
     fn can_hold_together(&self, modules: &[(String, Option<Scheme>)]) -> Result<(), String> {
@@ -140,7 +145,12 @@ pub trait Layout {
     /// Whether a weight of this storage can be written with an input that is rounded so; if not, why not.
     fn can_hold_input(&self, storage: &Storage, input: ActivationGrid, clip: f32) -> Result<(), String> {
         let _ = (storage, input, clip);
-        Ok(())
+        Err("it has no place for inputs that are rounded while the model runs".to_owned())
+    }
+
+    /// Whether there is a place for scales of keys and values.
+    fn has_caches(&self) -> bool {
+        false
     }
 
     /// The tensors of a module's weight in bands of rows and of the rounding of its input.

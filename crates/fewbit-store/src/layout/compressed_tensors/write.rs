@@ -41,7 +41,7 @@ impl Layout for CompressedTensors {
         "compressed-tensors"
     }
 
-    fn can_hold(&self, storage: &Storage) -> Result<(), String> {
+    fn can_hold_rows(&self, storage: &Storage, _: usize) -> Result<(), String> {
         match storage {
             Storage::Dense(_) => Ok(()),
             Storage::Int(codes) => Self::why_not(codes).map_or(Ok(()), Err),
@@ -107,6 +107,10 @@ impl Layout for CompressedTensors {
             ));
         }
         Ok(tensors)
+    }
+
+    fn has_caches(&self) -> bool {
+        true
     }
 
     fn can_hold_input(&self, _: &Storage, input: ActivationGrid, clip: f32) -> Result<(), String> {

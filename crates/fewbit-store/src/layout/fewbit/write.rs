@@ -160,8 +160,16 @@ impl Layout for Fewbit {
         "fewbit"
     }
 
-    fn can_hold(&self, _: &Storage) -> Result<(), String> {
+    fn can_hold_rows(&self, _: &Storage, _: usize) -> Result<(), String> {
         Ok(())
+    }
+
+    fn can_hold_input(&self, _: &Storage, _: ActivationGrid, _: f32) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn has_caches(&self) -> bool {
+        true
     }
 
     fn tensors(&self, module: &str, storage: &Storage) -> Result<Vec<(String, Tensor)>> {
