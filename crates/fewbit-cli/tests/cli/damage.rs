@@ -71,6 +71,19 @@ fn with_header(change: impl FnOnce(&mut Map<String, Value>)) -> TempDir {
     dir
 }
 
+/// The model with one number of a tensor, which is stored in 16 bits, replaced by a NaN.
+fn with_nan(tensor: &str, at: usize) -> TempDir {
+    let dir = model();
+    let path = dir.path().join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let end = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..end]).unwrap();
+    let start = end + header[tensor]["data_offsets"][0].as_u64().unwrap() as usize + 2 * at;
+    bytes[start..start + 2].copy_from_slice(&[0xff, 0x7f]);
+    fs::write(path, bytes).unwrap();
+    dir
+}
+
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
 #[test]
@@ -195,6 +208,24 @@ fn a_model_with_a_number_that_is_none_is_refused_before_the_work() {
             ]);
             bench.holds_only(&[]);
         }
+    }
+}
+
+#[test]
+fn a_number_that_is_none_is_found_wherever_it_stands() {
+    for (tensor, at, position, words) in [
+        ("model.norm.weight", 3, json!([3]), &["not finite after the final norm"][..]),
+        ("model.layers.2.input_layernorm.weight", 7, json!([7]), &["not finite after layer 2"]),
+        (EMBEDDING, 5 * 256 + 1, json!([5, 1]), &["the embedding of id 5 is not finite"]),
+        (EMBEDDING, 6 * 256, json!([6, 0]), &["the logits are not finite", "the head, which is the embedding,"]),
+    ] {
+        let dir = with_nan(tensor, at);
+        let path = dir.path().display().to_string();
+        fewbit(&["logits", &path, "--ids", "5"]).refused(&[words, &["inspect --outliers"]].concat());
+        let found = fewbit(&["inspect", &path, "--outliers", "--json"]).good()["not_finite"].take();
+        assert_eq!(found, json!([{"tensor": tensor, "first": position, "value": "NaN"}]));
+        let text = fewbit(&["inspect", &path, "--outliers"]).stdout;
+        assert!(text.contains(&format!("tensor `{tensor}` holds NaN at {position}").replace(',', ", ")), "{text}");
     }
 }
 
