@@ -72,7 +72,7 @@ fn with_header(change: impl FnOnce(&mut Map<String, Value>)) -> TempDir {
 }
 
 /// The model with one number of a tensor, which is stored in 16 bits, replaced by a NaN.
-fn with_nan(tensor: &str, at: usize) -> TempDir {
+pub(crate) fn with_nan(tensor: &str, at: usize) -> TempDir {
     let dir = model();
     let path = dir.path().join("model.safetensors");
     let mut bytes = fs::read(&path).unwrap();
