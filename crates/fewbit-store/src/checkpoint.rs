@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use fewbit_format::{Dtype, Error, GgmlBlocks, Result, Storage, Tensor};
-use fewbit_graph::Container;
+use fewbit_graph::{Config, Container};
 use serde_json::{Map, Value};
 
 use crate::gguf::{self, Gguf};
@@ -19,6 +19,8 @@ use crate::{Elements, Safetensors, finite, gguf_config, json, shards};
 pub struct Checkpoint {
     path: PathBuf,
     config: Map<String, Value>,
+    /// The keys of a GGUF file by those of `config`.
+    gguf_keys: BTreeMap<String, String>,
     generation_config: Option<Map<String, Value>>,
     files: Files,
     tensors: BTreeMap<String, Entry>,
@@ -91,6 +93,7 @@ impl Checkpoint {
         Ok(Self {
             path: path.to_owned(),
             config,
+            gguf_keys: BTreeMap::new(),
             generation_config,
             tensors,
             absent: shards.absent,
@@ -115,12 +118,13 @@ impl Checkpoint {
         let mut checkpoint = Self {
             path: path.to_owned(),
             config: Map::new(),
+            gguf_keys: BTreeMap::new(),
             generation_config: None,
             tensors,
             absent: BTreeMap::new(),
             files: Files::Gguf(files),
         };
-        checkpoint.config = gguf_config::config(&checkpoint)?;
+        (checkpoint.config, checkpoint.gguf_keys) = gguf_config::config(&checkpoint)?;
         checkpoint.generation_config = gguf_config::generation_config(&checkpoint)?;
         Ok(checkpoint)
     }
@@ -141,6 +145,26 @@ impl Checkpoint {
     /// `config.json`, or the same made from the metadata of a GGUF file.
     pub fn config(&self) -> &Map<String, Value> {
         &self.config
+    }
+
+    /// [`config`](Self::config) with its errors: they name the keys that the file has.
+    pub fn settings(&self) -> Config<'_> {
+        match self.container() {
+            Container::HuggingFace => Config::new(&self.config),
+            Container::Gguf => Config::of_gguf(&self.config, &self.gguf_keys),
+        }
+    }
+
+    /// What errors call the place of the settings, and what may help where these do not fit the tensors.
+    pub(crate) fn settings_words(&self) -> (&'static str, &'static str) {
+        match self.container() {
+            Container::HuggingFace => {
+                ("config.json", "the configuration belongs to another model, or the file is damaged: download it again")
+            }
+            Container::Gguf => {
+                ("the file's header", "the file is damaged: download it again, or convert the original anew")
+            }
+        }
     }
 
     /// `generation_config.json`, or the same made from the metadata of a GGUF file.
@@ -311,16 +335,20 @@ impl Checkpoint {
         self.files.get(entry.file).bytes().slice(entry.range.clone())
     }
 
+    fn way_out_of_absence(&self) -> &'static str {
+        match self.container() {
+            Container::HuggingFace => "download the model again, or take the configuration that belongs to it",
+            Container::Gguf => "download the file again, or convert the original anew",
+        }
+    }
+
     fn entry(&self, name: &str) -> Result<&Entry> {
         self.tensors.get(name).ok_or_else(|| match self.absent.get(name) {
             Some(file) => Error::input("the index says that it lies here, but it does not")
                 .hint("download the file again")
                 .tensor(name)
                 .file(file),
-            None => Error::input("is missing")
-                .hint("download the model again, or take the configuration that belongs to it")
-                .tensor(name)
-                .file(&self.path),
+            None => Error::input("is missing").hint(self.way_out_of_absence()).tensor(name).file(&self.path),
         })
     }
 }

@@ -280,6 +280,39 @@ fn counts_and_lengths_of_a_gguf_file_are_checked() {
 }
 
 #[test]
+fn figures_of_a_gguf_file_are_named_as_it_has_them() {
+    let bench = Bench::new("2");
+    let path = bench.path("model.gguf");
+    let blocks = ["--recipe", "rtn", "--format", "gguf", "--symmetric", "--set", "grid.scale=f16"];
+    assert_eq!(bench.run(&path, &blocks).code, Some(0));
+    let whole = fs::read(&path).unwrap();
+    for (key, value, words) in [
+        ("llama.block_count", 1_u32, &["blk.1.", "where `llama.block_count` says that there are 1 blocks"][..]),
+        ("llama.block_count", 3, &["blk.2.", "is missing", "download the file again"]),
+        ("llama.block_count", 9999, &["`llama.block_count` is 9999, but there are only"]),
+        ("llama.block_count", 4_000_000_000, &["`llama.block_count` is 4000000000, which is out of range"]),
+        ("llama.attention.head_count", 0, &["`llama.attention.head_count` is 0"]),
+        (
+            "llama.attention.head_count_kv",
+            3,
+            &["`llama.attention.head_count_kv` (3) does not divide `llama.attention.head_count` (2)"],
+        ),
+        ("llama.feed_forward_length", 96, &["ffn_", "where the file's header implies [96, 64]"]),
+        ("llama.context_length", 0, &["`llama.context_length` is 0"]),
+    ] {
+        let mut bytes = whole.clone();
+        // The key, its type, its value.
+        let found = bytes.windows(key.len() + 4).position(|w| w == [key.as_bytes(), &[4, 0, 0, 0]].concat());
+        let at = found.unwrap() + key.len() + 4;
+        bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        fs::write(&path, bytes).unwrap();
+        refused_at(&path, words);
+        let said = fewbit(&["inspect", &path.display().to_string()]).stderr;
+        assert!(!said.contains("config.json") && !said.contains("num_"), "{said}");
+    }
+}
+
+#[test]
 fn a_token_without_a_row_is_named_where_it_is_used() {
     let dir = model();
     let path = dir.path().join("tokenizer.json");
