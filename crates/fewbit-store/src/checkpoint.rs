@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use crate::gguf::{self, Gguf};
 use crate::mapped::Mapped;
 use crate::place::{self, Place, Weights};
-use crate::{Elements, Safetensors, finite, gguf_config, json, shards};
+use crate::{Elements, Safetensors, finite, gguf_config, json, reading, shards};
 
 /// A model on disk: its configuration, and its tensors through maps.
 ///
@@ -66,6 +66,7 @@ impl Checkpoint {
 
     fn open_folder(path: &Path, dir: &Path, weights: &Weights) -> Result<Self> {
         let config_path = dir.join("config.json");
+        reading::check_link(&config_path)?;
         if !config_path.exists() {
             if dir.join(crate::adapter::CONFIG).exists() {
                 return Err(Error::input("holds an adapter, no model")
@@ -78,7 +79,8 @@ impl Checkpoint {
         }
         let config = json::read_object(&config_path)?;
         let generation_path = dir.join("generation_config.json");
-        let generation_config = generation_path.exists().then(|| json::read_object(&generation_path)).transpose()?;
+        let has_generation = generation_path.exists() || reading::is_broken_link(&generation_path);
+        let generation_config = has_generation.then(|| json::read_object(&generation_path)).transpose()?;
         let shards = shards::open(weights)?;
         let entry = |(file, index): (usize, usize)| {
             let tensor = &shards.files[file].tensors[index];
@@ -306,10 +308,12 @@ impl Checkpoint {
         Ok(first.map(|(index, value)| (finite::position(index, &entry.shape), value)))
     }
 
-    /// A file that lies beside the weights of a Hugging Face folder, such as `tokenizer.json`, if it is there.
+    /// A file that lies beside the weights of a Hugging Face folder, such as `tokenizer.json`, if it is there; a link that
+    /// leads nowhere is.
     pub fn sidecar(&self, name: &str) -> Option<PathBuf> {
         let path = self.folder()?.join(name);
-        (Path::new(name).file_name() == Some(name.as_ref()) && path.is_file()).then_some(path)
+        let is_there = path.is_file() || reading::is_broken_link(&path);
+        (Path::new(name).file_name() == Some(name.as_ref()) && is_there).then_some(path)
     }
 
     /// All files of a Hugging Face folder except weights and their index, sorted: the tokenizer, licences, cards.

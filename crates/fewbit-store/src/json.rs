@@ -18,15 +18,7 @@ pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>> {
 }
 
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let metadata = std::fs::metadata(path).map_err(|e| Error::io("reading", path, &e))?;
-    if !metadata.is_file() {
-        return Err(Error::input("is no regular file").file(path));
-    }
-    let length = metadata.len();
-    if length > LONGEST_BYTES {
-        return Err(Error::input(format!("is {length} bytes long, where at most {LONGEST_BYTES} are read")).file(path));
-    }
-    let bytes = std::fs::read(path).map_err(|e| Error::io("reading", path, &e))?;
+    let bytes = crate::read_file(path, LONGEST_BYTES)?;
     parse(&bytes).map_err(|e| e.file(path))
 }
 

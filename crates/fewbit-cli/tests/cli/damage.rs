@@ -313,6 +313,69 @@ fn figures_of_a_gguf_file_are_named_as_it_has_them() {
 }
 
 #[test]
+fn a_pointer_of_git_lfs_is_named() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
+    for name in ["config.json", "model.safetensors", "model.safetensors.index.json", "generation_config.json"] {
+        let dir = model();
+        write(&dir, name, pointer);
+        refused(&dir, &[name, "is a Git LFS pointer", "`git lfs pull`"]);
+    }
+    let dir = model();
+    write(&dir, "model.gguf", pointer);
+    refused_at(&dir.path().join("model.gguf"), &["is a Git LFS pointer", "`git lfs pull`"]);
+    write(&dir, "tokenizer.json", pointer);
+    let path = dir.path().display().to_string();
+    fewbit(&["tokenize", &path, "Hi"]).refused(&["tokenizer.json", "is a Git LFS pointer", "`git lfs pull`"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_that_leads_nowhere_is_named() {
+    let linked = |name: &str, target: &str| {
+        let dir = model();
+        fs::remove_file(dir.path().join(name)).unwrap();
+        std::os::unix::fs::symlink(target, dir.path().join(name)).unwrap();
+        dir
+    };
+    for name in ["config.json", "generation_config.json", "model.safetensors"] {
+        refused(&linked(name, "../../blobs/01ab"), &[name, "is a link to `../../blobs/01ab`, which is gone"]);
+    }
+    refused(&linked("config.json", "config.json"), &["is a link to `config.json`, which leads nowhere"]);
+    let path = linked("tokenizer.json", "../../blobs/01ab");
+    let path = path.path().display().to_string();
+    fewbit(&["tokenize", &path, "Hi"]).refused(&["tokenizer.json", "is a link to `../../blobs/01ab`, which is gone"]);
+}
+
+#[test]
+fn a_vocabulary_that_contradicts_itself_is_warned_about() {
+    let said = |change: &dyn Fn(&mut Value)| {
+        let dir = model();
+        let path = dir.path().join("tokenizer.json");
+        let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        change(&mut tokenizer);
+        write(&dir, "tokenizer.json", tokenizer.to_string());
+        let ran = fewbit(&["tokenize", &dir.path().display().to_string(), "Once upon a time", "--json"]);
+        ran.good();
+        ran.stderr
+    };
+    assert_eq!(said(&|_| {}), "");
+    let moved = said(&|tokenizer| {
+        let token = json!({"id": 403, "content": "<new>", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": false});
+        tokenizer["added_tokens"].as_array_mut().unwrap().push(token);
+    });
+    assert!(
+        moved.starts_with("warning: tokenizer.json: added token `<new>` has id 403 in the file, which is `"),
+        "{moved}"
+    );
+    let twins = said(&|tokenizer| {
+        let vocabulary = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+        vocabulary.values_mut().filter(|id| **id == 4001).for_each(|id| *id = json!(4002));
+    });
+    assert!(twins.starts_with("warning: the tokenizer: id 4002 stands for 2 entries of the vocabulary"), "{twins}");
+}
+
+#[test]
 fn a_token_without_a_row_is_named_where_it_is_used() {
     let dir = model();
     let path = dir.path().join("tokenizer.json");
