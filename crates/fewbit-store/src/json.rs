@@ -28,7 +28,10 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
         .map_err(|e| Error::input(format!("is not UTF-8 at byte {}", e.valid_up_to())).hint("save it as UTF-8"))?;
     // Some editors of Windows put a byte-order mark in front.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    serde_json::from_str(text).map_err(|e| Error::input(format!("is not valid JSON: {e}")).hint(WAY_OUT))
+    serde_json::from_str(text).map_err(|e| {
+        let what = if e.is_data() { "does not hold what is needed" } else { "is not valid JSON" };
+        Error::input(format!("{what}: {e}")).hint(WAY_OUT)
+    })
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ pub struct ModelFile {
     quantization: Quantization,
     names: Names,
     notes: Vec<String>,
+    unused: Vec<String>,
     adapters: BTreeMap<(Part, WeightId), Vec<Adapter>>,
 }
 
@@ -84,6 +85,7 @@ impl ModelFile {
             quantization,
             names: Names::default(),
             notes: Vec::new(),
+            unused: Vec::new(),
             adapters: BTreeMap::new(),
             model: Arc::new(model.clone()),
             checkpoint,
@@ -114,6 +116,11 @@ impl ModelFile {
     /// What was noticed on opening: a head that the embedding stands in for, tensors that are not used.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// The tensors of the checkpoint that the architecture does not know, of which the notes name the first alone.
+    pub fn unused(&self) -> &[String] {
+        &self.unused
     }
 
     /// Whether embedding and head are one matrix.
@@ -619,6 +626,7 @@ impl ModelFile {
             let more = if unused.len() > 1 { format!(" and {} more", unused.len() - 1) } else { String::new() };
             self.notes.push(format!("not used: tensor `{first}`{more}, which this architecture does not know"));
         }
+        self.unused = unused.into_iter().map(str::to_owned).collect();
     }
 }
 

@@ -16,7 +16,8 @@ mod outliers;
 /// Show what a model consists of, without loading its weights
 ///
 /// JSON: architecture, parameters, tensors (name, shape, dtype, bits), bits_per_weight (everything stored for the
-/// linears of the blocks ÷ their weights), bits_per_weight_model, size_bytes, quantization, is_tied, layers, notes; with
+/// linears of the blocks ÷ their weights), bits_per_weight_model, size_bytes, quantization, is_tied, layers, notes, unused (tensors that the
+/// architecture does not know); with
 /// --outliers: outliers, not_finite (tensor, first, value: every tensor that holds a NaN or an infinity).
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  fewbit inspect demo --outliers")]
@@ -158,6 +159,7 @@ fn object(file: &ModelFile, layers: &[Layer], bits: &Bits) -> Value {
         "layers": layers.iter().enumerate().map(layer).collect::<Vec<_>>(),
         "tensors": checkpoint.names().filter_map(tensor).collect::<Vec<_>>(),
         "notes": file.notes(),
+        "unused": file.unused(),
     })
 }
 
@@ -205,6 +207,10 @@ fn text(file: &ModelFile, layers: &[Layer], bits: &Bits) -> String {
     row("linears", format!("{:.3} bits per weight, all that is stored for them", bits_per_weight(layers)));
     for note in file.notes() {
         row("note", note.clone());
+    }
+    // The note names the first.
+    for tensor in file.unused().iter().skip(1) {
+        row("not used", tensor.clone());
     }
     // Blocks that are stored alike are shown once.
     let kind = |l: &Layer| l.linears.iter().map(|l| (l.name.clone(), l.shape, l.format.clone())).collect::<Vec<_>>();

@@ -243,7 +243,11 @@ fn a_shard_that_is_missing_cut_or_another_is_named() {
     refused_at(folder, &["model-00002-of-00004.safetensors", "model.layers.0."]);
     fs::write(shard(2), whole).unwrap();
     let index = folder.join("model.safetensors.index.json");
-    for (text, words) in [("{", "JSON"), ("{}", "weight_map"), ("{\"weight_map\": {\"a\": 3}}", "expected a string")] {
+    for (text, words) in [
+        ("{", "JSON"),
+        ("{}", "does not hold what is needed: missing field `weight_map`"),
+        ("{\"weight_map\": {\"a\": 3}}", "expected a string"),
+    ] {
         fs::write(&index, text).unwrap();
         refused_at(folder, &["model.safetensors.index.json", words]);
     }
@@ -373,6 +377,21 @@ fn a_vocabulary_that_contradicts_itself_is_warned_about() {
         vocabulary.values_mut().filter(|id| **id == 4001).for_each(|id| *id = json!(4002));
     });
     assert!(twins.starts_with("warning: the tokenizer: id 4002 stands for 2 entries of the vocabulary"), "{twins}");
+}
+
+#[test]
+fn tensors_that_are_not_used_are_all_named() {
+    let dir = with_header(|h| {
+        for i in 0..3 {
+            h.insert(format!("vision.{i}"), json!({"dtype": "BF16", "shape": [0], "data_offsets": [0, 0]}));
+        }
+    });
+    let path = dir.path().display().to_string();
+    let object = fewbit(&["inspect", &path, "--json"]).good();
+    assert_eq!(object["unused"], json!(["vision.0", "vision.1", "vision.2"]));
+    assert!(object["notes"][0].as_str().unwrap().contains("`vision.0` and 2 more"), "{}", object["notes"]);
+    let text = fewbit(&["inspect", &path]).stdout;
+    assert!(["vision.0", "vision.1", "vision.2"].iter().all(|name| text.matches(name).count() == 1), "{text}");
 }
 
 #[test]
