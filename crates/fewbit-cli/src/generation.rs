@@ -156,6 +156,8 @@ pub(crate) struct Speaker<'a> {
     draft_tokens: usize,
     /// Positions that are kept.
     pub(crate) context: usize,
+    /// Whether the model was made for more positions than are kept.
+    pub(crate) can_hold_more: bool,
 }
 
 impl<'a> Speaker<'a> {
@@ -169,7 +171,7 @@ impl<'a> Speaker<'a> {
         file: &'a ModelFile,
         tokenizer: &Tokenizer,
     ) -> Result<Self> {
-        let checkpoint = file.checkpoint();
+        let (checkpoint, context) = (file.checkpoint(), options.context(session, file));
         Ok(Self {
             session,
             model: checkpoint.path(),
@@ -177,7 +179,8 @@ impl<'a> Speaker<'a> {
             limits: options.limits(checkpoint, tokenizer)?,
             draft: options.draft(session, file, tokenizer)?,
             draft_tokens: usize::from(options.draft_tokens),
-            context: options.context(session, file),
+            context,
+            can_hold_more: context < file.model().context,
         })
     }
 

@@ -44,19 +44,35 @@ pub struct Difference {
     pub relative_rms: f64,
 }
 
+/// What became of a conversion.
+#[derive(Debug)]
+pub enum Converted {
+    /// It is written, so far from the source.
+    Written(Difference),
+    /// The format cannot hold the source's numbers; rounded anew it may.
+    CannotHold(Error),
+}
+
 /// Writes a model in another format, each weight with the very numbers that it has.
 ///
 /// Integer codes stay codes, blocks of ggml become codes where these stand for the same numbers, and plain floats stay as
 /// they are. The result is read again, and its weights are held against the source's.
 ///
+/// A number that is not finite is copied with a note; where numbers may be rounded it is refused.
+///
 /// # Errors
-/// If the format cannot hold a weight, with the tensor and the reason; if numbers would be rounded and nobody allowed it;
-/// if the disk is full, or `stop` was set. Nothing is left behind.
-pub fn convert(job: &Conversion, team: &Team, progress: &mut dyn Progress, stop: &AtomicBool) -> Result<Difference> {
+/// If the model cannot be written whatever its numbers are: its vocabulary, `OUT`, the disk; if a number is not finite and
+/// may be rounded; if `stop` was set. Nothing is left behind.
+pub fn convert(job: &Conversion, team: &Team, progress: &mut dyn Progress, stop: &AtomicBool) -> Result<Converted> {
     let file = ModelFile::open(&job.model)?;
     file.notes().iter().for_each(|n| progress.note(n));
     file.quantization().check(true).map_err(|e| e.file(&job.model))?;
     check_source(&file, job.format == Some(Format::Gguf))?;
+    match file.check_finite() {
+        Err(e) if job.rounds => return Err(e),
+        Err(e) => progress.note(&e.to_string()),
+        Ok(()) => {}
+    }
     let places = Places::claim(Claim { out: &job.out, model: &job.model, resume: None, force: job.force })?;
     // The sum of the source bounds what is written, but for codes that become floats.
     let room = if job.format.is_some() { file.checkpoint().size_bytes() } else { 4 * file.model().parameters() };
@@ -65,12 +81,15 @@ pub fn convert(job: &Conversion, team: &Team, progress: &mut dyn Progress, stop:
         Ok((path, difference)) => {
             rename(&path, &places.ready())?;
             places.deliver()?;
-            Ok(difference)
+            Ok(Converted::Written(difference))
         }
         Err(e) => {
             places.abandon();
-            let is_stopped = e.kind() == Kind::Interrupted;
-            Err(if is_stopped { Error::interrupted("stopped").hint("nothing was written").file(&job.out) } else { e })
+            match e.kind() {
+                Kind::Input => Ok(Converted::CannotHold(e)),
+                Kind::Interrupted => Err(Error::interrupted("stopped").hint("nothing was written").file(&job.out)),
+                Kind::Internal => Err(e),
+            }
         }
     }
 }
@@ -279,11 +298,41 @@ fn apart(a: &QuantizedLinear, b: &QuantizedLinear) -> Result<[f64; 3]> {
         a.decode_rows(piece.clone(), &mut x[..len]);
         b.decode_rows(piece, &mut y[..len]);
         for (x, y) in x[..len].iter().zip(&y[..len]) {
-            let d = f64::from((x - y).abs());
+            let d = distance(*x, *y);
             sums[0] = sums[0].max(d);
             sums[1] += d * d;
-            sums[2] += f64::from(*x) * f64::from(*x);
+            if x.is_finite() {
+                sums[2] += f64::from(*x) * f64::from(*x);
+            }
         }
     }
     Ok(sums)
+}
+
+/// `|x − y|`: 0 for the same infinity or two NaNs, infinite where one alone is finite. A NaN would hide what it is added to.
+fn distance(x: f32, y: f32) -> f64 {
+    if x == y || (x.is_nan() && y.is_nan()) {
+        0.0
+    } else if x.is_finite() && y.is_finite() {
+        f64::from((x - y).abs())
+    } else {
+        f64::INFINITY
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fewbit_format::{Dtype, Tensor};
+
+    use super::*;
+
+    #[test]
+    fn numbers_that_are_not_finite_hide_no_others() {
+        let linear = |values: &[f32]| {
+            QuantizedLinear::uniform(Storage::Dense(Tensor::from_f32(Dtype::F32, &[1, 4], values).unwrap()), None)
+        };
+        let source = linear(&[3.0, f32::NAN, f32::INFINITY, 4.0]);
+        assert_eq!(apart(&source, &linear(&[3.0, f32::NAN, f32::INFINITY, 3.5])).unwrap(), [0.5, 0.25, 25.0]);
+        assert_eq!(apart(&source, &linear(&[3.0, 0.0, f32::INFINITY, 4.0])).unwrap()[0], f64::INFINITY);
+    }
 }

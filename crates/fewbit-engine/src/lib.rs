@@ -33,7 +33,7 @@ mod walk;
 
 pub use allocate::{AllocateSettings, Allocated, AllocationReport, Granularity, Sensitivity};
 pub use calibration::{Calibration, CalibrationSource};
-pub use convert::{Conversion, Difference, convert, difference};
+pub use convert::{Conversion, Converted, Difference, convert, difference};
 pub use fold::{BlockTensors, fold};
 pub use imatrix::importances;
 pub use outputs::{Format, shard_head, write_shard};

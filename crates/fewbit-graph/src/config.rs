@@ -1,9 +1,16 @@
+use std::collections::BTreeMap;
+use std::fmt::Display;
+
 use fewbit_format::{Error, Result};
 use serde_json::{Map, Value};
 
-/// Typed, bounded access to `config.json`: a figure that is absent, zero or absurd is an error that names its key.
+/// Typed, bounded access to `config.json`, or to what a GGUF file has in its place: a figure that is absent, zero or absurd
+/// is an error that names its key as the file does.
 #[derive(Clone, Copy, Debug)]
-pub struct Config<'a>(&'a Map<String, Value>);
+pub struct Config<'a> {
+    map: &'a Map<String, Value>,
+    gguf_keys: Option<&'a BTreeMap<String, String>>,
+}
 
 /// Figures of every family, and what GPT-2 calls them.
 const OLDER: [(&str, &str); 5] = [
@@ -21,13 +28,46 @@ const MOST: u64 = 1 << 24;
 const MOST_EXPERTS: usize = 1 << 17;
 
 impl<'a> Config<'a> {
-    /// Reads from `map`.
+    /// Reads from `map`, which stands in `config.json`.
     pub fn new(map: &'a Map<String, Value>) -> Self {
-        Self(map)
+        Self { map, gguf_keys: None }
+    }
+
+    /// Reads from `map`, which was made of a GGUF file: `keys` gives the file's key for those of `config.json`.
+    pub fn of_gguf(map: &'a Map<String, Value>, keys: &'a BTreeMap<String, String>) -> Self {
+        Self { map, gguf_keys: Some(keys) }
+    }
+
+    /// What an error calls a key: as the file has it, in backticks.
+    pub fn name(&self, key: &str) -> String {
+        match self.gguf_keys {
+            None => format!("`{key}`"),
+            Some(keys) => match keys.get(key) {
+                Some(name) => format!("`{name}`"),
+                None => format!("what stands for `{key}` of config.json"),
+            },
+        }
+    }
+
+    /// [`name`](Self::name) of a key within the object `of`.
+    pub fn name_within(&self, of: &str, key: &str) -> String {
+        let name = self.gguf_keys.and_then(|keys| keys.get(&format!("{of}.{key}")));
+        format!("`{}`", name.map_or(key, String::as_str))
+    }
+
+    /// The error for settings that do not fit each other, or are not supported.
+    pub fn error(&self, what: impl Display) -> Error {
+        let place = if self.gguf_keys.is_none() { "config.json: " } else { "" };
+        Error::input(format!("{place}{what}"))
+    }
+
+    /// The error for one key: `what` follows its name.
+    pub fn error_at(&self, key: &str, what: impl Display) -> Error {
+        self.error(format_args!("{} {what}", self.name(key)))
     }
 
     fn get(&self, key: &str) -> Option<&'a Value> {
-        let present = |key: &str| self.0.get(key).filter(|v| !v.is_null());
+        let present = |key: &str| self.map.get(key).filter(|v| !v.is_null());
         let older = || OLDER.iter().find(|(k, _)| *k == key).and_then(|(_, older)| present(older));
         present(key).or_else(older)
     }
@@ -35,7 +75,7 @@ impl<'a> Config<'a> {
     /// The error for a value that does not fit its key.
     pub fn wrong(&self, key: &str, value: &Value) -> Error {
         let text: String = value.to_string().chars().take(60).collect();
-        Error::input(format!("config.json: `{key}` is {text}, which is out of range"))
+        self.error_at(key, format_args!("is {text}, which is out of range"))
     }
 
     /// A size from 1 to 2²⁴, if there.
@@ -51,7 +91,7 @@ impl<'a> Config<'a> {
 
     /// A size from 1 to 2²⁴.
     pub fn usize(&self, key: &str) -> Result<usize> {
-        self.usize_opt(key)?.ok_or_else(|| Error::input(format!("config.json: `{key}` is absent")))
+        self.usize_opt(key)?.ok_or_else(|| self.error_at(key, "is absent"))
     }
 
     /// A number from 0 to 2²⁴, or the default where it is absent.
@@ -84,9 +124,8 @@ impl<'a> Config<'a> {
         }
         let top = self.usize("num_experts_per_tok")?;
         if top > experts {
-            return Err(Error::input(format!(
-                "config.json: `num_experts_per_tok` ({top}) is more than `{key}` ({experts})"
-            )));
+            return Err(self
+                .error_at("num_experts_per_tok", format_args!("({top}) is more than {} ({experts})", self.name(key))));
         }
         Ok((experts, top))
     }
@@ -143,23 +182,23 @@ impl<'a> Config<'a> {
         let heads = self.usize("num_attention_heads")?;
         let kv_heads = self.usize_opt("num_key_value_heads")?.unwrap_or(heads);
         if heads % kv_heads != 0 {
-            return Err(Error::input(format!(
-                "config.json: `num_key_value_heads` ({kv_heads}) does not divide `num_attention_heads` ({heads})"
-            )));
+            return Err(self.error_at(
+                "num_key_value_heads",
+                format_args!("({kv_heads}) does not divide {} ({heads})", self.name("num_attention_heads")),
+            ));
         }
         let head_dim = match self.usize_opt("head_dim")? {
             Some(d) => d,
             None if hidden % heads == 0 => hidden / heads,
             None => {
-                return Err(Error::input(format!(
-                    "config.json: `num_attention_heads` ({heads}) does not divide `hidden_size` ({hidden})"
-                )));
+                return Err(self.error_at(
+                    "num_attention_heads",
+                    format_args!("({heads}) does not divide {} ({hidden})", self.name("hidden_size")),
+                ));
             }
         };
         if head_dim % 2 != 0 || (heads as u64) * (head_dim as u64) > MOST {
-            return Err(Error::input(format!(
-                "config.json: heads of size {head_dim} cannot be rotated or are too large"
-            )));
+            return Err(self.error(format_args!("heads of size {head_dim} cannot be rotated or are too large")));
         }
         Ok((heads, kv_heads, head_dim))
     }
@@ -170,6 +209,16 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn keys_are_named_as_the_file_has_them() {
+        let config = json!({"num_attention_heads": 0, "hidden_size": 64});
+        let map = config.as_object().unwrap();
+        let keys = BTreeMap::from([("num_attention_heads".to_owned(), "llama.attention.head_count".to_owned())]);
+        let refusals = [Config::new(map), Config::of_gguf(map, &keys)].map(|c| c.heads().unwrap_err().to_string());
+        assert_eq!(refusals[0], "config.json: `num_attention_heads` is 0, which is out of range");
+        assert_eq!(refusals[1], "`llama.attention.head_count` is 0, which is out of range");
+    }
 
     #[test]
     fn experts_are_bounded_over_all_blocks() {

@@ -40,9 +40,7 @@ impl Rope {
         scaling: Option<&Map<String, Value>>,
     ) -> Result<Self> {
         if !(theta.is_finite() && theta > 0.0) {
-            return Err(Error::input(format!(
-                "config.json: `rope_theta` is {theta}, where a positive number is needed"
-            )));
+            return Err(c.error_at("rope_theta", format_args!("is {theta}, where a positive number is needed")));
         }
         let d = rotary_dims as f64;
         let mut inv: Vec<f64> = (0..rotary_dims / 2).map(|i| theta.powf(-2.0 * i as f64 / d)).collect();
@@ -52,16 +50,17 @@ impl Rope {
             match kind {
                 "default" => {}
                 "linear" => {
-                    let factor = number(s, "factor")?;
+                    let factor = number(c, s, "factor")?;
                     for f in &mut inv {
                         *f /= factor;
                     }
                 }
-                "llama3" => llama3(s, &mut inv)?,
+                "llama3" => llama3(c, s, &mut inv)?,
                 "yarn" => scale = yarn(c, s, theta, rotary_dims, &mut inv)?,
                 "longrope" | "su" => (scale, reach) = longrope(c, s, &mut inv)?,
                 other => {
-                    return Err(Error::input(format!("config.json: rope type `{other}` is unknown"))
+                    return Err(c
+                        .error(format_args!("rope type `{other}` is unknown"))
                         .hint("known are default, linear, llama3, longrope, yarn"));
                 }
             }
@@ -89,7 +88,7 @@ impl Rope {
         if weight == 0.0 || kind.is_none_or(|k| k == "default") {
             return Ok(1.0);
         }
-        Ok(yarn_scale(number(s, "factor")?, weight).powi(2))
+        Ok(yarn_scale(number(c, s, "factor")?, weight).powi(2))
     }
 
     /// cos and sin of one position, `[pairs]` each. Angles are formed in f32, as the models were trained.
@@ -102,16 +101,20 @@ impl Rope {
     }
 }
 
-fn number(s: &Map<String, Value>, key: &str) -> Result<f64> {
+fn number(c: &Config<'_>, s: &Map<String, Value>, key: &str) -> Result<f64> {
     s.get(key).and_then(Value::as_f64).filter(|v| v.is_finite() && *v > 0.0).ok_or_else(|| {
-        Error::input(format!("config.json: the rope scaling's `{key}` is absent or not a positive number"))
+        c.error(format_args!(
+            "the rope scaling's {} is absent or not a positive number",
+            c.name_within("rope_scaling", key)
+        ))
     })
 }
 
 /// Llama 3.1: long waves are slowed by `factor`, short ones kept, a ramp between.
-fn llama3(s: &Map<String, Value>, inv: &mut [f64]) -> Result<()> {
-    let (factor, low, high) = (number(s, "factor")?, number(s, "low_freq_factor")?, number(s, "high_freq_factor")?);
-    let trained = number(s, "original_max_position_embeddings")?;
+fn llama3(c: &Config<'_>, s: &Map<String, Value>, inv: &mut [f64]) -> Result<()> {
+    let (factor, low, high) =
+        (number(c, s, "factor")?, number(c, s, "low_freq_factor")?, number(c, s, "high_freq_factor")?);
+    let trained = number(c, s, "original_max_position_embeddings")?;
     for f in inv {
         let wave = std::f64::consts::TAU / *f;
         let mix = ((trained / wave - low) / (high - low)).clamp(0.0, 1.0);
@@ -126,7 +129,7 @@ fn llama3(s: &Map<String, Value>, inv: &mut [f64]) -> Result<()> {
 /// length; returns the factor of cos and sin, and the length.
 fn longrope(c: &Config<'_>, s: &Map<String, Value>, inv: &mut [f64]) -> Result<(f64, Option<usize>)> {
     let trained = match s.get("original_max_position_embeddings") {
-        Some(_) => number(s, "original_max_position_embeddings")?,
+        Some(_) => number(c, s, "original_max_position_embeddings")?,
         None => c.usize("original_max_position_embeddings")? as f64,
     };
     if trained < 2.0 {
@@ -135,14 +138,14 @@ fn longrope(c: &Config<'_>, s: &Map<String, Value>, inv: &mut [f64]) -> Result<(
     let all = c.usize("max_position_embeddings")? as f64;
     let divisors = s.get("short_factor").and_then(Value::as_array);
     let divisors = divisors.filter(|d| d.len() == inv.len()).ok_or_else(|| {
-        Error::input(format!("config.json: the rope scaling's `short_factor` must be a list of {} numbers", inv.len()))
+        c.error(format_args!("the rope scaling's `short_factor` must be a list of {} numbers", inv.len()))
     })?;
     for (f, by) in inv.iter_mut().zip(divisors) {
         *f /= by.as_f64().filter(|b| *b > 0.0).ok_or_else(|| c.wrong("rope_scaling.short_factor", by))?;
     }
-    let factor = if s.contains_key("factor") { number(s, "factor")? } else { all / trained };
+    let factor = if s.contains_key("factor") { number(c, s, "factor")? } else { all / trained };
     let scale = match s.get("attention_factor") {
-        Some(_) => number(s, "attention_factor")?,
+        Some(_) => number(c, s, "attention_factor")?,
         None if factor <= 1.0 => 1.0,
         None => (1.0 + factor.ln() / trained.ln()).sqrt(),
     };
@@ -151,9 +154,9 @@ fn longrope(c: &Config<'_>, s: &Map<String, Value>, inv: &mut [f64]) -> Result<(
 
 /// YaRN (Peng et al. 2023): interpolate slow pairs, keep fast ones; returns the attention factor.
 fn yarn(c: &Config<'_>, s: &Map<String, Value>, theta: f64, dims: usize, inv: &mut [f64]) -> Result<f64> {
-    let factor = number(s, "factor")?;
+    let factor = number(c, s, "factor")?;
     let trained = match s.get("original_max_position_embeddings") {
-        Some(_) => number(s, "original_max_position_embeddings")?,
+        Some(_) => number(c, s, "original_max_position_embeddings")?,
         None => c.usize("max_position_embeddings")? as f64,
     };
     let get = |key: &str, default: f64| s.get(key).and_then(Value::as_f64).unwrap_or(default);

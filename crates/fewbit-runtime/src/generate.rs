@@ -168,11 +168,16 @@ impl<'a> Generation<'a> {
             );
         }
         if prompt.len() > capacity {
+            let most = self.target.runtime().model().context;
             return Err(Error::input(format!(
                 "the prompt has {} tokens, and the context holds {capacity}",
                 prompt.len()
             ))
-            .hint("shorten it, or raise `--context` up to what the model was made for"));
+            .hint(if capacity < most {
+                format!("shorten it, or raise `--context` up to {most}, for which the model was made")
+            } else {
+                "shorten it: the model was made for no longer ones".to_owned()
+            }));
         }
         Ok(capacity - prompt.len())
     }

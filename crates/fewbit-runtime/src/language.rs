@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use fewbit_format::{Error, Result};
-use fewbit_store::{Checkpoint, Gguf};
+use fewbit_store::{Checkpoint, Gguf, read_file};
 use fewbit_text::{ChatTemplate, GgufVocabulary, Settings, Tokenizer};
 use serde_json::Value;
 
@@ -41,12 +41,7 @@ pub fn tokenizer_of_gguf(gguf: &Gguf) -> Result<Tokenizer> {
 const LONGEST_BYTES: u64 = 256 << 20;
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let length = std::fs::metadata(path).map_err(|e| Error::io("reading", path, &e))?.len();
-    if length > LONGEST_BYTES {
-        let e = Error::input(format!("is {length} bytes long, where at most {LONGEST_BYTES} are read"));
-        return Err(e.hint("download it again").file(path));
-    }
-    std::fs::read(path).map_err(|e| Error::io("reading", path, &e))
+    read_file(path, LONGEST_BYTES)
 }
 
 /// `tokenizer_config.json` and `special_tokens_map.json` of a folder.

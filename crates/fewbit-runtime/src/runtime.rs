@@ -2,13 +2,16 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use fewbit_format::{Error, Mat, QuantizedLinear, Result};
-use fewbit_graph::{Graph, Model, Op, Part};
+use fewbit_graph::{Edge, Graph, Model, Op, Part, ValueId};
 use fewbit_kernel::Team;
 use fewbit_kernel::linear::Arithmetic;
 use fewbit_store::ModelFile;
 use smallvec::SmallVec;
 
 use crate::{Batch, Hooks, Layer, LayerCache, ModelCache, NoHooks, Rotations, Workspace};
+
+/// The way out where numbers are not finite.
+const LOOK: &str = "look for them with `fewbit inspect --outliers`, or download the model again";
 
 thread_local! {
     /// The buffers of the last run from this thread: a token needs no new ones.
@@ -74,7 +77,7 @@ impl Runtime {
     /// Ids to the residual stream `[tokens, hidden]`.
     ///
     /// # Errors
-    /// If an id has no row.
+    /// If an id has no row, or one with a number that is not finite.
     pub fn embed(&self, ids: &[u32]) -> Result<Vec<f32>> {
         embed(&self.model.embed, &self.embedding, ids)
     }
@@ -138,9 +141,7 @@ impl Runtime {
                 return Err(Error::input(format!(
                     "the model's numbers are not finite after layer {i} at position {position}"
                 ))
-                .hint(
-                    "the weights are damaged: look for them with `fewbit inspect --outliers`, or download it again",
-                ));
+                .hint(format!("the weights are damaged: {LOOK}")));
             }
         }
         if let Some(all) = caches {
@@ -170,17 +171,22 @@ impl Runtime {
     /// Runs the head on the input that lies in `workspace`, unless there is no token.
     fn run_head(&self, tokens: usize, workspace: &mut Workspace, logits: &mut Vec<f32>) -> Result<()> {
         logits.clear();
+        let mut read = HeadInput::of(self.head.graph());
         if tokens > 0 {
             let (batch, steps) = (Batch::one(0, tokens), 0..self.head.steps());
-            self.head.run_steps(&self.team, &batch, &Rotations::default(), None, &mut NoHooks, workspace, steps);
+            self.head.run_steps(&self.team, &batch, &Rotations::default(), None, &mut read, workspace, steps);
             logits.extend_from_slice(workspace.value(self.head.graph().output));
         }
         workspace.clear();
-        if logits.iter().any(|v| !v.is_finite()) {
-            return Err(Error::input("the logits are not finite")
-                .hint("the weights of the head are damaged: look for them with `fewbit inspect --outliers`, or download it again"));
+        if logits.iter().all(|v| v.is_finite()) {
+            return Ok(());
         }
-        Ok(())
+        if !read.is_finite {
+            return Err(Error::input("the model's numbers are not finite after the final norm")
+                .hint(format!("its weights are damaged: {LOOK}")));
+        }
+        let of_head = if self.model.is_tied { "the head, which is the embedding," } else { "the head" };
+        Err(Error::input("the logits are not finite").hint(format!("the weights of {of_head} are damaged: {LOOK}")))
     }
 
     /// Runs the blocks on the residual stream of whole sequences, with hooks per block.
@@ -190,6 +196,29 @@ impl Runtime {
         for (i, layer) in self.layers.iter().enumerate() {
             layer.run(&self.team, batch, &rotations, None, &mut *hooks(i), &mut workspace, x);
         }
+    }
+}
+
+/// Sees whether what the head's matrix reads is still finite: the norm before it may be what is damaged.
+struct HeadInput {
+    value: Option<ValueId>,
+    is_finite: bool,
+}
+
+impl HeadInput {
+    fn of(head: &Graph) -> Self {
+        let matrix = head.nodes.iter().find(|n| matches!(n.op, Op::Linear { .. }));
+        Self { value: matrix.map(|n| n.inputs[0]), is_finite: true }
+    }
+}
+
+impl Hooks for HeadInput {
+    fn wants(&self, value: ValueId) -> bool {
+        self.value == Some(value)
+    }
+
+    fn edge(&mut self, _: Edge, rows: &mut [f32], _: usize) {
+        self.is_finite &= rows.iter().all(|v| v.is_finite());
     }
 }
 
@@ -218,7 +247,7 @@ pub fn check_ids(ids: &[u32], rows: usize) -> Result<()> {
 /// Runs an embedding graph: rows of the matrix, scaled where the family does so.
 ///
 /// # Errors
-/// If an id has no row.
+/// If an id has no row, or one with a number that is not finite.
 pub fn embed(graph: &Graph, matrix: &QuantizedLinear, ids: &[u32]) -> Result<Vec<f32>> {
     let mut x = Vec::new();
     write_embedding(graph, matrix, ids, &mut x)?;
@@ -243,5 +272,9 @@ fn write_embedding(graph: &Graph, matrix: &QuantizedLinear, ids: &[u32], x: &mut
             _ => return Err(Error::internal("an embedding graph with an operation that is not run")),
         }
     }
-    Ok(())
+    match x.iter().position(|v| !v.is_finite()) {
+        None => Ok(()),
+        Some(at) => Err(Error::input(format!("the embedding of id {} is not finite", ids[at / hidden]))
+            .hint(format!("the weights of the embedding are damaged: {LOOK}"))),
+    }
 }

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use fewbit_format::{Dtype, Error, GgmlBlocks, Result, Storage, Tensor};
-use fewbit_graph::Container;
+use fewbit_graph::{Config, Container};
 use serde_json::{Map, Value};
 
 use crate::gguf::{self, Gguf};
 use crate::mapped::Mapped;
 use crate::place::{self, Place, Weights};
-use crate::{Elements, Safetensors, finite, gguf_config, json, shards};
+use crate::{Elements, Safetensors, finite, gguf_config, json, reading, shards};
 
 /// A model on disk: its configuration, and its tensors through maps.
 ///
@@ -19,6 +19,8 @@ use crate::{Elements, Safetensors, finite, gguf_config, json, shards};
 pub struct Checkpoint {
     path: PathBuf,
     config: Map<String, Value>,
+    /// The keys of a GGUF file by those of `config`.
+    gguf_keys: BTreeMap<String, String>,
     generation_config: Option<Map<String, Value>>,
     files: Files,
     tensors: BTreeMap<String, Entry>,
@@ -64,6 +66,7 @@ impl Checkpoint {
 
     fn open_folder(path: &Path, dir: &Path, weights: &Weights) -> Result<Self> {
         let config_path = dir.join("config.json");
+        reading::check_link(&config_path)?;
         if !config_path.exists() {
             if dir.join(crate::adapter::CONFIG).exists() {
                 return Err(Error::input("holds an adapter, no model")
@@ -76,7 +79,8 @@ impl Checkpoint {
         }
         let config = json::read_object(&config_path)?;
         let generation_path = dir.join("generation_config.json");
-        let generation_config = generation_path.exists().then(|| json::read_object(&generation_path)).transpose()?;
+        let has_generation = generation_path.exists() || reading::is_broken_link(&generation_path);
+        let generation_config = has_generation.then(|| json::read_object(&generation_path)).transpose()?;
         let shards = shards::open(weights)?;
         let entry = |(file, index): (usize, usize)| {
             let tensor = &shards.files[file].tensors[index];
@@ -91,6 +95,7 @@ impl Checkpoint {
         Ok(Self {
             path: path.to_owned(),
             config,
+            gguf_keys: BTreeMap::new(),
             generation_config,
             tensors,
             absent: shards.absent,
@@ -115,12 +120,13 @@ impl Checkpoint {
         let mut checkpoint = Self {
             path: path.to_owned(),
             config: Map::new(),
+            gguf_keys: BTreeMap::new(),
             generation_config: None,
             tensors,
             absent: BTreeMap::new(),
             files: Files::Gguf(files),
         };
-        checkpoint.config = gguf_config::config(&checkpoint)?;
+        (checkpoint.config, checkpoint.gguf_keys) = gguf_config::config(&checkpoint)?;
         checkpoint.generation_config = gguf_config::generation_config(&checkpoint)?;
         Ok(checkpoint)
     }
@@ -141,6 +147,26 @@ impl Checkpoint {
     /// `config.json`, or the same made from the metadata of a GGUF file.
     pub fn config(&self) -> &Map<String, Value> {
         &self.config
+    }
+
+    /// [`config`](Self::config) with its errors: they name the keys that the file has.
+    pub fn settings(&self) -> Config<'_> {
+        match self.container() {
+            Container::HuggingFace => Config::new(&self.config),
+            Container::Gguf => Config::of_gguf(&self.config, &self.gguf_keys),
+        }
+    }
+
+    /// What errors call the place of the settings, and what may help where these do not fit the tensors.
+    pub(crate) fn settings_words(&self) -> (&'static str, &'static str) {
+        match self.container() {
+            Container::HuggingFace => {
+                ("config.json", "the configuration belongs to another model, or the file is damaged: download it again")
+            }
+            Container::Gguf => {
+                ("the file's header", "the file is damaged: download it again, or convert the original anew")
+            }
+        }
     }
 
     /// `generation_config.json`, or the same made from the metadata of a GGUF file.
@@ -292,10 +318,12 @@ impl Checkpoint {
         Ok(finite::greatest(dtype, &self.files.get(entry.file).bytes()[entry.range.clone()]))
     }
 
-    /// A file that lies beside the weights of a Hugging Face folder, such as `tokenizer.json`, if it is there.
+    /// A file that lies beside the weights of a Hugging Face folder, such as `tokenizer.json`, if it is there; a link that
+    /// leads nowhere is.
     pub fn sidecar(&self, name: &str) -> Option<PathBuf> {
         let path = self.folder()?.join(name);
-        (Path::new(name).file_name() == Some(name.as_ref()) && path.is_file()).then_some(path)
+        let is_there = path.is_file() || reading::is_broken_link(&path);
+        (Path::new(name).file_name() == Some(name.as_ref()) && is_there).then_some(path)
     }
 
     /// All files of a Hugging Face folder except weights and their index, sorted: the tokenizer, licences, cards.
@@ -321,16 +349,20 @@ impl Checkpoint {
         self.files.get(entry.file).bytes().slice(entry.range.clone())
     }
 
+    fn way_out_of_absence(&self) -> &'static str {
+        match self.container() {
+            Container::HuggingFace => "download the model again, or take the configuration that belongs to it",
+            Container::Gguf => "download the file again, or convert the original anew",
+        }
+    }
+
     fn entry(&self, name: &str) -> Result<&Entry> {
         self.tensors.get(name).ok_or_else(|| match self.absent.get(name) {
             Some(file) => Error::input("the index says that it lies here, but it does not")
                 .hint("download the file again")
                 .tensor(name)
                 .file(file),
-            None => Error::input("is missing")
-                .hint("download the model again, or take the configuration that belongs to it")
-                .tensor(name)
-                .file(&self.path),
+            None => Error::input("is missing").hint(self.way_out_of_absence()).tensor(name).file(&self.path),
         })
     }
 }

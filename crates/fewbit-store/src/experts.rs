@@ -14,7 +14,7 @@ pub(crate) fn one(tensor: &Tensor, fused: &Fused, shape: [usize; 2]) -> Result<S
     let size = tensor.dtype.size_bytes();
     if !tensor.dtype.is_float() || tensor.shape != fused.stored_shape(shape) || fused.expert >= fused.experts {
         return Err(Error::input(format!("is {} {:?}, which is not read", tensor.dtype.name(), tensor.shape))
-            .hint("floats of the shape that config.json implies are needed"));
+            .hint("floats of the shape that the configuration implies are needed"));
     }
     let first = fused.stored(shape, 0, 0);
     let is_one_piece = !fused.is_transposed && fused.stored(shape, out - 1, columns - 1) == first + out * columns - 1;

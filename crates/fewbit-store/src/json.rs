@@ -18,15 +18,7 @@ pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>> {
 }
 
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let metadata = std::fs::metadata(path).map_err(|e| Error::io("reading", path, &e))?;
-    if !metadata.is_file() {
-        return Err(Error::input("is no regular file").file(path));
-    }
-    let length = metadata.len();
-    if length > LONGEST_BYTES {
-        return Err(Error::input(format!("is {length} bytes long, where at most {LONGEST_BYTES} are read")).file(path));
-    }
-    let bytes = std::fs::read(path).map_err(|e| Error::io("reading", path, &e))?;
+    let bytes = crate::read_file(path, LONGEST_BYTES)?;
     parse(&bytes).map_err(|e| e.file(path))
 }
 
@@ -36,7 +28,10 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
         .map_err(|e| Error::input(format!("is not UTF-8 at byte {}", e.valid_up_to())).hint("save it as UTF-8"))?;
     // Some editors of Windows put a byte-order mark in front.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    serde_json::from_str(text).map_err(|e| Error::input(format!("is not valid JSON: {e}")).hint(WAY_OUT))
+    serde_json::from_str(text).map_err(|e| {
+        let what = if e.is_data() { "does not hold what is needed" } else { "is not valid JSON" };
+        Error::input(format!("{what}: {e}")).hint(WAY_OUT)
+    })
 }
 
 #[cfg(test)]

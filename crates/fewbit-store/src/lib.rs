@@ -13,6 +13,7 @@ pub mod layout;
 mod mapped;
 mod model_file;
 mod place;
+mod reading;
 mod safetensors;
 mod shards;
 mod transposed;
@@ -24,5 +25,6 @@ pub use gguf::{Gguf, GgufTensor, GgufWriter, NumberType, Numbers, TensorPlan, Va
 pub use gguf_config::GgufFamily;
 pub use imatrix::{ImportanceMatrix, Importances};
 pub use model_file::{ModelFile, PartWeights};
+pub use reading::read_file;
 pub use safetensors::Safetensors;
 pub use transposed::transposed;

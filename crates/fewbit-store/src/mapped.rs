@@ -7,6 +7,8 @@ use bytes::Bytes;
 use fewbit_format::{Error, Result};
 use memmap2::{Mmap, UncheckedAdvice};
 
+use crate::reading;
+
 /// A file mapped for reading; slices of [`Mapped::bytes`] keep the map alive.
 #[derive(Debug)]
 pub(crate) struct Mapped {
@@ -25,15 +27,12 @@ impl AsRef<[u8]> for Owner {
 
 impl Mapped {
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let failed = |e| Error::io("opening", path, &e);
-        // Asked before it is opened: opening a pipe may never end.
-        if !std::fs::metadata(path).map_err(failed)?.is_file() {
-            return Err(Error::input("is no regular file").file(path));
-        }
-        let file = File::open(path).map_err(failed)?;
+        reading::regular_file("opening", path)?;
+        let file = File::open(path).map_err(|e| Error::io("opening", path, &e))?;
         // SAFETY: the map is only read. A file that another process shortens meanwhile ends this one with SIGBUS, as
         // for every reader through maps; its length is checked against its header when it is opened.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("mapping", path, &e))?;
+        reading::check_pointer(&map).map_err(|e| e.file(path))?;
         let map = Arc::new(map);
         let bytes = Bytes::from_owner(Owner(Arc::clone(&map)));
         Ok(Self { path: path.to_owned(), map, bytes })

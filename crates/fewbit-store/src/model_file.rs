@@ -33,6 +33,7 @@ pub struct ModelFile {
     quantization: Quantization,
     names: Names,
     notes: Vec<String>,
+    unused: Vec<String>,
     adapters: BTreeMap<(Part, WeightId), Vec<Adapter>>,
 }
 
@@ -63,9 +64,12 @@ impl ModelFile {
     /// # Errors
     /// As [`ModelFile::open`].
     pub fn of(checkpoint: Checkpoint) -> Result<Self> {
-        let place = |e: Error| e.or_hint("take the configuration that belongs to the model").file(checkpoint.path());
+        let place = |e: Error| match checkpoint.gguf() {
+            None => e.or_hint("take the configuration that belongs to the model").file(checkpoint.path()),
+            Some(gguf) => e.or_hint(checkpoint.settings_words().1).file(gguf.path()),
+        };
         let architecture = architecture_of(checkpoint.config()).map_err(place)?;
-        let config = Config::new(checkpoint.config());
+        let config = checkpoint.settings();
         check_layers(&checkpoint, &config).map_err(place)?;
         let mut model = architecture.model(&config).map_err(place)?;
         let settings = match checkpoint.sidecar("quantize_config.json") {
@@ -81,6 +85,7 @@ impl ModelFile {
             quantization,
             names: Names::default(),
             notes: Vec::new(),
+            unused: Vec::new(),
             adapters: BTreeMap::new(),
             model: Arc::new(model.clone()),
             checkpoint,
@@ -111,6 +116,11 @@ impl ModelFile {
     /// What was noticed on opening: a head that the embedding stands in for, tensors that are not used.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// The tensors of the checkpoint that the architecture does not know, of which the notes name the first alone.
+    pub fn unused(&self) -> &[String] {
+        &self.unused
     }
 
     /// Whether embedding and head are one matrix.
@@ -151,17 +161,17 @@ impl ModelFile {
 
     /// The module of a weight as a Hugging Face folder of this family names it, and the rows of it that are the weight's.
     pub fn exported(&self, part: Part, name: &str) -> Result<Source> {
-        let config = Config::new(self.checkpoint.config());
+        let config = self.checkpoint.settings();
         self.architecture.source(Container::HuggingFace, &config, part, name).ok_or_else(|| no_name(name))
     }
 
     /// Where a GGUF file of this family has a weight or vector.
     pub fn exported_gguf(&self, part: Part, name: &str) -> Option<Source> {
-        self.architecture.source(Container::Gguf, &Config::new(self.checkpoint.config()), part, name)
+        self.architecture.source(Container::Gguf, &self.checkpoint.settings(), part, name)
     }
 
     fn source(&self, part: Part, name: &str) -> Result<Source> {
-        let config = Config::new(self.checkpoint.config());
+        let config = self.checkpoint.settings();
         let mut source =
             self.architecture.source(self.checkpoint.container(), &config, part, name).ok_or_else(|| no_name(name))?;
         if let Some(alias) = source.alias.take_if(|a| !self.has_module(&source.name) && self.has_module(&a.name)) {
@@ -286,7 +296,7 @@ impl ModelFile {
             Container::Gguf => {
                 let storage = self.checkpoint.storage(&name)?;
                 if storage.shape() != shape {
-                    return Err(self.place(wrong_shape(&storage.shape(), &shape), &name));
+                    return Err(self.wrong_shape(&storage.shape(), &shape, &name));
                 }
                 Ok(vec![Band { rows: 0..shape[0], storage }])
             }
@@ -461,7 +471,7 @@ impl ModelFile {
 
     /// Finds the prefix of the names, and which matrix serves as embedding and which as head.
     fn find_names(&mut self, model: &mut Model) -> Result<()> {
-        let config = Config::new(self.checkpoint.config());
+        let config = self.checkpoint.settings();
         let container = self.checkpoint.container();
         let of = |part, name: &str| {
             self.architecture.source(container, &config, part, name).map(|s| s.name).ok_or_else(|| no_name(name))
@@ -564,21 +574,31 @@ impl ModelFile {
         if !self.checkpoint.contains(&name) {
             return Ok(());
         }
+        let says = match self.checkpoint.container() {
+            Container::HuggingFace => "config.json".to_owned(),
+            Container::Gguf => self.checkpoint.settings().name("num_hidden_layers"),
+        };
         Err(self.place(
-            Error::input(format!("belongs to block {behind}, where config.json says that there are {layers} blocks"))
-                .hint("the configuration belongs to another model"),
+            Error::input(format!("belongs to block {behind}, where {says} says that there are {layers} blocks"))
+                .hint(self.checkpoint.settings_words().1),
             &name,
         ))
     }
 
     /// Blocks behind the last that predict further tokens (DeepSeek-V3), which nothing here needs.
     fn further_blocks(&self) -> Result<usize> {
-        Config::new(self.checkpoint.config()).count_or("num_nextn_predict_layers", 0)
+        self.checkpoint.settings().count_or("num_nextn_predict_layers", 0)
     }
 
     fn check_shape(&self, name: &str, expected: &[usize]) -> Result<()> {
         let found = self.checkpoint.shape(name)?;
-        if found == expected { Ok(()) } else { Err(self.place(wrong_shape(&found, expected), name)) }
+        if found == expected { Ok(()) } else { Err(self.wrong_shape(&found, expected, name)) }
+    }
+
+    fn wrong_shape(&self, found: &[usize], expected: &[usize], tensor: &str) -> Error {
+        let (settings, way_out) = self.checkpoint.settings_words();
+        let what = format!("has shape {found:?}, where {settings} implies {expected:?}");
+        self.place(Error::input(what).hint(way_out), tensor)
     }
 
     fn note_unused(&mut self) {
@@ -611,6 +631,7 @@ impl ModelFile {
             let more = if unused.len() > 1 { format!(" and {} more", unused.len() - 1) } else { String::new() };
             self.notes.push(format!("not used: tensor `{first}`{more}, which this architecture does not know"));
         }
+        self.unused = unused.into_iter().map(str::to_owned).collect();
     }
 }
 
@@ -623,17 +644,15 @@ fn no_name(name: &str) -> Error {
     Error::input(format!("`{name}` of this architecture has no name in this kind of file"))
 }
 
-fn wrong_shape(found: &[usize], expected: &[usize]) -> Error {
-    Error::input(format!("has shape {found:?}, where config.json implies {expected:?}"))
-        .hint("the configuration belongs to another model, or the file is damaged: download it again")
-}
-
 /// Refuses a number of layers for which there cannot be tensors, before a graph is built for each.
 fn check_layers(checkpoint: &Checkpoint, config: &Config<'_>) -> Result<()> {
     let (layers, tensors) = (config.layers()?, checkpoint.names().count());
     if layers > tensors {
-        return Err(Error::input(format!("config.json says {layers} layers, but there are only {tensors} tensors"))
-            .hint("the configuration belongs to another model, or a shard is missing"));
+        let what = format!("is {layers}, but there are only {tensors} tensors");
+        return Err(config.error_at("num_hidden_layers", what).hint(match checkpoint.container() {
+            Container::HuggingFace => "the configuration belongs to another model, or a shard is missing",
+            Container::Gguf => checkpoint.settings_words().1,
+        }));
     }
     Ok(())
 }

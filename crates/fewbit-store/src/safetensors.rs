@@ -344,7 +344,7 @@ mod tests {
         assert_eq!(refusal(&overlap, 12), "tensor `v`: overlaps `w`; the file is damaged: download it again");
         let twice = pair(r#""w":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}"#);
         assert!(refusal(&twice, 16).starts_with("tensor `w`: the name occurs twice in the header"));
-        assert!(refusal("[]", 0).starts_with("header: is not valid JSON: invalid type: sequence"));
+        assert!(refusal("[]", 0).starts_with("header: does not hold what is needed: invalid type: sequence"));
     }
 
     proptest! {

@@ -49,6 +49,7 @@ fn check_names(names: &BTreeSet<&str>, dir: &Path) -> Result<()> {
                 .hint("save the model again with `safe_serialization=True`: nothing else is read as weights"));
         }
     }
+    names.iter().try_for_each(|n| crate::reading::check_link(&dir.join(n)))?;
     let missing: Vec<&&str> = names.iter().filter(|n| !dir.join(n).exists()).collect();
     match &missing[..] {
         [] => Ok(()),

@@ -11,7 +11,7 @@ pub(crate) fn columns(tensor: &Tensor, source: &Source, shape: [usize; 2]) -> Re
     let ([out, width], size) = (shape, tensor.dtype.size_bytes());
     if !tensor.dtype.is_float() || tensor.shape != source.stored_shape(shape) {
         return Err(Error::input(format!("is {} {:?}, which is not read", tensor.dtype.name(), tensor.shape))
-            .hint("floats of the shape that config.json implies are needed"));
+            .hint("floats of the shape that the configuration implies are needed"));
     }
     let mut bytes = vec![0; out * width * size];
     each(shape, |r, c| {

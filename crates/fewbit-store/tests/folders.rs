@@ -100,8 +100,8 @@ fn shards_that_are_links() {
     for (to, wanted) in [
         (Path::new("/dev/zero"), "is no regular file"),
         (elsewhere.path(), "is no regular file"),
-        (Path::new("/nowhere/at/all"), "which is missing"),
-        (&shard, "which is missing"),
+        (Path::new("/nowhere/at/all"), "is a link to `/nowhere/at/all`, which is gone"),
+        (&shard, "which leads nowhere"),
         (&dir.path().join("config.json"), "says that its header takes"),
     ] {
         let e = link(to).unwrap_err();

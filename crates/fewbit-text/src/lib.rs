@@ -5,6 +5,7 @@
 //! as a `tokenizer.json` that gives them too.
 
 mod clock;
+mod doubts;
 mod gguf;
 mod growth;
 mod pieces;

@@ -9,6 +9,7 @@ use tokenizers::{
     PostProcessorWrapper, PreTokenizer, TokenizerImpl,
 };
 
+use crate::doubts;
 use crate::gguf::GgufVocabulary;
 use crate::growth;
 use crate::pieces::{Pieces, Spelling, Token};
@@ -70,6 +71,9 @@ impl Tokenizer {
     pub fn from_json(bytes: &[u8], settings: &Settings) -> Result<Self> {
         let read = guarded(|| serde_json::from_slice::<tokenizers::Tokenizer>(bytes).map_err(Into::into));
         let mut library = read.map_err(|e| bad_json(&format!("cannot be read ({e})")))?.into_inner();
+        if let Some(doubt) = doubts::moved_tokens(bytes, &library) {
+            log::warn!("tokenizer.json: {doubt}");
+        }
         let json = |part: serde_json::Result<Value>| part.map_err(|e| Error::internal(e.to_string()));
         let normalizer = json(serde_json::to_value(library.get_normalizer()))?;
         let post_processor = json(serde_json::to_value(library.get_post_processor()))?;
@@ -329,7 +333,11 @@ fn added(vocabulary: &AddedVocabulary, id: u32) -> Option<String> {
 }
 
 fn pieces<M: Model>(p: &Pipeline<M>, spelling: &Spelling) -> Result<Pieces> {
-    let model = p.get_model().get_vocab().into_iter().map(|(text, id)| (id, Token::Piece(text)));
+    let vocabulary = p.get_model().get_vocab();
+    if let Some(doubt) = doubts::shared_id(&vocabulary) {
+        log::warn!("the tokenizer: {doubt}");
+    }
+    let model = vocabulary.into_iter().map(|(text, id)| (id, Token::Piece(text)));
     // Added tokens come last: they overrule the model's piece of the same id.
     let added = p.get_added_vocabulary().get_added_tokens_decoder().iter().map(|(&id, token)| {
         let control = p.get_added_vocabulary().is_special_token(&token.content);

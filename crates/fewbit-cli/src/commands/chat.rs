@@ -2,7 +2,7 @@ use std::io::{BufRead, IsTerminal};
 use std::sync::atomic::Ordering;
 
 use clap::Args;
-use fewbit_format::{Error, Result};
+use fewbit_format::{Error, Kind, Result};
 use fewbit_runtime::{Finish, Generation, language};
 use fewbit_text::{ChatTemplate, Message, Special, Tokenizer};
 use serde_json::{Map, Value, json};
@@ -17,7 +17,7 @@ use crate::session::Session;
 /// /reset forgets the conversation, /exit (or the end of the input) ends it; Ctrl-C stops an answer.
 ///
 /// JSON: text, ids, finish_reason, prompt_tokens, prompt_tokens_per_second, tokens_per_second, drafted, accepted of the last
-/// answer, and messages (all since the last /reset).
+/// answer, and messages (all since the last /reset); error where one ended the conversation.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  fewbit chat demo --system 'You tell stories to children.'")]
 pub(crate) struct Chat {
@@ -51,7 +51,13 @@ impl Chat {
             last: None,
         };
         let result = conversation.talk();
-        session.output.object(&conversation.object())?;
+        let mut object = conversation.object();
+        if let Err(e) = &result
+            && e.kind() != Kind::Interrupted
+        {
+            object["error"] = json!(e.to_string());
+        }
+        session.output.object(&object)?;
         result
     }
 }
@@ -118,8 +124,13 @@ impl Conversation<'_> {
         let ids = self.tokenizer.encode(&self.template.render(&all, true, Map::new())?, Special::Parsed)?;
         if ids.len() >= self.speaker.context {
             self.messages.pop();
+            let larger = if self.speaker.can_hold_more {
+                ", a shorter line, or start again with a larger --context"
+            } else {
+                " or a shorter line"
+            };
             self.session.output.note(&format!(
-                "the conversation has {} tokens with this line, and the context holds {}: go on with /reset, a shorter line, or start again with a larger --context",
+                "the conversation has {} tokens with this line, and the context holds {}: go on with /reset{larger}",
                 ids.len(),
                 self.speaker.context
             ));

@@ -2,8 +2,8 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use fewbit_engine::{Conversion, Difference, Format, convert, difference};
-use fewbit_format::{Error, Kind, Result};
+use fewbit_engine::{Conversion, Converted, Difference, Format, convert, difference};
+use fewbit_format::{Error, Result};
 use fewbit_store::ModelFile;
 use serde_json::json;
 
@@ -69,25 +69,23 @@ impl Convert {
                 .hint("add `--requantize`, or leave them out"));
         }
         // A grid that was asked for is made, whether the format could hold the source or not.
-        let exactly = if has_grid { None } else { Some(self.exactly(session)) };
+        let exactly = if has_grid { None } else { Some(self.exactly(session)?) };
         match (exactly, self.format.0) {
-            (Some(Ok(difference)), _) => self.say(session, difference, false),
-            (Some(Err(e)), Some(_)) if !self.requantize || e.kind() != Kind::Input => Err(e),
-            (Some(Err(e)), None) => Err(e),
-            (_, None) => {
-                Err(Error::input("plain floats have no grid").hint("leave `--requantize` and its options out"))
-            }
-            (exactly, Some(format)) => {
-                if let Some(Err(e)) = exactly {
-                    session.output.note(&format!("note: rounded anew, since {e}"));
-                }
+            (Some(Converted::Written(difference)), _) => self.say(session, difference, false),
+            (Some(Converted::CannotHold(e)), Some(format)) if self.requantize => {
+                session.output.note(&format!("note: rounded anew, since {e}"));
                 self.rounded(format, session)
+            }
+            (Some(Converted::CannotHold(e)), _) => Err(e),
+            (None, Some(format)) => self.rounded(format, session),
+            (None, None) => {
+                Err(Error::input("plain floats have no grid").hint("leave `--requantize` and its options out"))
             }
         }
     }
 
     /// The same numbers in the other format.
-    fn exactly(&self, session: &Session) -> Result<Difference> {
+    fn exactly(&self, session: &Session) -> Result<Converted> {
         let job = Conversion {
             model: resolve_model(session, &self.model)?,
             model_name: model_name(&self.model),
@@ -102,12 +100,7 @@ impl Convert {
 
     /// The nearest numbers that the format can hold, by the recipe that does nothing else.
     fn rounded(&self, format: FormatName, session: &Session) -> Result<()> {
-        let mut grid = self.grid.clone();
-        if grid.settings()?.is_empty() && format != FormatName::Fp8 {
-            grid.bits = Some(4);
-            grid.group = Some(if format == FormatName::Gguf { "32" } else { "128" }.to_owned());
-            grid.symmetric = matches!(format, FormatName::Gguf | FormatName::Gptq);
-        }
+        let grid = self.grid_for(format)?;
         let options = Quantize {
             model: self.model.clone(),
             recipe: if format == FormatName::Fp8 { "fp8-block" } else { "rtn" }.to_owned(),
@@ -129,6 +122,26 @@ impl Convert {
             [resolve_model(session, &self.model)?, self.out.clone()].map(|path| ModelFile::open(&path));
         let difference = difference(&source?, &written?, &team, &mut listener, session.stop)?;
         self.say(session, difference, true)
+    }
+
+    /// The grid that the options say, and where they say nothing the format's own.
+    fn grid_for(&self, format: FormatName) -> Result<GridOptions> {
+        let mut grid = self.grid.clone();
+        if format == FormatName::Fp8 {
+            return Ok(grid);
+        }
+        let given = grid.settings()?;
+        let is_open = |key: &str| given.iter().all(|(k, _)| k != key);
+        if is_open("grid.bits") {
+            grid.bits = Some(4);
+        }
+        if is_open("grid.group") {
+            grid.group = Some(if format == FormatName::Gguf { "32" } else { "128" }.to_owned());
+        }
+        if is_open("grid.symmetric") {
+            grid.symmetric = matches!(format, FormatName::Gguf | FormatName::Gptq);
+        }
+        Ok(grid)
     }
 
     fn say(&self, session: &Session, difference: Difference, is_requantized: bool) -> Result<()> {

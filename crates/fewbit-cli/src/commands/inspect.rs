@@ -16,14 +16,15 @@ mod outliers;
 /// Show what a model consists of, without loading its weights
 ///
 /// JSON: architecture, parameters, tensors (name, shape, dtype, bits), bits_per_weight (everything stored for the
-/// linears of the blocks ÷ their weights), bits_per_weight_model, size_bytes, quantization, is_tied, layers, notes; with
-/// --outliers: outliers.
+/// linears of the blocks ÷ their weights), bits_per_weight_model, size_bytes, quantization, is_tied, layers, notes, unused (tensors that the
+/// architecture does not know); with
+/// --outliers: outliers, not_finite (tensor, first, value: every tensor that holds a NaN or an infinity).
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  fewbit inspect demo --outliers")]
 pub(crate) struct Inspect {
     /// Folder, GGUF file, `owner/name` of the Hugging Face hub, or `demo`
     model: String,
-    /// Read the weights, and show how heavy the tails of each matrix are
+    /// Read the weights, and show how heavy the tails of each matrix are, and which tensors hold numbers that are not finite
     #[arg(long)]
     outliers: bool,
 }
@@ -46,13 +47,16 @@ impl Inspect {
     pub(crate) fn run(&self, session: &Session) -> Result<()> {
         let file = ModelFile::of(loading::checkpoint(session, &self.model)?)?;
         let layers = layers(&file);
+        let damaged = if self.outliers { outliers::damaged(session, &file)? } else { Vec::new() };
         let outliers = if self.outliers { Some(outliers::of(session, &file)?) } else { None };
         let bits = fewbit_eval::bits_per_weight(&file)?;
         session.output.text(&text(&file, &layers, &bits))?;
         let mut object = object(&file, &layers, &bits);
         if let Some(outliers) = outliers {
             session.output.text(&outliers::table(&outliers))?;
+            damaged.iter().try_for_each(|d| session.output.line(&d.line()))?;
             object["outliers"] = outliers.iter().map(outliers::Tails::object).collect();
+            object["not_finite"] = damaged.iter().map(outliers::Damage::object).collect();
         }
         session.output.object(&object)
     }
@@ -155,6 +159,7 @@ fn object(file: &ModelFile, layers: &[Layer], bits: &Bits) -> Value {
         "layers": layers.iter().enumerate().map(layer).collect::<Vec<_>>(),
         "tensors": checkpoint.names().filter_map(tensor).collect::<Vec<_>>(),
         "notes": file.notes(),
+        "unused": file.unused(),
     })
 }
 
@@ -202,6 +207,10 @@ fn text(file: &ModelFile, layers: &[Layer], bits: &Bits) -> String {
     row("linears", format!("{:.3} bits per weight, all that is stored for them", bits_per_weight(layers)));
     for note in file.notes() {
         row("note", note.clone());
+    }
+    // The note names the first.
+    for tensor in file.unused().iter().skip(1) {
+        row("not used", tensor.clone());
     }
     // Blocks that are stored alike are shown once.
     let kind = |l: &Layer| l.linears.iter().map(|l| (l.name.clone(), l.shape, l.format.clone())).collect::<Vec<_>>();

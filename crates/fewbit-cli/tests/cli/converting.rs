@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::damage::with_nan;
 use crate::{fewbit, shared};
 
 /// A small model and what is made of it.
@@ -90,6 +91,50 @@ fn what_a_format_cannot_hold_is_refused_or_rounded_with_its_error() {
     assert_eq!(plain["exact"], true);
     assert_eq!(logits(&bench.path("plain")), logits(&asymmetric));
     assert!(config(&bench.path("plain")).get("quantization_config").is_none());
+}
+
+#[test]
+fn a_number_that_is_none_is_said_where_it_is_copied_and_refused_where_it_is_rounded() {
+    let bench = Bench::new();
+    let model = with_nan("model.layers.1.mlp.up_proj.weight", 5 * 256 + 7);
+    let model = model.path().to_str().unwrap();
+    let words = ["model.layers.1.mlp.up_proj.weight", "holds NaN at [5, 7]", "repair the checkpoint"];
+    let plain = fewbit(&["convert", model, &bench.path("plain"), "--format", "plain", "--json"]);
+    assert_eq!(plain.good()["exact"], true);
+    words.iter().for_each(|w| assert!(plain.stderr.contains(w), "{}", plain.stderr));
+    for more in [&[][..], &["--bits", "8"]] {
+        let out = bench.path("out");
+        let args = ["convert", model, &out, "--format", "gguf", "--requantize"];
+        let ran = fewbit(&[&args[..], more].concat());
+        ran.refused(&words);
+        assert!(!ran.stderr.contains("rounded anew") && !Path::new(&out).exists(), "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn one_option_of_a_grid_leaves_the_others_as_the_format_has_them() {
+    let bench = Bench::new();
+    let asymmetric = bench.quantized("asymmetric", &["--bits", "4", "--group", "64", "--asymmetric"]);
+    for (i, options) in [&["--bits", "8"][..], &["--group", "32"], &["--set", "grid.symmetric=true"]].iter().enumerate()
+    {
+        let out = bench.path(&format!("{i}.gguf"));
+        let args = ["convert", &asymmetric, &out, "--format", "gguf", "--requantize", "--json"];
+        assert_eq!(fewbit(&[&args[..], options].concat()).good()["requantized"], true, "{options:?}");
+    }
+}
+
+#[test]
+fn a_vocabulary_that_cannot_be_written_is_no_matter_of_rounding() {
+    let bench = Bench::new();
+    let model = bench.quantized("model", &["--bits", "4", "--group", "32"]);
+    let path = Path::new(&model).join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    tokenizer["normalizer"] = json!({"type": "Lowercase"});
+    fs::write(&path, tokenizer.to_string()).unwrap();
+    let out = bench.path("out.gguf");
+    let ran = fewbit(&["convert", &model, &out, "--format", "gguf", "--requantize"]);
+    ran.refused(&["--format compressed-tensors"]);
+    assert!(!ran.stderr.contains("rounded anew"), "{}", ran.stderr);
 }
 
 #[test]

@@ -71,6 +71,19 @@ fn with_header(change: impl FnOnce(&mut Map<String, Value>)) -> TempDir {
     dir
 }
 
+/// The model with one number of a tensor, which is stored in 16 bits, replaced by a NaN.
+pub(crate) fn with_nan(tensor: &str, at: usize) -> TempDir {
+    let dir = model();
+    let path = dir.path().join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let end = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..end]).unwrap();
+    let start = end + header[tensor]["data_offsets"][0].as_u64().unwrap() as usize + 2 * at;
+    bytes[start..start + 2].copy_from_slice(&[0xff, 0x7f]);
+    fs::write(path, bytes).unwrap();
+    dir
+}
+
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
 #[test]
@@ -199,6 +212,24 @@ fn a_model_with_a_number_that_is_none_is_refused_before_the_work() {
 }
 
 #[test]
+fn a_number_that_is_none_is_found_wherever_it_stands() {
+    for (tensor, at, position, words) in [
+        ("model.norm.weight", 3, json!([3]), &["not finite after the final norm"][..]),
+        ("model.layers.2.input_layernorm.weight", 7, json!([7]), &["not finite after layer 2"]),
+        (EMBEDDING, 5 * 256 + 1, json!([5, 1]), &["the embedding of id 5 is not finite"]),
+        (EMBEDDING, 6 * 256, json!([6, 0]), &["the logits are not finite", "the head, which is the embedding,"]),
+    ] {
+        let dir = with_nan(tensor, at);
+        let path = dir.path().display().to_string();
+        fewbit(&["logits", &path, "--ids", "5"]).refused(&[words, &["inspect --outliers"]].concat());
+        let found = fewbit(&["inspect", &path, "--outliers", "--json"]).good()["not_finite"].take();
+        assert_eq!(found, json!([{"tensor": tensor, "first": position, "value": "NaN"}]));
+        let text = fewbit(&["inspect", &path, "--outliers"]).stdout;
+        assert!(text.contains(&format!("tensor `{tensor}` holds NaN at {position}").replace(',', ", ")), "{text}");
+    }
+}
+
+#[test]
 fn a_shard_that_is_missing_cut_or_another_is_named() {
     let bench = Bench::new("2");
     let folder = Path::new(&bench.model);
@@ -212,7 +243,11 @@ fn a_shard_that_is_missing_cut_or_another_is_named() {
     refused_at(folder, &["model-00002-of-00004.safetensors", "model.layers.0."]);
     fs::write(shard(2), whole).unwrap();
     let index = folder.join("model.safetensors.index.json");
-    for (text, words) in [("{", "JSON"), ("{}", "weight_map"), ("{\"weight_map\": {\"a\": 3}}", "expected a string")] {
+    for (text, words) in [
+        ("{", "JSON"),
+        ("{}", "does not hold what is needed: missing field `weight_map`"),
+        ("{\"weight_map\": {\"a\": 3}}", "expected a string"),
+    ] {
         fs::write(&index, text).unwrap();
         refused_at(folder, &["model.safetensors.index.json", words]);
     }
@@ -246,6 +281,117 @@ fn counts_and_lengths_of_a_gguf_file_are_checked() {
         fs::write(&path, &whole[..length]).unwrap();
         refused_at(&path, &["download it again"]);
     }
+}
+
+#[test]
+fn figures_of_a_gguf_file_are_named_as_it_has_them() {
+    let bench = Bench::new("2");
+    let path = bench.path("model.gguf");
+    let blocks = ["--recipe", "rtn", "--format", "gguf", "--symmetric", "--set", "grid.scale=f16"];
+    assert_eq!(bench.run(&path, &blocks).code, Some(0));
+    let whole = fs::read(&path).unwrap();
+    for (key, value, words) in [
+        ("llama.block_count", 1_u32, &["blk.1.", "where `llama.block_count` says that there are 1 blocks"][..]),
+        ("llama.block_count", 3, &["blk.2.", "is missing", "download the file again"]),
+        ("llama.block_count", 9999, &["`llama.block_count` is 9999, but there are only"]),
+        ("llama.block_count", 4_000_000_000, &["`llama.block_count` is 4000000000, which is out of range"]),
+        ("llama.attention.head_count", 0, &["`llama.attention.head_count` is 0"]),
+        (
+            "llama.attention.head_count_kv",
+            3,
+            &["`llama.attention.head_count_kv` (3) does not divide `llama.attention.head_count` (2)"],
+        ),
+        ("llama.feed_forward_length", 96, &["ffn_", "where the file's header implies [96, 64]"]),
+        ("llama.context_length", 0, &["`llama.context_length` is 0"]),
+    ] {
+        let mut bytes = whole.clone();
+        // The key, its type, its value.
+        let found = bytes.windows(key.len() + 4).position(|w| w == [key.as_bytes(), &[4, 0, 0, 0]].concat());
+        let at = found.unwrap() + key.len() + 4;
+        bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        fs::write(&path, bytes).unwrap();
+        refused_at(&path, words);
+        let said = fewbit(&["inspect", &path.display().to_string()]).stderr;
+        assert!(!said.contains("config.json") && !said.contains("num_"), "{said}");
+    }
+}
+
+#[test]
+fn a_pointer_of_git_lfs_is_named() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
+    for name in ["config.json", "model.safetensors", "model.safetensors.index.json", "generation_config.json"] {
+        let dir = model();
+        write(&dir, name, pointer);
+        refused(&dir, &[name, "is a Git LFS pointer", "`git lfs pull`"]);
+    }
+    let dir = model();
+    write(&dir, "model.gguf", pointer);
+    refused_at(&dir.path().join("model.gguf"), &["is a Git LFS pointer", "`git lfs pull`"]);
+    write(&dir, "tokenizer.json", pointer);
+    let path = dir.path().display().to_string();
+    fewbit(&["tokenize", &path, "Hi"]).refused(&["tokenizer.json", "is a Git LFS pointer", "`git lfs pull`"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_that_leads_nowhere_is_named() {
+    let linked = |name: &str, target: &str| {
+        let dir = model();
+        fs::remove_file(dir.path().join(name)).unwrap();
+        std::os::unix::fs::symlink(target, dir.path().join(name)).unwrap();
+        dir
+    };
+    for name in ["config.json", "generation_config.json", "model.safetensors"] {
+        refused(&linked(name, "../../blobs/01ab"), &[name, "is a link to `../../blobs/01ab`, which is gone"]);
+    }
+    refused(&linked("config.json", "config.json"), &["is a link to `config.json`, which leads nowhere"]);
+    let path = linked("tokenizer.json", "../../blobs/01ab");
+    let path = path.path().display().to_string();
+    fewbit(&["tokenize", &path, "Hi"]).refused(&["tokenizer.json", "is a link to `../../blobs/01ab`, which is gone"]);
+}
+
+#[test]
+fn a_vocabulary_that_contradicts_itself_is_warned_about() {
+    let said = |change: &dyn Fn(&mut Value)| {
+        let dir = model();
+        let path = dir.path().join("tokenizer.json");
+        let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        change(&mut tokenizer);
+        write(&dir, "tokenizer.json", tokenizer.to_string());
+        let ran = fewbit(&["tokenize", &dir.path().display().to_string(), "Once upon a time", "--json"]);
+        ran.good();
+        ran.stderr
+    };
+    assert_eq!(said(&|_| {}), "");
+    let moved = said(&|tokenizer| {
+        let token = json!({"id": 403, "content": "<new>", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": false});
+        tokenizer["added_tokens"].as_array_mut().unwrap().push(token);
+    });
+    assert!(
+        moved.starts_with("warning: tokenizer.json: added token `<new>` has id 403 in the file, which is `"),
+        "{moved}"
+    );
+    let twins = said(&|tokenizer| {
+        let vocabulary = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+        vocabulary.values_mut().filter(|id| **id == 4001).for_each(|id| *id = json!(4002));
+    });
+    assert!(twins.starts_with("warning: the tokenizer: id 4002 stands for 2 entries of the vocabulary"), "{twins}");
+}
+
+#[test]
+fn tensors_that_are_not_used_are_all_named() {
+    let dir = with_header(|h| {
+        for i in 0..3 {
+            h.insert(format!("vision.{i}"), json!({"dtype": "BF16", "shape": [0], "data_offsets": [0, 0]}));
+        }
+    });
+    let path = dir.path().display().to_string();
+    let object = fewbit(&["inspect", &path, "--json"]).good();
+    assert_eq!(object["unused"], json!(["vision.0", "vision.1", "vision.2"]));
+    assert!(object["notes"][0].as_str().unwrap().contains("`vision.0` and 2 more"), "{}", object["notes"]);
+    let text = fewbit(&["inspect", &path]).stdout;
+    assert!(["vision.0", "vision.1", "vision.2"].iter().all(|name| text.matches(name).count() == 1), "{text}");
 }
 
 #[test]

@@ -116,6 +116,26 @@ fn a_conversation_that_no_longer_fits_says_how_to_go_on() {
 }
 
 #[test]
+fn a_context_that_cannot_be_raised_is_not_to_be() {
+    let long = "once upon a time there was a dog ".repeat(400);
+    let run = |more: &[&str]| fewbit(&[&["run", "demo", "--raw", "--prompt", &long], more].concat());
+    run(&["--context", "16"]).refused(&["the context holds 16", "raise `--context` up to "]);
+    let whole = run(&[]);
+    whole.refused(&["shorten it: the model was made for no longer ones"]);
+    assert!(!whole.stderr.contains("--context"), "{}", whole.stderr);
+}
+
+#[test]
+fn a_conversation_that_fails_says_why_in_its_object() {
+    let dir = crate::damage::with_nan("model.norm.weight", 0);
+    let ran = fewbit_reading(&["chat", dir.path().to_str().unwrap(), "--json"], "Hello\n");
+    ran.refused(&["not finite"]);
+    let object = ran.json();
+    assert!(object["error"].as_str().unwrap().contains("not finite"), "{object}");
+    assert_eq!(object["messages"][0]["content"], "Hello");
+}
+
+#[test]
 fn a_model_without_template_is_not_for_chat() {
     let Some(model) = stories() else { return };
     fewbit(&["chat", &model]).refused(&["no chat template", "--raw"]);

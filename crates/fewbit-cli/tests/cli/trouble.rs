@@ -216,6 +216,9 @@ fn a_weight_that_is_no_number_is_an_error() {
     assert!(ran.stdout.is_empty());
     let seen = fewbit(&["inspect", &model, "--outliers"]).stdout;
     assert!(seen.contains("model.layers.1.mlp.up_proj") && seen.contains("the first at [5, 7]"), "{seen}");
+    let converted = fewbit(&["convert", &model, &text(dir.path().join("out")), "--format", "gguf"]);
+    converted.refused(&["would be rounded", "2.02e-4 of their size"]);
+    assert!(converted.stderr.contains("holds NaN at [5, 7]"), "{}", converted.stderr);
 }
 
 #[test]

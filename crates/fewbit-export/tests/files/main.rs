@@ -254,14 +254,18 @@ fn experts_that_do_not_fit_are_refused() {
         ModelFile::open(&other).unwrap_err().to_string()
     };
     for (key, value, why) in [
-        ("llama.expert_count", 2, "ffn_gate_inp.weight`: has shape [3, 24], where config.json implies [2, 24]"),
-        ("llama.expert_count", 4096, "ffn_gate_inp.weight`: has shape [3, 24], where config.json implies [4096, 24]"),
-        ("llama.expert_count", u32::MAX, "`num_local_experts` is 4294967295, which is out of range"),
-        ("llama.expert_used_count", 7, "`num_experts_per_tok` (7) is more than `num_local_experts` (3)"),
+        ("llama.expert_count", 2, "ffn_gate_inp.weight`: has shape [3, 24], where the file's header implies [2, 24]"),
+        (
+            "llama.expert_count",
+            4096,
+            "ffn_gate_inp.weight`: has shape [3, 24], where the file's header implies [4096, 24]",
+        ),
+        ("llama.expert_count", u32::MAX, "`llama.expert_count` is 4294967295, which is out of range"),
+        ("llama.expert_used_count", 7, "`llama.expert_used_count` (7) is more than `llama.expert_count` (3)"),
         (
             "llama.feed_forward_length",
             20,
-            "ffn_gate_exps.weight`: has shape [3, 16, 24], where config.json implies [3, 20, 24]",
+            "ffn_gate_exps.weight`: has shape [3, 16, 24], where the file's header implies [3, 20, 24]",
         ),
     ] {
         let e = with(key, value);

@@ -1,6 +1,6 @@
 //! Self-attention with separate queries, keys and values, as most families have it.
 
-use fewbit_format::{Error, Result};
+use fewbit_format::Result;
 
 use crate::{Builder, Config, Op, ValueId};
 
@@ -76,7 +76,7 @@ impl SelfAttention {
         };
         self.rotary_dims = (self.head_dim as f64 * share) as usize / 2 * 2;
         if self.rotary_dims == 0 || self.rotary_dims > self.head_dim {
-            return Err(Error::input(format!("config.json: `{key}` is {share}, which is out of range")));
+            return Err(c.error_at(key, format_args!("is {share}, which is out of range")));
         }
         Ok(self)
     }

@@ -1,4 +1,4 @@
-use fewbit_format::{Error, Result};
+use fewbit_format::Result;
 
 use super::attention::{Reach, SelfAttention};
 use super::decoder::{Decoder, LastNorm};
@@ -24,7 +24,7 @@ impl Architecture for Cohere {
         let (mlp, eps) = (c.usize("intermediate_size")?, c.eps("layer_norm_eps", 1e-5)?);
         silu_only(c)?;
         if c.bool_or("use_qk_norm", false)? {
-            return Err(Error::input("config.json: `use_qk_norm` is true, which is not supported in this family"));
+            return Err(c.error_at("use_qk_norm", "is true, which is not supported in this family"));
         }
         let bias = c.bool_or("attention_bias", false)?;
         let attention = SelfAttention { qkv_bias: bias, output_bias: bias, ..SelfAttention::of(c)? };

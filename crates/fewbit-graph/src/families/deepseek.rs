@@ -1,4 +1,4 @@
-use fewbit_format::{Error, Result};
+use fewbit_format::Result;
 
 use super::Architecture;
 use super::decoder::Decoder;
@@ -106,9 +106,7 @@ impl DeepSeek {
         let (experts, top) = c.experts(&EXPERTS)?;
         let (score, name) = if self.is_v3 { (Score::Sigmoid, "sigmoid") } else { (Score::Softmax, "softmax") };
         if let Some(other) = c.str("scoring_func").filter(|f| *f != name) {
-            return Err(Error::input(format!(
-                "config.json: `scoring_func` is `{other}`, where this family has `{name}`"
-            )));
+            return Err(c.error_at("scoring_func", format_args!("is `{other}`, where this family has `{name}`")));
         }
         let scale = c.f64_or("routed_scaling_factor", if self.is_v3 { 2.5 } else { 1.0 })?;
         if scale <= 0.0 {
@@ -125,7 +123,7 @@ impl DeepSeek {
             (true, None | Some("noaux_tc")) | (false, Some("group_limited_greedy")) => true,
             (false, None | Some("greedy")) => false,
             (_, Some(other)) => {
-                return Err(Error::input(format!("config.json: `topk_method` `{other}` is unknown for this family")));
+                return Err(c.error_at("topk_method", format_args!("`{other}` is unknown for this family")));
             }
         };
         let (count, kept) = (c.usize_opt("n_group")?.unwrap_or(1), c.usize_opt("topk_group")?.unwrap_or(1));
@@ -135,8 +133,9 @@ impl DeepSeek {
         let best = if self.is_v3 { 2 } else { 1 };
         let size = experts / count;
         if !experts.is_multiple_of(count) || size < best || kept > count || top > kept * size {
-            return Err(Error::input(format!(
-                "config.json: {count} groups (`n_group`), of which {kept} stay (`topk_group`), do not fit {top} of {experts} experts"
+            let [of_count, of_kept] = ["n_group", "topk_group"].map(|key| c.name(key));
+            return Err(c.error(format_args!(
+                "{count} groups ({of_count}), of which {kept} stay ({of_kept}), do not fit {top} of {experts} experts"
             )));
         }
         Ok(Some(Groups { count, kept, best }))
@@ -180,18 +179,16 @@ impl Latent {
         let [rope, nope, value] = ["qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"].map(|key| c.usize(key));
         let (rope, nope, value) = (rope?, nope?, value?);
         if !rope.is_multiple_of(2) || heads.saturating_mul(rope + nope + value) > MOST {
-            return Err(Error::input(format!(
-                "config.json: heads of size {nope} and {rope} cannot be rotated or are too large"
-            )));
+            return Err(c.error(format_args!("heads of size {nope} and {rope} cannot be rotated or are too large")));
         }
         if value > nope + rope {
-            return Err(Error::input(format!(
-                "config.json: `v_head_dim` ({value}) is more than the size of a key ({}), which is not supported",
-                nope + rope
-            )));
+            return Err(c.error_at(
+                "v_head_dim",
+                format_args!("({value}) is more than the size of a key ({}), which is not supported", nope + rope),
+            ));
         }
         if !c.bool_or("rope_interleave", true)? {
-            return Err(Error::input("config.json: `rope_interleave` is false, which is not supported"));
+            return Err(c.error_at("rope_interleave", "is false, which is not supported"));
         }
         let scale = ((nope + rope) as f64).powf(-0.5) * Rope::scores_scale(c)?;
         Ok(Self {

@@ -1,4 +1,4 @@
-use fewbit_format::{Error, Result};
+use fewbit_format::Result;
 
 use super::Architecture;
 use super::attention::{Names, Reach, SelfAttention};
@@ -20,10 +20,10 @@ impl Architecture for Falcon {
         let eps = c.eps("layer_norm_epsilon", 1e-5)?;
         let bias = c.bool_or("bias", false)?;
         if c.bool_or("alibi", false)? {
-            return Err(Error::input("config.json: `alibi` is true: positions by ALiBi are not supported"));
+            return Err(c.error_at("alibi", "is true: positions by ALiBi are not supported"));
         }
         if let Some(act) = c.str("activation").filter(|a| *a != "gelu") {
-            return Err(Error::input(format!("config.json: `activation` is `{act}`, where Falcon has gelu")));
+            return Err(c.error_at("activation", format_args!("is `{act}`, where Falcon has gelu")));
         }
         let norms = Norms::of(c)?;
         let attention = attention(c, bias)?;

@@ -61,9 +61,7 @@ fn sandwich_model(c: &Config<'_>, norm: Norm, ropes: Vec<Rope>, reach: &dyn Fn(u
     let hidden = c.usize("hidden_size")?;
     let (mlp, eps) = (c.usize("intermediate_size")?, c.eps("rms_norm_eps", 1e-6)?);
     if let Some(act) = c.str("hidden_activation").filter(|a| *a != "gelu_pytorch_tanh") {
-        return Err(Error::input(format!(
-            "config.json: `hidden_activation` is `{act}`, where Gemma has gelu_pytorch_tanh"
-        )));
+        return Err(c.error_at("hidden_activation", format_args!("is `{act}`, where Gemma has gelu_pytorch_tanh")));
     }
     let softcap = |key: &str| Ok::<_, Error>(Some(c.f64_or(key, 0.0)? as f32).filter(|cap| *cap > 0.0));
     let logit_cap = softcap("final_logit_softcapping")?;

@@ -1,4 +1,4 @@
-use fewbit_format::{Error, Result};
+use fewbit_format::Result;
 
 use super::Architecture;
 use super::attention::{Names, Reach, SelfAttention};
@@ -20,14 +20,14 @@ impl Architecture for Gpt2 {
         let (hidden, context) = (c.usize("hidden_size")?, c.usize("max_position_embeddings")?);
         let (mlp, eps) = (c.usize_opt("n_inner")?.unwrap_or(4 * hidden), c.eps("layer_norm_epsilon", 1e-5)?);
         if c.bool_or("add_cross_attention", false)? {
-            return Err(Error::input("config.json: `add_cross_attention` is true: only decoders without it are read"));
+            return Err(c.error_at("add_cross_attention", "is true: only decoders without it are read"));
         }
         let activation = match c.str("activation_function").unwrap_or("gelu_new") {
             "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Activation::GeluTanh,
             "gelu" => Activation::GeluErf,
             "relu" => Activation::Relu,
             other => {
-                return Err(Error::input(format!("config.json: `activation_function` `{other}` is unknown for GPT-2")));
+                return Err(c.error_at("activation_function", format_args!("`{other}` is unknown for GPT-2")));
             }
         };
         let by_layer = c.bool_or("scale_attn_by_inverse_layer_idx", false)?;

@@ -1,4 +1,4 @@
-use fewbit_format::{Error, Result};
+use fewbit_format::Result;
 
 use super::Architecture;
 use super::attention::{Names, Reach, SelfAttention};
@@ -26,7 +26,7 @@ impl Architecture for GptNeox {
             "gelu_fast" | "gelu_new" | "gelu_pytorch_tanh" => Activation::GeluTanh,
             "relu" => Activation::Relu,
             other => {
-                return Err(Error::input(format!("config.json: `hidden_act` `{other}` is unknown for this family")));
+                return Err(c.error_at("hidden_act", format_args!("`{other}` is unknown for this family")));
             }
         };
         let attention = SelfAttention { names: NAMES, qkv_bias: bias, output_bias: bias, ..SelfAttention::of(c)? };

@@ -1,4 +1,4 @@
-use fewbit_format::{Error, Result};
+use fewbit_format::Result;
 
 use super::attention::{Norm, Reach, SelfAttention};
 use super::decoder::Decoder;
@@ -103,7 +103,7 @@ pub(super) fn pre_norm_model_with(c: &Config<'_>, family: &PreNorm, window: &Win
 pub(super) fn silu_only(c: &Config<'_>) -> Result<()> {
     match c.str("hidden_act").filter(|a| !matches!(*a, "silu" | "swish")) {
         None => Ok(()),
-        Some(act) => Err(Error::input(format!("config.json: `hidden_act` is `{act}`, where this family has silu"))),
+        Some(act) => Err(c.error_at("hidden_act", format_args!("is `{act}`, where this family has silu"))),
     }
 }
 

@@ -1,4 +1,4 @@
-use fewbit_format::{Error, Result};
+use fewbit_format::Result;
 
 use super::Architecture;
 use super::attention::{Names, Reach, SelfAttention};
@@ -25,18 +25,16 @@ impl Architecture for Opt {
         if c.usize_opt("word_embed_proj_dim")?.is_some_and(|d| d != hidden)
             || !c.bool_or("do_layer_norm_before", true)?
         {
-            return Err(Error::input(
-                "config.json: OPT-350m's projections and norms behind attention are not supported",
-            ));
+            return Err(c.error("OPT-350m's projections and norms behind attention are not supported"));
         }
         if !c.bool_or("layer_norm_elementwise_affine", true)? {
-            return Err(Error::input("config.json: norms without gains are not supported in this family"));
+            return Err(c.error("norms without gains are not supported in this family"));
         }
         let activation = match c.str("activation_function").unwrap_or("relu") {
             "relu" => Activation::Relu,
             "gelu" => Activation::GeluErf,
             other => {
-                return Err(Error::input(format!("config.json: `activation_function` `{other}` is unknown for OPT")));
+                return Err(c.error_at("activation_function", format_args!("`{other}` is unknown for OPT")));
             }
         };
         let (bias, eps) = (c.bool_or("enable_bias", true)?, 1e-5);

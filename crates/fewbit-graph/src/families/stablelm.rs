@@ -1,4 +1,4 @@
-use fewbit_format::{Error, Result};
+use fewbit_format::Result;
 
 use super::attention::{PARTIAL, Reach, SelfAttention};
 use super::decoder::{Decoder, LastNorm};
@@ -20,7 +20,7 @@ impl Architecture for StableLm {
         let (mlp, eps) = (c.usize("intermediate_size")?, c.eps("layer_norm_eps", 1e-5)?);
         silu_only(c)?;
         if c.bool_or("qk_layernorm", false)? {
-            return Err(Error::input("config.json: `qk_layernorm` is true, which is not supported in this family"));
+            return Err(c.error_at("qk_layernorm", "is true, which is not supported in this family"));
         }
         let parallel = c.bool_or("use_parallel_residual", false)?;
         let attention = SelfAttention { qkv_bias: c.bool_or("use_qkv_bias", false)?, ..SelfAttention::of(c)? };

@@ -2,9 +2,12 @@
 
 mod family;
 mod mixture;
+mod names;
 mod rotation;
 #[cfg(test)]
 mod tests;
+
+use std::collections::BTreeMap;
 
 use fewbit_format::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -12,8 +15,8 @@ use serde_json::{Map, Value, json};
 pub use self::family::GgufFamily;
 use crate::{Checkpoint, Gguf};
 
-/// The configuration that transformers would have beside the same weights.
-pub(crate) fn config(checkpoint: &Checkpoint) -> Result<Map<String, Value>> {
+/// The configuration that transformers would have beside the same weights, and by its keys those of the file.
+pub(crate) fn config(checkpoint: &Checkpoint) -> Result<(Map<String, Value>, BTreeMap<String, String>)> {
     let Some(gguf) = checkpoint.gguf() else { return Err(Error::internal("no GGUF file")) };
     if gguf.string("general.type")? == Some("adapter") {
         return Err(Error::input("holds an adapter, no model")
@@ -47,7 +50,7 @@ pub(crate) fn config(checkpoint: &Checkpoint) -> Result<Map<String, Value>> {
     if family.name == "deepseek2" {
         mixture::latent(&keys, checkpoint, &mut config)?;
     }
-    Ok(config)
+    Ok((config, names::key_names(family)))
 }
 
 /// What ends a text: the end of a sequence and, where it is another token, of a turn.

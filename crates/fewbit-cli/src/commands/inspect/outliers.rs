@@ -53,6 +53,27 @@ pub(super) fn of(session: &Session, file: &ModelFile) -> Result<Vec<Tails>> {
     Ok(all)
 }
 
+/// A stored tensor with a NaN or an infinity, whatever the model does with it.
+#[derive(Debug)]
+pub(super) struct Damage {
+    tensor: String,
+    first: Vec<usize>,
+    value: f32,
+}
+
+/// The tensors of the model, norms and biases among them, that hold a number that is not finite.
+pub(super) fn damaged(session: &Session, file: &ModelFile) -> Result<Vec<Damage>> {
+    let mut found = Vec::new();
+    for tensor in file.used_tensors() {
+        session.check_stop()?;
+        if let Some((first, value)) = file.checkpoint().non_finite(&tensor)? {
+            found.push(Damage { tensor: tensor.clone(), first, value });
+        }
+        file.checkpoint().drop_pages(&tensor);
+    }
+    Ok(found)
+}
+
 fn tails(name: String, linear: &QuantizedLinear) -> Tails {
     let (mut count, mut not_finite, mut largest) = (0_u64, 0_u64, 0.0_f64);
     let (mut s1, mut s2) = (0.0, 0.0);
@@ -114,6 +135,16 @@ impl Tails {
             "not_finite": self.not_finite,
             "first_not_finite": self.first_not_finite,
         })
+    }
+}
+
+impl Damage {
+    pub(super) fn object(&self) -> Value {
+        json!({ "tensor": self.tensor, "first": self.first, "value": self.value.to_string() })
+    }
+
+    pub(super) fn line(&self) -> String {
+        format!("not finite: tensor `{}` holds {} at {:?}", self.tensor, self.value, self.first)
     }
 }
 
