@@ -180,11 +180,12 @@ fn read_source(
     progress: &mut dyn Progress,
     stop: &AtomicBool,
 ) -> Result<(String, BTreeMap<String, f32>)> {
+    /// The digest of a tensor, and its greatest magnitude.
+    type Seen = (Vec<u8>, Option<f32>);
     let checkpoint = file.checkpoint();
     let names: Vec<&str> = checkpoint.names().collect();
     let used = file.used_tensors();
     progress.begin("reading the model", 1);
-    type Seen = (Vec<u8>, Option<f32>);
     let slots: Vec<Mutex<Result<Seen>>> = names.iter().map(|_| Mutex::new(Ok(Seen::default()))).collect();
     team.run(names.len(), &|i| {
         let digest = || -> Result<Seen> {
