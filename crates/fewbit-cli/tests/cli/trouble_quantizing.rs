@@ -396,7 +396,7 @@ fn weights_that_no_scale_reaches_are_refused_before_the_work() {
 #[test]
 fn a_plan_looks_at_the_calibration_text() {
     let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| text(&dir.path().join(name));
+    let path = |name: &str| text(dir.path().join(name));
     fs::write(path("empty.txt"), "").unwrap();
     fs::write(path("short.txt"), "Once upon a time there was a dog. ".repeat(20)).unwrap();
     let plan = |file: &str, more: &[&str]| {
