@@ -15,8 +15,8 @@ Each case is a folder with the tensor names and the keys of a real checkpoint of
   golden.safetensors          input_ids_0 [12], input_ids_1 [40] i32; logits_0, logits_1 f32 [ids, vocabulary]
 
 Logits are computed in f32 from the stored values, with eager attention. The committed files were made by
-Python 3.11, torch 2.10.0, transformers 5.17.0, safetensors 0.8.0, numpy 2.4.6; these versions give the same bytes
-again. Others give the same checkpoints, and logits that may differ in the last bits.
+Python 3.11, torch 2.10.0, transformers 5.17.0 (5.24.0 where a configuration says so), safetensors 0.8.0, numpy 2.4.6;
+these versions give the same bytes again. Others give the same checkpoints, and logits that may differ in the last bits.
 """
 import argparse
 import copy
@@ -56,6 +56,37 @@ FALCON = dict(architectures=["FalconForCausalLM"], model_type="falcon", vocab_si
 GPT2 = dict(architectures=["GPT2LMHeadModel"], model_type="gpt2", vocab_size=64, n_embd=32, n_layer=2, n_head=4,
             n_positions=512, n_ctx=512, activation_function="gelu_new", layer_norm_epsilon=1e-5, initializer_range=0.02,
             attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, bos_token_id=0, eos_token_id=0, use_cache=True)
+
+QWEN2_MOE = dict(LLAMA, architectures=["Qwen2MoeForCausalLM"], model_type="qwen2_moe", vocab_size=40, hidden_size=24,
+                 intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                 rms_norm_eps=1e-6, rope_theta=1000000.0, use_sliding_window=False, sliding_window=8,
+                 max_window_layers=1, moe_intermediate_size=12, shared_expert_intermediate_size=20, norm_topk_prob=False,
+                 decoder_sparse_step=1, tie_word_embeddings=False)
+
+QWEN3_MOE = dict(LLAMA, architectures=["Qwen3MoeForCausalLM"], model_type="qwen3_moe", vocab_size=40, hidden_size=24,
+                 intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+                 rms_norm_eps=1e-6, attention_bias=False, use_sliding_window=False, sliding_window=None,
+                 moe_intermediate_size=16, num_local_experts=5, num_experts_per_tok=2, norm_topk_prob=True,
+                 mlp_only_layers=[], tie_word_embeddings=False,
+                 rope_parameters=dict(rope_theta=1000000.0, rope_type="default"))
+
+GPT_OSS = dict(LLAMA, architectures=["GptOssForCausalLM"], model_type="gpt_oss", vocab_size=40, hidden_size=24,
+               intermediate_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+               num_local_experts=4, num_experts_per_tok=2, attention_bias=True, sliding_window=8, swiglu_limit=7.0,
+               rope_theta=1000.0, tie_word_embeddings=False, layer_types=["sliding_attention", "full_attention"])
+
+
+def gpt_oss_yarn(beta_fast, beta_slow, truncate=False):
+    return dict(beta_fast=beta_fast, beta_slow=beta_slow, factor=4.0, original_max_position_embeddings=32,
+                rope_type="yarn", truncate=truncate)
+
+
+PHI3_LONGROPE = dict(
+    LLAMA, architectures=["Phi3ForCausalLM"], model_type="phi3", vocab_size=64, hidden_size=32, intermediate_size=48,
+    num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, partial_rotary_factor=0.75, rope_theta=10000.0,
+    sliding_window=None, attention_bias=False, pad_token_id=0, tie_word_embeddings=True,
+    rope_scaling=dict(type="longrope", long_factor=[4.0, 5.0, 6.0, 7.0, 8.0, 9.0],
+                      short_factor=[1.0, 1.2, 1.4, 2.0, 3.0, 4.0]))
 
 DEEPSEEK = {k: v for k, v in LLAMA.items() if k != "rms_norm_eps"} | dict(
     vocab_size=40, hidden_size=24, intermediate_size=32, moe_intermediate_size=12, num_hidden_layers=2,
@@ -179,74 +210,33 @@ CASES = {
     ),
     # A shared expert, weights that do not sum to one, a dense layer before.
     "qwen2_moe": dict(
-        store="bfloat16",
-        config=dict(
-            LLAMA, architectures=["Qwen2MoeForCausalLM"], model_type="qwen2_moe", vocab_size=40, hidden_size=24,
-            intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            rms_norm_eps=1e-6, rope_theta=1000000.0, use_sliding_window=False, sliding_window=8, max_window_layers=1,
-            moe_intermediate_size=12, shared_expert_intermediate_size=20, num_experts=5, num_experts_per_tok=3,
-            norm_topk_prob=False, decoder_sparse_step=1, mlp_only_layers=[0], tie_word_embeddings=False),
+        store="bfloat16", config=dict(QWEN2_MOE, num_experts=5, num_experts_per_tok=3, mlp_only_layers=[0]),
         mistakes=[dict(norm_topk_prob=True), dict(num_experts_per_tok=2)],
     ),
     # Experts in every layer, as llama.cpp has them.
     "qwen2_moe-every": dict(
-        store="bfloat16",
-        config=dict(
-            LLAMA, architectures=["Qwen2MoeForCausalLM"], model_type="qwen2_moe", vocab_size=40, hidden_size=24,
-            intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            rms_norm_eps=1e-6, rope_theta=1000000.0, use_sliding_window=False, sliding_window=8, max_window_layers=1,
-            moe_intermediate_size=12, shared_expert_intermediate_size=20, num_experts=4, num_experts_per_tok=2,
-            norm_topk_prob=False, decoder_sparse_step=1, mlp_only_layers=[], tie_word_embeddings=False),
+        store="bfloat16", config=dict(QWEN2_MOE, num_experts=4, num_experts_per_tok=2, mlp_only_layers=[]),
         mistakes=[dict(norm_topk_prob=True), dict(num_experts_per_tok=1)],
     ),
     "qwen3_moe-every": dict(
-        store="float16", is_fused=True, style=5,
-        config=dict(
-            LLAMA, architectures=["Qwen3MoeForCausalLM"], model_type="qwen3_moe", vocab_size=40, hidden_size=24,
-            intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-            rms_norm_eps=1e-6, attention_bias=False, use_sliding_window=False, sliding_window=None,
-            moe_intermediate_size=16, num_local_experts=5, num_experts_per_tok=2, norm_topk_prob=True,
-            decoder_sparse_step=1, mlp_only_layers=[], tie_word_embeddings=False,
-            rope_parameters=dict(rope_theta=1000000.0, rope_type="default")),
+        store="float16", is_fused=True, style=5, config=dict(QWEN3_MOE, decoder_sparse_step=1),
         mistakes=[dict(norm_topk_prob=False), dict(num_experts_per_tok=1)],
     ),
     # The matrices of all experts in one tensor; weights that sum to one; a dense layer by `decoder_sparse_step`.
     "qwen3_moe": dict(
-        store="bfloat16", is_fused=True, style=5,
-        config=dict(
-            LLAMA, architectures=["Qwen3MoeForCausalLM"], model_type="qwen3_moe", vocab_size=40, hidden_size=24,
-            intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-            rms_norm_eps=1e-6, attention_bias=False, use_sliding_window=False, sliding_window=None,
-            moe_intermediate_size=16, num_local_experts=5, num_experts_per_tok=2, norm_topk_prob=True,
-            decoder_sparse_step=2, mlp_only_layers=[], tie_word_embeddings=False,
-            rope_parameters=dict(rope_theta=1000000.0, rope_type="default")),
+        store="bfloat16", is_fused=True, style=5, config=dict(QWEN3_MOE, decoder_sparse_step=2),
         mistakes=[dict(norm_topk_prob=False), dict(num_experts_per_tok=1)],
     ),
     # Sinks, biases, windows on every second layer, yarn without rounding, transposed experts with alternating rows.
     "gpt_oss": dict(
-        store="bfloat16",
-        config=dict(
-            LLAMA, architectures=["GptOssForCausalLM"], model_type="gpt_oss", vocab_size=40, hidden_size=24,
-            intermediate_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-            num_local_experts=4, num_experts_per_tok=2, attention_bias=True, sliding_window=8, swiglu_limit=7.0,
-            rope_theta=1000.0, tie_word_embeddings=False, layer_types=["sliding_attention", "full_attention"],
-            rope_scaling=dict(beta_fast=4.0, beta_slow=1.0, factor=4.0, original_max_position_embeddings=32,
-                              rope_type="yarn", truncate=False)),
+        store="bfloat16", config=dict(GPT_OSS, rope_scaling=gpt_oss_yarn(4.0, 1.0)),
         mistakes=[dict(sliding_window=128), dict(layer_types=["full_attention", "sliding_attention"]),
                   dict(num_experts_per_tok=3), dict(rope_scaling=None),
-                  dict(rope_scaling=dict(beta_fast=4.0, beta_slow=1.0, factor=4.0, rope_type="yarn", truncate=True,
-                                         original_max_position_embeddings=32))],
+                  dict(rope_scaling=gpt_oss_yarn(4.0, 1.0, truncate=True))],
     ),
     # Limits of yarn within a thousandth of whole pairs, to which llama.cpp rounds them.
     "gpt_oss-whole": dict(
-        store="bfloat16",
-        config=dict(
-            LLAMA, architectures=["GptOssForCausalLM"], model_type="gpt_oss", vocab_size=40, hidden_size=24,
-            intermediate_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-            num_local_experts=4, num_experts_per_tok=2, attention_bias=True, sliding_window=8, swiglu_limit=7.0,
-            rope_theta=1000.0, tie_word_embeddings=False, layer_types=["sliding_attention", "full_attention"],
-            rope_scaling=dict(beta_fast=2.146, beta_slow=0.3821, factor=4.0, original_max_position_embeddings=32,
-                              rope_type="yarn", truncate=False)),
+        store="bfloat16", config=dict(GPT_OSS, rope_scaling=gpt_oss_yarn(2.146, 0.3821)),
         mistakes=[dict(sliding_window=128), dict(num_experts_per_tok=3), dict(rope_scaling=None)],
     ),
     # As the released sizes below 27B: every sixth layer sees everything, queries are divided by a head's size.
@@ -289,26 +279,14 @@ CASES = {
     # Phi-4-mini: longrope on three quarters of each head, a tied matrix.
     "phi3-longrope": dict(
         store="float16",
-        config=dict(
-            LLAMA, architectures=["Phi3ForCausalLM"], model_type="phi3", vocab_size=64, hidden_size=32,
-            intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-            max_position_embeddings=1024, original_max_position_embeddings=64, partial_rotary_factor=0.75,
-            rope_theta=10000.0, sliding_window=None, attention_bias=False, pad_token_id=0, tie_word_embeddings=True,
-            rope_scaling=dict(type="longrope", long_factor=[4.0, 5.0, 6.0, 7.0, 8.0, 9.0],
-                              short_factor=[1.0, 1.2, 1.4, 2.0, 3.0, 4.0])),
+        config=dict(PHI3_LONGROPE, max_position_embeddings=1024, original_max_position_embeddings=64),
         mistakes=[dict(rope_theta=100.0), dict(original_max_position_embeddings=256),
                   dict(rope_scaling=dict(type="longrope", long_factor=[4.0] * 6, short_factor=[1.0] * 6))],
     ),
     # Trained at more positions than llama.cpp's least context, so that it takes the short table too.
     "phi3-longrope-wide": dict(
         store="float16",
-        config=dict(
-            LLAMA, architectures=["Phi3ForCausalLM"], model_type="phi3", vocab_size=64, hidden_size=32,
-            intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-            max_position_embeddings=4096, original_max_position_embeddings=512, partial_rotary_factor=0.75,
-            rope_theta=10000.0, sliding_window=None, attention_bias=False, pad_token_id=0, tie_word_embeddings=True,
-            rope_scaling=dict(type="longrope", long_factor=[4.0, 5.0, 6.0, 7.0, 8.0, 9.0],
-                              short_factor=[1.0, 1.2, 1.4, 2.0, 3.0, 4.0])),
+        config=dict(PHI3_LONGROPE, max_position_embeddings=4096, original_max_position_embeddings=512),
         mistakes=[dict(rope_theta=100.0),
                   dict(rope_scaling=dict(type="longrope", long_factor=[4.0] * 6, short_factor=[1.0] * 6))],
     ),

@@ -198,11 +198,12 @@ def report(fewbit, shared, pythons, work):
     failed, lines = [], []
     for case, model in zip(cases, models):
         checks = {c["for"]: c["loads"] for c in json.loads(bench.run("check", model, "--json"))["checks"]}
+        kinds = {loader: "weights-only" if loader in WEIGHTS_ONLY else "exact" for loader in case.loaders}
+        ours = {kind: bench.logits(model, bench.ids, kind) for kind in set(kinds.values())}
         cells = []
         for loader in case.loaders:
-            ours = bench.logits(model, bench.ids, "weights-only" if loader in WEIGHTS_ONLY else "exact")
             said = checks.get(PROGRAMS.get(loader, "transformers").split(" (")[0])
-            cell, is_well = verdict(ours, *theirs[loader, model], said, loader, case.bound, len(bench.ids))
+            cell, is_well = verdict(ours[kinds[loader]], *theirs[loader, model], said, loader, case.bound, len(bench.ids))
             cells.append(cell)
             if not is_well:
                 failed.append(f"{case.title} {case.what}: {cell} (check says {said})")

@@ -76,8 +76,8 @@ pub fn convert(job: &Conversion, team: &Team, progress: &mut dyn Progress, stop:
     let places = Places::claim(Claim { out: &job.out, model: &job.model, resume: None, force: job.force })?;
     // The sum of the source bounds what is written, but for codes that become floats.
     let room = if job.format.is_some() { file.checkpoint().size_bytes() } else { 4 * file.model().parameters() };
-    let made = places.check_space(room).and_then(|()| made(job, &file, &places, team, progress, stop));
-    match made {
+    places.check_space(room).inspect_err(|_| places.abandon())?;
+    match made(job, &file, &places, team, progress, stop) {
         Ok((path, difference)) => {
             rename(&path, &places.ready())?;
             places.deliver()?;
@@ -159,8 +159,7 @@ fn folder(
         let mut shard = Shard::new(file, layout);
         let mut linears = Vec::with_capacity(weights.linears.len());
         for (w, linear) in weights.linears.iter().enumerate() {
-            let place =
-                |e: Error| e.tensor(&format!("{}.weight", file.module(*part, w))).file(file.checkpoint().path());
+            let place = |e: Error| e.tensor(&file.weight_tensor(*part, w)).file(file.checkpoint().path());
             linears.push(Arc::new(held(job.format, layout, *part, linear).map_err(place)?));
         }
         let is_shared = *part == Part::Head && file.is_tied();

@@ -135,13 +135,11 @@ impl ModelFile {
 
     /// Whether one matrix is stored as codes or blocks.
     pub fn is_weight_quantized(&self, part: Part, weight: WeightId) -> bool {
-        let module = self.module(part, weight);
         match self.checkpoint.container() {
-            Container::HuggingFace => layout::is_quantized(&self.quantization, &self.checkpoint, &module),
-            Container::Gguf => {
-                let fused = self.fused(part, weight).map(|f| f.tensor);
-                self.is_in_blocks(&fused.unwrap_or_else(|| format!("{module}.weight")))
+            Container::HuggingFace => {
+                layout::is_quantized(&self.quantization, &self.checkpoint, &self.module(part, weight))
             }
+            Container::Gguf => self.is_in_blocks(&self.weight_tensor(part, weight)),
         }
     }
 

@@ -16,9 +16,9 @@ mod outliers;
 /// Show what a model consists of, without loading its weights
 ///
 /// JSON: architecture, parameters, tensors (name, shape, dtype, bits), bits_per_weight (everything stored for the
-/// linears of the blocks ÷ their weights), bits_per_weight_model, size_bytes, quantization, is_tied, layers, notes, unused (tensors that the
-/// architecture does not know); with
-/// --outliers: outliers, not_finite (tensor, first, value: every tensor that holds a NaN or an infinity).
+/// linears of the blocks ÷ their weights), bits_per_weight_model, size_bytes, quantization, is_tied, layers, notes, unused
+/// (tensors that the architecture does not know); with --outliers: outliers, not_finite (tensor, first, value: every
+/// tensor that holds a NaN or an infinity).
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  fewbit inspect demo --outliers")]
 pub(crate) struct Inspect {

@@ -1,7 +1,7 @@
 //! The keys of a GGUF file.
 
 use fewbit_format::{Dtype, Error, GgmlType, Result};
-use fewbit_graph::{Activation, Config, Graph, Op, architecture_of};
+use fewbit_graph::{Activation, Graph, Op, architecture_of};
 use fewbit_store::{Elements, Gguf, GgufFamily, ModelFile, Value};
 use serde_json::Value as Json;
 
@@ -78,7 +78,7 @@ fn check_window(file: &ModelFile, family: &GgufFamily) -> Result<()> {
 /// What Gemma's queries are divided by follows from the sizes in llama.cpp.
 fn check_queries(file: &ModelFile, family: &GgufFamily) -> Result<()> {
     let Some(largest) = family.layers_of_largest else { return Ok(()) };
-    let config = Config::new(file.checkpoint().config());
+    let config = file.checkpoint().settings();
     let (heads, _, head_dim) = config.heads()?;
     let is_largest = file.model().blocks.len() as u64 == largest;
     let by_size = if is_largest { file.model().hidden / heads } else { head_dim };
@@ -114,7 +114,7 @@ fn check_neox(file: &ModelFile, family: &GgufFamily) -> Result<()> {
     if family.name != "gptneox" {
         return Ok(());
     }
-    let config = Config::new(file.checkpoint().config());
+    let config = file.checkpoint().settings();
     if !config.bool_or("attention_bias", true)? {
         return Err(refused("attention has no biases, which llama.cpp wants for `gptneox`"));
     }
@@ -191,7 +191,7 @@ fn general(file: &ModelFile, keys: &mut Vec<(String, Value)>) {
 
 fn figures(file: &ModelFile, family: &GgufFamily, keys: &mut Vec<(String, Value)>) -> Result<()> {
     let (json, model) = (file.checkpoint().config(), file.model());
-    let config = Config::new(json);
+    let config = file.checkpoint().settings();
     let attention = model.blocks.iter().flat_map(|g| &g.nodes).find_map(|n| match n.op {
         Op::Attention { heads, kv_heads, head_dim, .. } => Some((heads, kv_heads, head_dim)),
         _ => None,

@@ -5,7 +5,7 @@ use fewbit_format::GgmlType::{
     Q5K, Q6K, Q8_0, Tq1_0, Tq2_0,
 };
 use fewbit_format::Result;
-use fewbit_graph::{Config, Graph};
+use fewbit_graph::Graph;
 use fewbit_store::ModelFile;
 
 use super::metadata::family;
@@ -105,7 +105,7 @@ impl MixModel<'static> {
     /// If its family has no name in GGUF.
     pub fn of(file: &ModelFile) -> Result<Self> {
         let config = file.checkpoint().config();
-        let (heads, kv_heads, _) = Config::new(config).heads()?;
+        let (heads, kv_heads, _) = file.checkpoint().settings().heads()?;
         let names = ["num_local_experts", "num_experts", "n_routed_experts"];
         let experts = names.iter().find_map(|k| config.get(*k)?.as_u64());
         let has_shared = |g: &Graph| g.weights.iter().any(|w| w.name.starts_with("mlp.shared_expert"));

@@ -1,7 +1,7 @@
 //! Experts, and DeepSeek's attention, in the words of a GGUF file, and what of them llama.cpp does not compute.
 
 use fewbit_format::Result;
-use fewbit_graph::{Config, Groups, Op, Routing, Score, Share};
+use fewbit_graph::{Groups, Op, Routing, Score, Share};
 use fewbit_store::{GgufFamily, ModelFile, Value};
 
 use super::metadata::refused;
@@ -77,7 +77,7 @@ pub(super) fn check(file: &ModelFile, family: &GgufFamily) -> Result<()> {
 fn check_deepseek(file: &ModelFile, experts: &Experts) -> Result<()> {
     /// Depths at which llama.cpp looks for no queries from a latent.
     const LITE: [usize; 2] = [26, 27];
-    let config = Config::new(file.checkpoint().config());
+    let config = file.checkpoint().settings();
     if let Some(groups @ Groups { best: 1, .. }) = experts.routing.groups {
         return Err(refused(&format!(
             "{} groups of experts are chosen by their best expert (`group_limited_greedy`), and by their best two in llama.cpp",
@@ -113,7 +113,7 @@ fn check_deepseek(file: &ModelFile, experts: &Experts) -> Result<()> {
 pub(super) fn keys(file: &ModelFile, family: &GgufFamily) -> Result<Keys> {
     let layers = layers(file);
     let Some(experts) = layers.iter().flatten().next() else { return Ok(Vec::new()) };
-    let (config, routing) = (Config::new(file.checkpoint().config()), experts.routing);
+    let (config, routing) = (file.checkpoint().settings(), experts.routing);
     let size = |n: usize| Value::U32(n as u32);
     let mut keys = vec![("expert_count", size(experts.count)), ("expert_used_count", size(routing.top))];
     match family.name {
@@ -144,7 +144,7 @@ pub(super) fn keys(file: &ModelFile, family: &GgufFamily) -> Result<Keys> {
 
 /// DeepSeek's attention as llama.cpp runs it: one head of keys and values as wide as their latent.
 pub(super) fn latent(file: &ModelFile) -> Result<Keys> {
-    let c = Config::new(file.checkpoint().config());
+    let c = file.checkpoint().settings();
     let [rank, rope, nope, value] =
         ["kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"].map(|key| c.usize(key));
     let (rank, rope, nope, value) = (rank?, rope?, nope?, value?);

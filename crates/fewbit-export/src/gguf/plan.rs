@@ -61,8 +61,7 @@ impl Plan {
         let weight = &file.model().part(part).weights[*first];
         let mut elements: Option<Elements> = None;
         for (w, at) in &members {
-            let place =
-                |e: Error| e.tensor(&format!("{}.weight", file.module(part, *w))).file(file.checkpoint().path());
+            let place = |e: Error| e.tensor(&file.weight_tensor(part, *w)).file(file.checkpoint().path());
             let linear = file.linear(part, *w)?;
             let bands = stored_bands(&linear, at).map_err(place)?;
             let of_linear = if weight.is_gate {

@@ -46,7 +46,7 @@ fn same_rotation(a: &ModelFile, b: &ModelFile) -> bool {
 }
 
 fn at(e: Error, file: &ModelFile, part: Part, w: WeightId) -> Error {
-    e.tensor(&format!("{}.weight", file.module(part, w))).file(file.checkpoint().path())
+    e.tensor(&file.weight_tensor(part, w)).file(file.checkpoint().path())
 }
 
 /// Some rows of a matrix, the first and the last among them, are equal up to the rounding of F32 to F16.

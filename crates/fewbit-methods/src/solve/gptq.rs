@@ -215,6 +215,7 @@ impl InputSolver for OfInput<'_> {
         let from = self.gptq.damping;
         let warning = (damping > from)
             .then(|| format!("`{}`: damping raised from {from} to {damping}, since XᵀX is nearly singular", job.name));
+        // What is left of a damping that is nearly all may be less than nothing.
         let output_mse = Some(loss.max(0.0) / (self.input.stats.tokens.max(1) * weight.rows()) as f64);
         let (storage, sparse) = rounder.finish(strips)?;
         Ok(Solved { storage, sparse, output_mse, warning })
@@ -312,10 +313,12 @@ impl Pass<'_> {
     ) -> f64 {
         let (len, width, group) = (cols.len(), self.rounder.width(), self.rounder.group());
         let rows = errors.len() / len;
-        let mut data = vec![[0.0f32; LANES]; len];
+        let (mut data, mut original) = (vec![[0.0f32; LANES]; len], vec![[0.0f32; LANES]; len]);
         for lane in 0..rows {
-            let row = &w.row(strip * LANES + lane)[cols.clone()];
-            data.iter_mut().zip(row).for_each(|(d, v)| d[lane] = *v);
+            let row = strip * LANES + lane;
+            data.iter_mut().zip(&w.row(row)[cols.clone()]).for_each(|(d, v)| d[lane] = *v);
+            let before = self.weight.row(row);
+            original.iter_mut().zip(&self.order[cols.clone()]).for_each(|(o, c)| o[lane] = before[*c]);
         }
         let (codes, params) = state;
         let mut decoded = vec![[0.0f32; LANES]; width];
@@ -352,7 +355,7 @@ impl Pass<'_> {
                 // Lanes without a row may share a code with rows, but make no error.
                 for lane in 0..rows {
                     e[lane] = (data[at + t][lane] - decoded[t][lane]) / u[i];
-                    let delta = self.weight[(strip * LANES + lane, self.order[i])] - decoded[t][lane];
+                    let delta = original[at + t][lane] - decoded[t][lane];
                     sum += f64::from(e[lane]).powi(2) - f64::from(self.added[i]) * f64::from(delta).powi(2);
                 }
                 feedback(data[at + t + 1..].as_flattened_mut(), &e, &u[i + 1..cols.end]);
