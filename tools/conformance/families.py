@@ -24,9 +24,10 @@ from stand_in import tokenizer
 
 FAMILIES = Path(__file__).resolve().parents[2] / "tests" / "families"
 CASES = ["llama", "llama-bias", "mistral", "qwen2", "qwen3", "gemma2", "gemma3-six", "olmo2", "granite", "stablelm",
-         "stablelm-parallel", "cohere", "cohere2", "glm4", "falcon", "falcon-new", "gpt2", "gpt_neox",
-         "gpt_neox-sequential", "phi3-longrope-wide", "mixtral-fused", "qwen2_moe-every", "qwen3_moe-every", "gpt_oss-whole",
-         "deepseek_v2-greedy", "deepseek_v2-lite-deep", "deepseek_v3"]
+         "stablelm-parallel", "stablelm-norms", "cohere", "cohere-plus-deep", "cohere2", "glm4", "falcon",
+         "falcon-new", "gpt2", "gpt_neox", "gpt_neox-sequential", "phi3-longrope-wide", "mixtral-fused",
+         "qwen2_moe-every", "qwen3_moe-every", "gpt_oss-whole", "deepseek_v2-greedy", "deepseek_v2-lite-deep",
+         "deepseek_v3"]
 MOST = 0.05  # of the logits' standard deviation, root mean square
 SAME = 1e-3  # where nothing is rounded but the weights, to F16
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::stop::crash_point;
 use fewbit_format::{ActivationFormat, Band, Dtype, Error, Online, QuantizedLinear, Result, Sides, Storage, Tensor};
-use fewbit_graph::{Container, Fused, Part, Rows, Stored, WeightId};
+use fewbit_graph::{Container, Fused, Part, Rows, WeightId};
 use fewbit_store::layout::{Awq, CompressedTensors, Fewbit, Float8, Gptq, Layout, Scheme, is_tiles};
 use fewbit_store::{ModelFile, experts, transposed};
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -104,10 +104,12 @@ impl<'a> Shard<'a> {
         let graph = self.file.model().part(part);
         for (v, values) in graph.vectors.iter().zip(vectors) {
             let source = self.file.exported(part, v.name)?;
-            let offset = if source.stored == Stored::MinusOne { -1.0 } else { 0.0 };
-            let values: Vec<f32> = values.iter().map(|x| x + offset).collect();
+            let (stored, names, shape) =
+                (source.stored_vector(values), source.vector_tensors(), source.vector_shape(v));
             let dtype = self.file.vector_dtype(part, v.name)?;
-            self.tensors.push((source.name, Tensor::from_f32(dtype, &v.shape(), &values)?));
+            for (name, stored) in names.iter().zip(stored.chunks_exact(stored.len() / names.len())) {
+                self.tensors.push((name.clone(), Tensor::from_f32(dtype, &shape, stored)?));
+            }
         }
         Ok(())
     }

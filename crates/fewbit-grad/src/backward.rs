@@ -314,16 +314,16 @@ impl Step<'_> {
                     }),
                 }
             }
-            Op::LayerNorm { gain, bias, eps } => {
+            Op::LayerNorm { gain, bias, eps, width } => {
                 let g = parameters.vectors[*gain];
                 let vectors = [Some(*gain), *bias];
                 if !vectors.iter().flatten().any(|v| gradients.vectors[*v].is_some()) {
-                    return each(d, &|x, d| elementwise::layer_norm_backward(x, dim, g, *eps, d, None));
+                    return each(d, &|x, d| elementwise::layer_norm_backward(x, *width, g, *eps, d, None));
                 }
                 let mut sums = vec![0.0; 2 * dim];
                 with_sums(team, x, dim, d, &mut sums, |x, d, sums| {
                     let (gains, biases) = sums.split_at_mut(dim);
-                    elementwise::layer_norm_backward(x, dim, g, *eps, d, Some([gains, biases]));
+                    elementwise::layer_norm_backward(x, *width, g, *eps, d, Some([gains, biases]));
                 });
                 for (vector, part) in vectors.into_iter().zip(sums.chunks_exact(dim)) {
                     if let Some(sum) = vector.and_then(|v| gradients.vectors[v].as_mut()) {

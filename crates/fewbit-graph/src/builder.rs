@@ -40,11 +40,16 @@ impl Builder {
         self.graph.vectors.len() - 1
     }
 
+    /// Several vectors, one behind the other.
+    fn table(&mut self, name: &'static str, rows: usize, dim: usize) -> VectorId {
+        self.graph.vectors.push(Vector { name, rows: Some(rows), dim });
+        self.graph.vectors.len() - 1
+    }
+
     /// [`Op::Positions`] with a table of `rows` rows, the first position's being `first`.
     pub fn positions(&mut self, x: ValueId, table: &'static str, rows: usize, first: usize) -> ValueId {
         let dim = self.dim(x);
-        self.graph.vectors.push(Vector { name: table, rows: Some(rows), dim });
-        let table = self.graph.vectors.len() - 1;
+        let table = self.table(table, rows, dim);
         self.node("positioned", dim, Op::Positions { table, first }, &[x])
     }
 
@@ -147,7 +152,22 @@ impl Builder {
     ) -> ValueId {
         let dim = self.dim(x);
         let (gain, bias) = (self.vector(gain, dim), bias.map(|b| self.vector(b, dim)));
-        self.node(name, dim, Op::LayerNorm { gain, bias, eps }, &[x])
+        self.node(name, dim, Op::LayerNorm { gain, bias, eps, width: dim }, &[x])
+    }
+
+    /// [`Op::LayerNorm`] over each of `heads` heads, with gains of its own: a table `[heads, width]`.
+    pub fn head_layer_norm(
+        &mut self,
+        name: &'static str,
+        x: ValueId,
+        gain: &'static str,
+        eps: f32,
+        heads: usize,
+    ) -> ValueId {
+        let dim = self.dim(x);
+        let width = dim / heads;
+        let gain = self.table(gain, heads, width);
+        self.node(name, dim, Op::LayerNorm { gain, bias: None, eps, width }, &[x])
     }
 
     /// An operation that keeps the width of its first input.

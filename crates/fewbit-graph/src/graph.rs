@@ -172,7 +172,7 @@ pub enum Op {
         /// Values that are normalised together.
         width: usize,
     },
-    /// `x` → `(x − mean) / √(var + eps) · g + b`.
+    /// `x` → `(x − mean) / √(var + eps) · g + b` over each consecutive `width` values (a row, or each head of it).
     LayerNorm {
         /// `[dim]`.
         gain: VectorId,
@@ -180,6 +180,8 @@ pub enum Op {
         bias: Option<VectorId>,
         /// Added to the variance.
         eps: f32,
+        /// Values that are normalised together.
+        width: usize,
     },
     /// `x` → `factor · x`.
     Scale {

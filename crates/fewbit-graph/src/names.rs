@@ -1,3 +1,5 @@
+use crate::Vector;
+
 /// The kinds of container that tensors lie in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Container {
@@ -89,6 +91,16 @@ pub enum Stored {
     MinusOne,
 }
 
+impl Stored {
+    /// What is added to a stored number.
+    pub fn offset(self) -> f32 {
+        match self {
+            Self::AsIs => 0.0,
+            Self::MinusOne => 1.0,
+        }
+    }
+}
+
 /// One expert's matrix in a tensor that holds those of all experts: `[experts, rows, in]`, or transposed
 /// `[experts, in, rows]`. Invertible: a writer runs it backwards.
 #[derive(Clone, Debug, PartialEq)]
@@ -141,7 +153,8 @@ pub struct Source {
     pub fused: Option<Fused>,
     /// Whether a matrix of plain numbers is stored `[in, out]`, its rows as columns (GPT-2). Codes are stored by rows.
     pub is_transposed: bool,
-    /// For a matrix whose tensor has one matrix for each head, each transposed where that is said: how many.
+    /// For a matrix whose tensor has one matrix for each head, each transposed where that is said: how many. For a table
+    /// whose rows are tensors `{name}.0.weight`, `{name}.1.weight` and so on: how many.
     pub heads: Option<usize>,
 }
 
@@ -160,6 +173,34 @@ impl Source {
     /// The whole name of the tensor that a writer puts its biases into.
     pub fn bias(&self) -> String {
         self.fused.as_ref().map_or_else(|| format!("{}.bias", self.name), |f| f.bias.clone())
+    }
+
+    /// The whole names of the tensors of a vector: one, or one for each row of a table.
+    pub fn vector_tensors(&self) -> Vec<String> {
+        match self.heads {
+            None => vec![self.name.clone()],
+            Some(heads) => (0..heads).map(|h| format!("{}.{h}.weight", self.name)).collect(),
+        }
+    }
+
+    /// Shape of each of the tensors of a vector.
+    pub fn vector_shape(&self, vector: &Vector) -> Vec<usize> {
+        if self.heads.is_some() { vec![vector.dim] } else { vector.shape() }
+    }
+
+    /// The numbers of a vector from those that its tensors hold.
+    pub fn read_vector(&self, stored: &[f32]) -> Vec<f32> {
+        let offset = self.stored.offset();
+        (0..stored.len()).map(|i| stored[self.rows.stored(i)] + offset).collect()
+    }
+
+    /// What the tensors of a vector hold: [`read_vector`](Self::read_vector) backwards.
+    pub fn stored_vector(&self, values: &[f32]) -> Vec<f32> {
+        let (offset, mut stored) = (self.stored.offset(), vec![0.0; values.len()]);
+        for (i, value) in values.iter().enumerate() {
+            stored[self.rows.stored(i)] = value - offset;
+        }
+        stored
     }
 
     /// Shape of the tensor, that of an expert's matrix aside, for a weight of shape `[out, in]`.
@@ -217,6 +258,17 @@ mod tests {
         assert_eq!(source.stored_transposed([6, 5], 4, 2), 15 + 2 * 3 + 1);
         assert_eq!(Source { heads: None, ..source.clone() }.stored_transposed([6, 5], 4, 2), 2 * 6 + 4);
         assert_eq!(Source { is_transposed: false, ..source }.stored_shape([6, 5]), [2, 3, 5]);
+    }
+
+    #[test]
+    fn a_table_of_a_tensor_per_row_with_adjacent_pairs() {
+        let rows = Rows::RopePairs { head_dim: 4, rotary_dims: 4 };
+        let source = Source { rows, stored: Stored::MinusOne, heads: Some(2), ..Source::plain("norms") };
+        assert_eq!(source.vector_tensors(), ["norms.0.weight", "norms.1.weight"]);
+        let stored = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
+        let values = source.read_vector(&stored);
+        assert_eq!(values, [1.0, 3.0, 2.0, 4.0, 5.0, 7.0, 6.0, 8.0]);
+        assert_eq!(source.stored_vector(&values), stored);
     }
 
     #[test]

@@ -67,7 +67,7 @@ impl Residual {
                     continue;
                 }
                 Op::RmsNorm { gain, width, .. } if width == whole_row => (gain, None),
-                Op::LayerNorm { gain, bias, .. } => {
+                Op::LayerNorm { gain, bias, width, .. } if width == whole_row => {
                     found.keeps_mean = true;
                     (gain, bias)
                 }

@@ -28,9 +28,9 @@ pub fn run_rowwise<'a>(
         Op::RmsNorm { gain, eps, width } => team.for_rows(dim, out, &|at, out| {
             elementwise::rms_norm(&inputs[0][at..at + out.len()], *width, Some(vector(*gain)), *eps, out);
         }),
-        Op::LayerNorm { gain, bias, eps } => team.for_rows(dim, out, &|at, out| {
+        Op::LayerNorm { gain, bias, eps, width } => team.for_rows(dim, out, &|at, out| {
             let (gain, bias) = (vector(*gain), bias.map(vector));
-            elementwise::layer_norm(&inputs[0][at..at + out.len()], dim, Some(gain), bias, *eps, out);
+            elementwise::layer_norm(&inputs[0][at..at + out.len()], *width, Some(gain), bias, *eps, out);
         }),
         Op::Scale { factor } => team.for_rows(dim, out, &|at, out| {
             first(at, out);

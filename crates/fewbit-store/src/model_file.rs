@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fewbit_format::{ActivationFormat, Adapter, Band, Dtype, Error, QuantizedLinear, Result, Storage, Tensor};
 use fewbit_graph::{
-    Architecture, Config, Container, Fused, Graph, Model, Part, Rows, Source, Stored, Weight, WeightId, architecture_of,
+    Architecture, Config, Container, Fused, Graph, Model, Part, Rows, Source, Weight, WeightId, architecture_of,
 };
 use serde_json::Value;
 
@@ -307,11 +307,11 @@ impl ModelFile {
     /// If the tensor cannot be read.
     pub fn vector(&self, part: Part, vector: usize) -> Result<Vec<f32>> {
         let source = self.source(part, self.model.part(part).vectors[vector].name)?;
-        let mut values = self.checkpoint.tensor(&source.name)?.to_f32().map_err(|e| self.place(e, &source.name))?;
-        if source.stored == Stored::MinusOne {
-            values.iter_mut().for_each(|v| *v += 1.0);
+        let mut stored = Vec::new();
+        for name in source.vector_tensors() {
+            stored.extend(self.checkpoint.tensor(&name)?.to_f32().map_err(|e| self.place(e, &name))?);
         }
-        Ok(values)
+        Ok(source.read_vector(&stored))
     }
 
     /// The type in which vector `name` is stored.
@@ -319,7 +319,7 @@ impl ModelFile {
     /// # Errors
     /// If it has no tensor.
     pub fn vector_dtype(&self, part: Part, name: &str) -> Result<Dtype> {
-        Ok(self.checkpoint.tensor(&self.source(part, name)?.name)?.dtype)
+        Ok(self.checkpoint.tensor(&self.source(part, name)?.vector_tensors()[0])?.dtype)
     }
 
     /// The type in which biases of a part are stored; that of its first vector for one that the checkpoint lacks.
@@ -458,7 +458,8 @@ impl ModelFile {
             let cached = graph.cached().into_iter();
             names.extend(cached.map(|(w, is_keys)| format!("{}.{}", self.cache_module(part, w), cache_scale(is_keys))));
         }
-        names.extend(graph.vectors.iter().filter_map(|v| self.source(part, v.name).ok()).map(|s| s.name));
+        let vectors = graph.vectors.iter().filter_map(|v| self.source(part, v.name).ok());
+        names.extend(vectors.flat_map(|s| s.vector_tensors()));
         names
     }
 
@@ -555,7 +556,9 @@ impl ModelFile {
                 }
             }
             for v in &graph.vectors {
-                self.check_shape(&self.source(part, v.name)?.name, &v.shape())?;
+                let source = self.source(part, v.name)?;
+                let shape = source.vector_shape(v);
+                source.vector_tensors().iter().try_for_each(|name| self.check_shape(name, &shape))?;
             }
         }
         Ok(())

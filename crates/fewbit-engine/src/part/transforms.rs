@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use fewbit_format::{Error, Result};
-use fewbit_graph::{Edge, Producer, Site, Stored, WeightId};
+use fewbit_graph::{Edge, Producer, Site, WeightId};
 
 use super::Work;
 use crate::fold::{BlockTensors, fold, spread};
@@ -71,7 +71,7 @@ impl Work<'_, '_> {
         let Some(v) = gains.next() else { return Ok(()) };
         let (file, part, name) = (&self.run.file, self.part, self.graph.vectors[v].name);
         let dtype = file.vector_dtype(part, name)?;
-        let offset = if file.exported(part, name)?.stored == Stored::MinusOne { 1.0 } else { 0.0 };
+        let offset = file.exported(part, name)?.stored.offset();
         let wanted: Vec<f32> = tensors.vectors[v].iter().zip(factors.iter()).map(|(g, f)| g * f - offset).collect();
         let mut stored = vec![0.0; site.dim];
         let bytes = dtype.narrow(&wanted).ok_or_else(|| Error::internal("a gain that is no float"))?;

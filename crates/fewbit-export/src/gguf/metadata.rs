@@ -28,6 +28,7 @@ pub(crate) fn family(file: &ModelFile) -> Result<&'static GgufFamily> {
     check_queries(file, family)?;
     check_gpt2(file, family)?;
     check_neox(file, family)?;
+    check_command_r(file, family)?;
     mixture::check(file, family)?;
     let has_bias = model.blocks.iter().flat_map(|g| &g.weights).any(|w| w.has_bias);
     if has_bias && matches!(family.name, "qwen3" | "qwen3moe" | "falcon") {
@@ -125,6 +126,19 @@ fn check_neox(file: &ModelFile, family: &GgufFamily) -> Result<()> {
         Some("relu") => Err(refused("its `hidden_act` is not the gelu that llama.cpp has for `gptneox`")),
         _ => Ok(()),
     }
+}
+
+/// llama.cpp looks for norms of queries and keys where there are as many layers as in Command R+, and wants them there.
+fn check_command_r(file: &ModelFile, family: &GgufFamily) -> Result<()> {
+    const OF_PLUS: usize = 64;
+    let (has_norms, layers) = (file.checkpoint().settings().bool_or("use_qk_norm", false)?, file.model().blocks.len());
+    if family.name != "command-r" || has_norms == (layers >= OF_PLUS) {
+        return Ok(());
+    }
+    let has = if has_norms { "has" } else { "lacks" };
+    Err(refused(&format!(
+        "attention {has} norms of queries and keys in a model of {layers} layers, and llama.cpp wants them for `command-r` from {OF_PLUS} layers on, only there"
+    )))
 }
 
 /// All keys, in the order of the file.

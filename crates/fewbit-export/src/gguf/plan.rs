@@ -139,7 +139,10 @@ impl Plan {
                     });
                     writer.tensor(&placed(bytes.collect::<Result<_>>()?))?;
                 }
-                From::Vector(part, v) => writer.tensor(&f32s(&file.vector(*part, *v)?)?)?,
+                From::Vector(part, v) => {
+                    let source = name(file, *part, file.model().part(*part).vectors[*v].name)?;
+                    writer.tensor(&f32s(&source.stored_vector(&file.vector(*part, *v)?))?)?;
+                }
                 From::Numbers(numbers) => writer.tensor(&f32s(numbers)?)?,
             }
             if let From::Matrix(part, ..) = from

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use fewbit_export::{config, sidecars};
 use fewbit_format::{Dtype, Group, IntCodes, IntGrid, Mat, ScaleType, Storage, Tensor, Zeros};
-use fewbit_graph::{Part, Stored};
+use fewbit_graph::Part;
 use fewbit_store::ModelFile;
 use fewbit_store::layout::{Layout, Scheme};
 use safetensors::tensor::TensorView;
@@ -41,9 +41,11 @@ pub(crate) fn write(file: &ModelFile, dir: &Path, layout: &dyn Layout, bits: Opt
         }
         for (v, vector) in graph.vectors.iter().enumerate() {
             let source = file.exported(part, vector.name).unwrap();
-            let offset = if source.stored == Stored::MinusOne { -1.0 } else { 0.0 };
-            let values: Vec<f32> = file.vector(part, v).unwrap().iter().map(|x| x + offset).collect();
-            tensors.insert(source.name, Tensor::from_f32(Dtype::F32, &[vector.dim], &values).unwrap());
+            let (stored, names) = (source.stored_vector(&file.vector(part, v).unwrap()), source.vector_tensors());
+            for (name, stored) in names.iter().zip(stored.chunks_exact(stored.len() / names.len())) {
+                let shape = source.vector_shape(vector);
+                tensors.insert(name.clone(), Tensor::from_f32(Dtype::F32, &shape, stored).unwrap());
+            }
         }
     }
     std::fs::create_dir_all(dir).unwrap();

@@ -90,7 +90,9 @@ fn every_family_that_is_written_has_its_logits() {
         "granite",
         "stablelm",
         "stablelm-parallel",
+        "stablelm-norms",
         "cohere",
+        "cohere-plus-deep",
         "cohere2",
         "glm4",
         "falcon",
@@ -125,6 +127,7 @@ fn what_llama_cpp_does_not_run_is_refused_in_a_sentence() {
     for (name, why) in [
         ("gemma3", "layer 2 has another window"),
         ("opt", "this is `opt`"),
+        ("cohere-plus", "attention has norms of queries and keys in a model of 2 layers"),
         ("mixtral", "a window of 8"),
         ("qwen2_moe", "layer 0 has no experts"),
         ("qwen3_moe", "layer 0 has no experts"),

@@ -100,9 +100,10 @@ impl Twin<'_> {
                 let n = width as f64;
                 let mean = if is_centered { row.iter().sum::<f64>() / n } else { 0.0 };
                 let r = (row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n + f64::from(eps)).sqrt();
-                (0..width).map(|i| (row[i] - mean) / r * gain[i] + bias.map_or(0.0, |b| b[i])).collect()
+                (0..width).map(|i| (row[i] - mean) / r).collect()
             };
-            x.chunks_exact(width).flat_map(row).collect()
+            let scaled = |(i, x): (usize, f64)| x * gain[i % gain.len()] + bias.map_or(0.0, |b| b[i % b.len()]);
+            x.chunks_exact(width).flat_map(row).enumerate().map(scaled).collect()
         };
         let paired = |f: fn(f64, f64) -> f64| -> Vec<f64> {
             x.iter().zip(&values[node.inputs[1]]).map(|(a, b)| f(*a, *b)).collect()
@@ -121,8 +122,8 @@ impl Twin<'_> {
                 x.chunks_exact(width).flat_map(|x| (0..dim).map(|r| at(x, r)).collect::<Vec<_>>()).collect()
             }
             Op::RmsNorm { gain, eps, width } => normed(*width, *eps, false, &point.vectors[*gain], None),
-            Op::LayerNorm { gain, bias, eps } => {
-                normed(dim, *eps, true, &point.vectors[*gain], bias.map(|b| &*point.vectors[b]))
+            Op::LayerNorm { gain, bias, eps, width } => {
+                normed(*width, *eps, true, &point.vectors[*gain], bias.map(|b| &*point.vectors[b]))
             }
             Op::Scale { factor } => x.iter().map(|v| v * f64::from(*factor)).collect(),
             Op::Add => paired(|a, b| a + b),

@@ -10,6 +10,12 @@ pub(super) type Names = [&'static str; 4];
 /// The share of a head that turns, in most families.
 pub(super) const PARTIAL: &str = "partial_rotary_factor";
 
+/// The gains of the norms of queries.
+pub(super) const Q_NORM: &str = "self_attn.q_norm.weight";
+
+/// The gains of the norms of keys.
+pub(super) const K_NORM: &str = "self_attn.k_norm.weight";
+
 /// As Llama names them.
 pub(super) const LLAMA: Names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"];
 
@@ -30,14 +36,16 @@ pub(super) struct SelfAttention {
     pub(super) has_sinks: bool,
 }
 
-/// RMS norms of queries and keys, `self_attn.q_norm` and `self_attn.k_norm`, with their epsilon.
+/// Norms of queries and keys, `self_attn.q_norm` and `self_attn.k_norm`, with their epsilon.
 #[derive(Clone, Copy)]
 pub(super) enum Norm {
     None,
-    /// Over each head.
+    /// RMS norms over each head, all with one gain.
     Heads(f32),
-    /// Over the whole row.
+    /// RMS norms over the whole row.
     Rows(f32),
+    /// LayerNorms over each head, each with gains of its own and no bias.
+    OwnHeads(f32),
 }
 
 /// What differs from layer to layer.
@@ -103,9 +111,13 @@ impl SelfAttention {
             Norm::None => return (q, k),
             Norm::Heads(eps) => (eps, [self.head_dim; 2]),
             Norm::Rows(eps) => (eps, [g.dim(q), g.dim(k)]),
+            Norm::OwnHeads(eps) => {
+                let q = g.head_layer_norm("q_norm", q, Q_NORM, eps, self.heads);
+                return (q, g.head_layer_norm("k_norm", k, K_NORM, eps, self.kv_heads));
+            }
         };
-        let q = g.head_norm("q_norm", q, "self_attn.q_norm.weight", eps, widths[0]);
-        (q, g.head_norm("k_norm", k, "self_attn.k_norm.weight", eps, widths[1]))
+        let q = g.head_norm("q_norm", q, Q_NORM, eps, widths[0]);
+        (q, g.head_norm("k_norm", k, K_NORM, eps, widths[1]))
     }
 
     fn turn(&self, g: &mut Builder, name: &'static str, x: ValueId, heads: usize, rope: Option<usize>) -> ValueId {

@@ -1,13 +1,13 @@
 use fewbit_format::Result;
 
-use super::attention::{Reach, SelfAttention};
+use super::attention::{K_NORM, Norm, Q_NORM, Reach, SelfAttention};
 use super::decoder::{Decoder, LastNorm};
 use super::llama::{MLP, silu_only, swiglu, window};
 use super::{Architecture, llama_like_gguf, llama_like_module};
 use crate::{Activation, Builder, Config, Container, Graph, Model, Op, Part, Rope, Rows, Source};
 
-/// Cohere's Command R and R7B: attention and MLP side by side behind one norm without bias, adjacent rotary pairs, a
-/// factor on the logits.
+/// Cohere's Command R, R+ and R7B: attention and MLP side by side behind one norm without bias, norms of queries and keys
+/// in R+, adjacent rotary pairs, a factor on the logits.
 #[derive(Debug)]
 pub(super) struct Cohere {
     /// A window, as R7B has it; every fourth layer sees everything, without positions.
@@ -23,11 +23,13 @@ impl Architecture for Cohere {
         let hidden = c.usize("hidden_size")?;
         let (mlp, eps) = (c.usize("intermediate_size")?, c.eps("layer_norm_eps", 1e-5)?);
         silu_only(c)?;
-        if c.bool_or("use_qk_norm", false)? {
+        let has_norms = c.bool_or("use_qk_norm", false)?;
+        if has_norms && self.has_window {
             return Err(c.error_at("use_qk_norm", "is true, which is not supported in this family"));
         }
         let bias = c.bool_or("attention_bias", false)?;
-        let attention = SelfAttention { qkv_bias: bias, output_bias: bias, ..SelfAttention::of(c)? };
+        let norm = if has_norms { Norm::OwnHeads(eps) } else { Norm::None };
+        let attention = SelfAttention { norm, qkv_bias: bias, output_bias: bias, ..SelfAttention::of(c)? };
         let rope = Rope::from_config(c, attention.head_dim)?;
         let reach = reaches(c, self.has_window)?;
         let block = |layer: usize| {
@@ -55,7 +57,7 @@ impl Architecture for Cohere {
             Container::HuggingFace => llama_like_module(part, name),
             Container::Gguf => llama_like_gguf(part, name)?,
         });
-        if matches!(name, "self_attn.q_proj" | "self_attn.k_proj") {
+        if matches!(name, "self_attn.q_proj" | "self_attn.k_proj" | Q_NORM | K_NORM) {
             let head_dim = c.heads().ok()?.2;
             source.rows = Rows::RopePairs { head_dim, rotary_dims: head_dim };
         }

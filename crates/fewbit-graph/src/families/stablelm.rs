@@ -1,12 +1,13 @@
 use fewbit_format::Result;
 
-use super::attention::{PARTIAL, Reach, SelfAttention};
+use super::attention::{K_NORM, Norm, PARTIAL, Q_NORM, Reach, SelfAttention};
 use super::decoder::{Decoder, LastNorm};
 use super::llama::{MLP, silu_only, swiglu};
 use super::{Architecture, llama_like_gguf, llama_like_module};
 use crate::{Activation, Builder, Config, Container, Graph, Model, Part, Rope, Source};
 
-/// StableLM: LayerNorms, partial rotation, attention and MLP one after the other or side by side.
+/// StableLM: LayerNorms, of queries and keys too in the 12B, partial rotation, attention and MLP one after the other or
+/// side by side.
 #[derive(Debug)]
 pub(super) struct StableLm;
 
@@ -19,11 +20,9 @@ impl Architecture for StableLm {
         let hidden = c.usize("hidden_size")?;
         let (mlp, eps) = (c.usize("intermediate_size")?, c.eps("layer_norm_eps", 1e-5)?);
         silu_only(c)?;
-        if c.bool_or("qk_layernorm", false)? {
-            return Err(c.error_at("qk_layernorm", "is true, which is not supported in this family"));
-        }
+        let norm = if c.bool_or("qk_layernorm", false)? { Norm::OwnHeads(eps) } else { Norm::None };
         let parallel = c.bool_or("use_parallel_residual", false)?;
-        let attention = SelfAttention { qkv_bias: c.bool_or("use_qkv_bias", false)?, ..SelfAttention::of(c)? };
+        let attention = SelfAttention { norm, qkv_bias: c.bool_or("use_qkv_bias", false)?, ..SelfAttention::of(c)? };
         let attention = attention.partly_rotated(c, PARTIAL, 0.25)?;
         let rope = Rope::from_config(c, attention.rotary_dims)?;
         let block = |_| {
@@ -47,10 +46,16 @@ impl Architecture for StableLm {
         Decoder { norm, context: 4096, ..Decoder::rms(eps) }.model(c, vec![rope], block)
     }
 
-    fn source(&self, container: Container, _: &Config<'_>, part: Part, name: &str) -> Option<Source> {
-        Some(Source::plain(match container {
-            Container::HuggingFace => llama_like_module(part, name),
-            Container::Gguf => llama_like_gguf(part, name)?,
-        }))
+    fn source(&self, container: Container, c: &Config<'_>, part: Part, name: &str) -> Option<Source> {
+        let one_a_head = |norm: &str, heads: usize| {
+            let name = llama_like_module(part, &format!("self_attn.{norm}.norms"));
+            Source { heads: Some(heads), ..Source::plain(name) }
+        };
+        Some(match (container, name) {
+            (Container::HuggingFace, Q_NORM) => one_a_head("q_layernorm", c.heads().ok()?.0),
+            (Container::HuggingFace, K_NORM) => one_a_head("k_layernorm", c.heads().ok()?.1),
+            (Container::HuggingFace, _) => Source::plain(llama_like_module(part, name)),
+            (Container::Gguf, _) => Source::plain(llama_like_gguf(part, name)?),
+        })
     }
 }

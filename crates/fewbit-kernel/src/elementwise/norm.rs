@@ -1,5 +1,7 @@
 //! Normalisation of rows.
 
+use std::ops::Range;
+
 use crate::lanes::{Simd, vectorised};
 
 /// `out ← gain ⊙ x / √(mean(x²) + eps)` for each row of `x [rows, width]`.
@@ -12,10 +14,13 @@ pub fn rms_norm(x: &[f32], width: usize, gain: Option<&[f32]>, eps: f32, out: &m
 
 /// `out ← gain ⊙ (x − mean(x)) / √(var(x) + eps) + bias` for each row of `x [rows, width]`.
 ///
-/// Without `gain`, it is one; without `bias`, zero. Mean and variance are accumulated in f64, in two passes.
+/// Without `gain`, it is one; without `bias`, zero. Either may be a table `[heads, width]`, which the rows take in turn.
+/// Mean and variance are accumulated in f64, in two passes.
 pub fn layer_norm(x: &[f32], width: usize, gain: Option<&[f32]>, bias: Option<&[f32]>, eps: f32, out: &mut [f32]) {
-    check(x, width, gain, out);
-    check(x, width, bias, out);
+    for parameter in [gain, bias].into_iter().flatten() {
+        assert!(is_table(parameter, width), "parameters for whole rows");
+    }
+    check(x, width, None, out);
     layer_norm_rows(x, width, gain, bias, eps, out);
 }
 
@@ -23,6 +28,18 @@ fn check(x: &[f32], width: usize, parameter: Option<&[f32]>, out: &[f32]) {
     assert!(width > 0 && x.len().is_multiple_of(width), "rows of {width} in {} values", x.len());
     assert_eq!(x.len(), out.len(), "a norm keeps the shape");
     assert!(parameter.is_none_or(|p| p.len() == width), "one parameter per column");
+}
+
+/// Whether there are parameters for some rows of `width`.
+pub(super) fn is_table(parameter: &[f32], width: usize) -> bool {
+    !parameter.is_empty() && parameter.len().is_multiple_of(width)
+}
+
+/// Where the parameters of a row of `width` are in a table `[heads, width]` of `len` numbers, which the rows take in turn.
+#[inline(always)]
+pub(super) fn of_row(row: usize, width: usize, len: usize) -> Range<usize> {
+    let first = row * width % len;
+    first..first + width
 }
 
 vectorised! {
@@ -60,7 +77,8 @@ fn layer_norm_all<S: Simd>(
     eps: f32,
     out: &mut [f32],
 ) {
-    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+    for (row, (x, out)) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
+        let [gain, bias] = [gain, bias].map(|p| p.map(|p| &p[of_row(row, width, p.len())]));
         let mean = sum(
             s,
             x,
@@ -170,6 +188,20 @@ mod tests {
                     // A row of one value has no variance: rounding of the mean is divided by √eps.
                     assert!((f64::from(out[i]) - (want * g + b)).abs() < 3e-6 * scale, "{level:?} {width} {i}");
                 }
+            }
+        });
+    }
+
+    #[test]
+    fn rows_take_a_table_in_turn() {
+        let (x, gain, bias) = (wave(6 * 11, 0.37), wave(3 * 11, 0.11), wave(2 * 11, 0.23));
+        at_every_level(|_| {
+            let (mut all, mut one) = (vec![0.0; x.len()], vec![0.0; 11]);
+            layer_norm(&x, 11, Some(&gain), Some(&bias), 1e-5, &mut all);
+            for (row, (x, all)) in x.chunks_exact(11).zip(all.chunks_exact(11)).enumerate() {
+                let of = |table: &[f32]| of_row(row, 11, table.len());
+                layer_norm(x, 11, Some(&gain[of(&gain)]), Some(&bias[of(&bias)]), 1e-5, &mut one);
+                assert_eq!(one, all);
             }
         });
     }

@@ -1,5 +1,6 @@
 //! Gradients through normalisation.
 
+use super::norm::{is_table, of_row};
 use crate::lanes::{Simd, vectorised};
 
 /// `d`, the gradient of [`rms_norm`](super::rms_norm)'s output, becomes that of its input `x [rows, width]`.
@@ -7,15 +8,17 @@ use crate::lanes::{Simd, vectorised};
 /// With `r = 1 / √(mean(x²) + eps)` and `t = d ⊙ gain`, `dx = r t − r³ x · mean(t ⊙ x)`. Adds `Σ d ⊙ x r` over the rows
 /// to `d_gain [width]`, if asked for. Means are accumulated in f64.
 pub fn rms_norm_backward(x: &[f32], width: usize, gain: &[f32], eps: f32, d: &mut [f32], d_gain: Option<&mut [f32]>) {
-    check(x, width, gain, d);
-    assert!(d_gain.as_ref().is_none_or(|g| g.len() == width), "one parameter per column");
+    check(x, width, d);
+    assert_eq!(gain.len(), width, "one parameter per column");
+    assert!(d_gain.as_ref().is_none_or(|g| g.len() == width), "one sum per column");
     rms_rows(x, width, gain, eps, d, d_gain);
 }
 
 /// `d`, the gradient of [`layer_norm`](super::layer_norm)'s output, becomes that of its input `x [rows, width]`.
 ///
 /// With `x̂ = (x − mean(x)) r`, `r = 1 / √(var(x) + eps)` and `t = d ⊙ gain`, `dx = r (t − mean(t) − x̂ · mean(t ⊙ x̂))`.
-/// Adds `Σ d ⊙ x̂` and `Σ d` over the rows to the two of `d_gain_bias` (`[width]` each), if asked for.
+/// Adds `Σ d ⊙ x̂` and `Σ d` over the rows to the two of `d_gain_bias` (as long as `gain` each), if asked for. `gain` may
+/// be a table `[heads, width]`, which the rows take in turn.
 pub fn layer_norm_backward(
     x: &[f32],
     width: usize,
@@ -24,15 +27,15 @@ pub fn layer_norm_backward(
     d: &mut [f32],
     d_gain_bias: Option<[&mut [f32]; 2]>,
 ) {
-    check(x, width, gain, d);
-    assert!(d_gain_bias.as_ref().is_none_or(|gs| gs.iter().all(|g| g.len() == width)), "one parameter per column");
+    check(x, width, d);
+    assert!(is_table(gain, width), "parameters for whole rows");
+    assert!(d_gain_bias.as_ref().is_none_or(|gs| gs.iter().all(|g| g.len() == gain.len())), "a sum per parameter");
     layer_rows(x, width, gain, eps, d, d_gain_bias);
 }
 
-fn check(x: &[f32], width: usize, gain: &[f32], d: &[f32]) {
+fn check(x: &[f32], width: usize, d: &[f32]) {
     assert!(width > 0 && x.len().is_multiple_of(width), "rows of {width} in {} values", x.len());
     assert_eq!(x.len(), d.len(), "a norm keeps the shape");
-    assert_eq!(gain.len(), width, "one parameter per column");
 }
 
 vectorised! {
@@ -92,7 +95,9 @@ fn layer_all<S: Simd>(
     mut d_gain_bias: Option<[&mut [f32]; 2]>,
 ) {
     let n = width as f64;
-    for (x, d) in x.chunks_exact(width).zip(d.chunks_exact_mut(width)) {
+    for (row, (x, d)) in x.chunks_exact(width).zip(d.chunks_exact_mut(width)).enumerate() {
+        let of_row = of_row(row, width, gain.len());
+        let gain = &gain[of_row.clone()];
         let mut sum = s.wide_zero();
         for x in x.chunks(S::LANES) {
             sum = s.wide_add(sum, s.load_partial(x));
@@ -122,6 +127,7 @@ fn layer_all<S: Simd>(
         let level = s.splat((s.wide_sum(level) / n) as f32);
         let back = s.splat(-(s.wide_sum(along) / n) as f32);
         if let Some([gains, biases]) = &mut d_gain_bias {
+            let [gains, biases] = [&mut gains[of_row.clone()], &mut biases[of_row]];
             let sums = gains.chunks_mut(S::LANES).zip(biases.chunks_mut(S::LANES));
             for ((x, d), (gain, bias)) in x.chunks(S::LANES).zip(d.chunks(S::LANES)).zip(sums) {
                 let d = s.load_partial(d);
@@ -153,6 +159,22 @@ mod tests {
         let mean = if centered { x.iter().sum::<f64>() / n } else { 0.0 };
         let r = 1.0 / (x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n + eps).sqrt();
         (0..x.len()).map(|i| f64::from(d[i]) * ((x[i] - mean) * r * gain[i] + bias[i])).sum()
+    }
+
+    #[test]
+    fn rows_take_a_table_in_turn() {
+        let (x, gain, up) = (wave(6 * 11, 0.37), wave(3 * 11, 0.11), wave(6 * 11, 0.71));
+        at_every_level(|_| {
+            let (mut d, mut sums) = (up.clone(), [vec![0.5; 3 * 11], vec![0.25; 3 * 11]]);
+            layer_norm_backward(&x, 11, &gain, 1e-5, &mut d, Some(sums.each_mut().map(|s| &mut s[..])));
+            let (mut alone, mut sums_alone) = (up.clone(), [vec![0.5; 3 * 11], vec![0.25; 3 * 11]]);
+            for (row, (x, d)) in x.chunks_exact(11).zip(alone.chunks_exact_mut(11)).enumerate() {
+                let head = row % 3 * 11..row % 3 * 11 + 11;
+                let sums = sums_alone.each_mut().map(|s| &mut s[head.clone()]);
+                layer_norm_backward(x, 11, &gain[head], 1e-5, d, Some(sums));
+            }
+            assert_eq!((d, sums), (alone, sums_alone));
+        });
     }
 
     /// Slopes of `value` by central differences in f64, against gradients in f32.
