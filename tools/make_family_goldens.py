@@ -288,6 +288,14 @@ CASES = {
         mistakes=[dict(rope_theta=100.0), dict(original_max_position_embeddings=256),
                   dict(rope_scaling=dict(type="longrope", long_factor=[4.0] * 6, short_factor=[1.0] * 6))],
     ),
+    # The longer of the two sequences is beyond the length of training, and has the other table.
+    "phi3-longrope-beyond": dict(
+        store="float16",
+        config=dict(PHI3_LONGROPE, max_position_embeddings=96, original_max_position_embeddings=24),
+        mistakes=[dict(rope_theta=100.0), dict(original_max_position_embeddings=48),
+                  dict(rope_scaling=dict(type="longrope", long_factor=[4.0] * 6,
+                                         short_factor=PHI3_LONGROPE["rope_scaling"]["short_factor"]))],
+    ),
     # Trained at more positions than llama.cpp's least context, so that it takes the short table too.
     "phi3-longrope-wide": dict(
         store="float16",

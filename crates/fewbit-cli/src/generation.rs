@@ -102,16 +102,23 @@ impl GenerationOptions {
         self.draft.as_ref().map(|name| DraftSource::open(session, name, file, tokenizer)).transpose()
     }
 
+    /// Makes the model one for so many positions as shall be kept.
+    pub(crate) fn reach(&self, file: &mut ModelFile) {
+        if let Some(n) = self.context {
+            file.reach(n as usize);
+        }
+    }
+
     /// Positions to keep.
     fn context(&self, session: &Session, file: &ModelFile) -> usize {
-        let most = file.model().context;
+        let most = file.model().longest;
         match self.context.map(|n| n as usize) {
             Some(n) if n > most => {
                 session.output.note(&format!("note: the model was made for {most} positions: these are kept, not {n}"));
                 most
             }
             Some(n) => n,
-            None => most.min(DEFAULT_CONTEXT),
+            None => file.model().context.min(DEFAULT_CONTEXT),
         }
     }
 }
@@ -180,7 +187,7 @@ impl<'a> Speaker<'a> {
             draft: options.draft(session, file, tokenizer)?,
             draft_tokens: usize::from(options.draft_tokens),
             context,
-            can_hold_more: context < file.model().context,
+            can_hold_more: context < file.model().longest,
         })
     }
 

@@ -17,7 +17,7 @@ use crate::calibration::{Calibration, CalibrationSource};
 use crate::kinds::Needs;
 use crate::origin::Origin;
 use crate::places::{Claim, Places};
-use crate::quantize::calibrate;
+use crate::quantize::{calibrate, open};
 use crate::report::Progress;
 use crate::request::Request;
 use crate::stats::{Collector, InputStats};
@@ -36,7 +36,7 @@ pub fn importances(
     stop: &AtomicBool,
 ) -> Result<ImportanceMatrix> {
     let request = &request.settled()?;
-    let file = ModelFile::open(&request.model)?;
+    let file = open(request)?;
     file.check_finite()?;
     let choices =
         Choices { registry: request.registry, keep: &[], overrides: &[], allocate: None, format: request.format };

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
-use std::io::{BufWriter, Write as _};
+use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::stop::crash_point;
 use fewbit_format::{ActivationFormat, Band, Dtype, Error, Online, QuantizedLinear, Result, Sides, Storage, Tensor};
 use fewbit_graph::{Container, Fused, Part, Rows, WeightId};
 use fewbit_store::layout::{Awq, CompressedTensors, Fewbit, Float8, Gptq, Layout, Scheme, is_tiles};
-use fewbit_store::{ModelFile, experts, transposed};
+use fewbit_store::{HugePageWriter, ModelFile, experts, transposed};
 use safetensors::tensor::{Metadata, TensorInfo};
 
 /// What is written.
@@ -312,13 +312,13 @@ pub fn write_shard(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     let aside = path.with_extension("writing");
     // Not by `serialize_to_file` of safetensors: its file has a random name, which a run that is killed would leave behind.
     let write = || -> std::io::Result<()> {
-        let mut file = BufWriter::with_capacity(1 << 20, File::create(&aside)?);
+        let mut file = HugePageWriter::new(File::create(&aside)?);
         file.write_all(&head)?;
         for (_, (_, tensor)) in ordered {
             file.write_all(&tensor.bytes)?;
         }
         // The journal is on the disk at once: what it says is there has to be there after a loss of power too.
-        file.into_inner()?.sync_data()
+        file.sync()
     };
     write().map_err(|e| Error::io("writing", path, &e))?;
     crash_point();

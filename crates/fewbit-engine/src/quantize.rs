@@ -126,9 +126,18 @@ fn prepare(
     Ok((source, calibration))
 }
 
+/// The model, made for sequences of the length that was asked for.
+pub(crate) fn open(request: &Request<'_>) -> Result<ModelFile> {
+    let mut file = ModelFile::open(&request.model)?;
+    if let Some(length) = request.length {
+        file.reach(length);
+    }
+    Ok(file)
+}
+
 /// The model, what the request means for it, and the importance matrix that stands in the place of text.
 fn bind(request: &Request<'_>) -> Result<(ModelFile, Bound, Option<Given>)> {
-    let file = ModelFile::open(&request.model)?;
+    let file = open(request)?;
     let what = file.quantization().describe().unwrap_or_else(|| "in blocks of ggml".to_owned());
     if file.is_quantized() && !request.requantize {
         return Err(Error::input(format!("is already quantized ({what})"))

@@ -63,7 +63,7 @@ fn made(file: &ModelFile) -> Result<Vec<(String, Vec<u8>)>> {
         return Ok(files);
     }
     let tokenizer = language::tokenizer_of(checkpoint)?;
-    let config = tokenizer_config(checkpoint, &tokenizer, file.model().context)?;
+    let config = tokenizer_config(checkpoint, &tokenizer, file.model().longest)?;
     let (json, config) = (tokenizer.to_json()?, pretty(&config)?);
     let again = Tokenizer::from_json(&json, &Settings::from_json(Some(&config), None)?)?;
     if let Some(text) = check_round_trip(&tokenizer, &again) {

@@ -39,7 +39,9 @@ fn graphs(map: &Map<String, Value>) {
         }
         let _ = (sites(graph), Residual::of(graph, part), graph.cached());
     }
-    for rope in &model.ropes {
+    let mut long = model.clone();
+    long.reach(usize::MAX);
+    for rope in model.ropes.iter().chain(&long.ropes) {
         let pairs = rope.inverse_frequency.len();
         rope.fill(1, &mut vec![0.0; pairs], &mut vec![0.0; pairs]);
     }

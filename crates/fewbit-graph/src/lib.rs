@@ -24,5 +24,5 @@ pub use graph::{
 pub use model::{Model, Part};
 pub use names::{Container, Fused, Rows, Source, Stored};
 pub use residual::{Reader, Residual};
-pub use rope::Rope;
+pub use rope::{Beyond, Rope};
 pub use site::{Fold, Producer, Site, Symmetry, Tied, sites};

@@ -26,8 +26,10 @@ pub struct Model {
     pub vocabulary: usize,
     /// Width of the residual stream.
     pub hidden: usize,
-    /// Positions that the model was made for.
+    /// Positions that the model was made for, with these rotary tables.
     pub context: usize,
+    /// The same with those of the longest sequences: see [`reach`](Self::reach).
+    pub longest: usize,
     /// Whether one matrix serves as embedding and head, as the configuration says.
     pub is_tied: bool,
 }
@@ -38,6 +40,18 @@ impl Model {
         std::iter::once((Part::Embed, &self.embed))
             .chain(self.blocks.iter().enumerate().map(|(i, g)| (Part::Block(i), g)))
             .chain(std::iter::once((Part::Head, &self.head)))
+    }
+
+    /// Takes the rotary tables of sequences of more than `context` positions, if there will be so many and the model has
+    /// others for them (LongRoPE), as llama.cpp does: keys that are remembered cannot be rotated again half-way.
+    pub fn reach(&mut self, positions: usize) {
+        for rope in &mut self.ropes {
+            if let Some(beyond) = rope.beyond.take_if(|b| positions > b.positions) {
+                rope.inverse_frequency = beyond.inverse_frequency;
+            }
+        }
+        self.context =
+            self.ropes.iter().filter_map(|r| Some(r.beyond.as_ref()?.positions)).fold(self.longest, usize::min);
     }
 
     /// One part.

@@ -10,8 +10,17 @@ pub struct Rope {
     pub inverse_frequency: Vec<f64>,
     /// Factor of cos and sin (YaRN's attention factor).
     pub scale: f64,
-    /// Positions up to which the table is the model's; none if all.
-    pub reach: Option<usize>,
+    /// The table of longer sequences, where they have another.
+    pub beyond: Option<Beyond>,
+}
+
+/// The rotary table of sequences of more than so many positions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Beyond {
+    /// Positions of the longest sequence that has the other table.
+    pub positions: usize,
+    /// One per pair.
+    pub inverse_frequency: Vec<f64>,
 }
 
 impl Rope {
@@ -44,7 +53,7 @@ impl Rope {
         }
         let d = rotary_dims as f64;
         let mut inv: Vec<f64> = (0..rotary_dims / 2).map(|i| theta.powf(-2.0 * i as f64 / d)).collect();
-        let (mut scale, mut reach) = (1.0, None);
+        let (mut scale, mut beyond) = (1.0, None);
         if let Some(s) = scaling {
             let kind = (s.get("rope_type").or_else(|| s.get("type"))).and_then(Value::as_str).unwrap_or("default");
             match kind {
@@ -57,7 +66,7 @@ impl Rope {
                 }
                 "llama3" => llama3(c, s, &mut inv)?,
                 "yarn" => scale = yarn(c, s, theta, rotary_dims, &mut inv)?,
-                "longrope" | "su" => (scale, reach) = longrope(c, s, &mut inv)?,
+                "longrope" | "su" => (scale, beyond) = longrope(c, s, &mut inv)?,
                 other => {
                     return Err(c
                         .error(format_args!("rope type `{other}` is unknown"))
@@ -73,7 +82,7 @@ impl Rope {
                 *f /= by.as_f64().filter(|b| *b > 0.0).ok_or_else(|| c.wrong("rope_freq_factors", by))?;
             }
         }
-        Ok(Self { inverse_frequency: inv, scale, reach })
+        Ok(Self { inverse_frequency: inv, scale, beyond })
     }
 
     /// What DeepSeek's scores are multiplied by under YaRN beside the factor of cos and sin: `m²`, where `m` belongs to
@@ -123,11 +132,9 @@ fn llama3(c: &Config<'_>, s: &Map<String, Value>, inv: &mut [f64]) -> Result<()>
     Ok(())
 }
 
-/// LongRoPE (Ding et al. 2024) as Phi-3 has it: a divisor for each pair, others beyond the length of training.
-///
-/// A model that remembers keys cannot change their rotation half-way, so the table is the one of sequences up to that
-/// length; returns the factor of cos and sin, and the length.
-fn longrope(c: &Config<'_>, s: &Map<String, Value>, inv: &mut [f64]) -> Result<(f64, Option<usize>)> {
+/// LongRoPE (Ding et al. 2024) as Phi-3 has it: a divisor for each pair, others for sequences beyond the length of
+/// training; returns the factor of cos and sin of both, and the table of the longer ones.
+fn longrope(c: &Config<'_>, s: &Map<String, Value>, inv: &mut [f64]) -> Result<(f64, Option<Beyond>)> {
     let trained = match s.get("original_max_position_embeddings") {
         Some(_) => number(c, s, "original_max_position_embeddings")?,
         None => c.usize("original_max_position_embeddings")? as f64,
@@ -136,20 +143,27 @@ fn longrope(c: &Config<'_>, s: &Map<String, Value>, inv: &mut [f64]) -> Result<(
         return Err(c.wrong("original_max_position_embeddings", &trained.into()));
     }
     let all = c.usize("max_position_embeddings")? as f64;
-    let divisors = s.get("short_factor").and_then(Value::as_array);
-    let divisors = divisors.filter(|d| d.len() == inv.len()).ok_or_else(|| {
-        c.error(format_args!("the rope scaling's `short_factor` must be a list of {} numbers", inv.len()))
-    })?;
-    for (f, by) in inv.iter_mut().zip(divisors) {
-        *f /= by.as_f64().filter(|b| *b > 0.0).ok_or_else(|| c.wrong("rope_scaling.short_factor", by))?;
-    }
+    let divided = |key: &str, inv: &[f64]| -> Result<Vec<f64>> {
+        let divisors = s.get(key).and_then(Value::as_array).filter(|d| d.len() == inv.len()).ok_or_else(|| {
+            c.error(format_args!("the rope scaling's `{key}` must be a list of {} numbers", inv.len()))
+        })?;
+        let by =
+            |by: &Value| by.as_f64().filter(|b| *b > 0.0).ok_or_else(|| c.wrong(&format!("rope_scaling.{key}"), by));
+        inv.iter().zip(divisors).map(|(f, d)| Ok(f / by(d)?)).collect()
+    };
+    let beyond = if all > trained {
+        Some(Beyond { positions: trained as usize, inverse_frequency: divided("long_factor", inv)? })
+    } else {
+        None
+    };
+    inv.copy_from_slice(&divided("short_factor", inv)?);
     let factor = if s.contains_key("factor") { number(c, s, "factor")? } else { all / trained };
     let scale = match s.get("attention_factor") {
         Some(_) => number(c, s, "attention_factor")?,
         None if factor <= 1.0 => 1.0,
         None => (1.0 + factor.ln() / trained.ln()).sqrt(),
     };
-    Ok((scale, (all > trained).then_some(trained as usize)))
+    Ok((scale, beyond))
 }
 
 /// YaRN (Peng et al. 2023): interpolate slow pairs, keep fast ones; returns the attention factor.

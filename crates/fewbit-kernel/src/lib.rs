@@ -11,6 +11,7 @@ pub mod codebook;
 pub mod cpu;
 pub mod elementwise;
 pub mod hadamard;
+mod huge_pages;
 mod lanes;
 pub mod lattice;
 pub mod limits;

@@ -46,6 +46,15 @@ impl Mapped {
         &self.bytes
     }
 
+    /// Says that all of the file will be read again and again: the system may read it in huge pages.
+    pub(crate) fn ask_for_huge_pages(&self) {
+        #[cfg(target_os = "linux")]
+        if let Err(e) = self.map.advise(memmap2::Advice::HugePage) {
+            // A system without them has small ones.
+            log::debug!("{}: no huge pages: {e}", self.path.display());
+        }
+    }
+
     /// Gives the pages of a range back to the system; they are read again when they are touched again.
     pub(crate) fn drop_pages(&self, range: Range<usize>) {
         if range.is_empty() {

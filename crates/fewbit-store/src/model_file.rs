@@ -108,6 +108,11 @@ impl ModelFile {
         &self.model
     }
 
+    /// Makes the model one of sequences of up to so many positions, where it has other rotary tables for long ones.
+    pub fn reach(&mut self, positions: usize) {
+        Arc::make_mut(&mut self.model).reach(positions);
+    }
+
     /// How the checkpoint says that its linears are quantized.
     pub fn quantization(&self) -> &Quantization {
         &self.quantization

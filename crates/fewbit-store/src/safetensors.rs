@@ -9,6 +9,7 @@ use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 use crate::Elements;
+use crate::layout::is_tiles;
 use crate::mapped::Mapped;
 
 /// The bound of the format's reference implementation.
@@ -45,6 +46,9 @@ impl Safetensors {
         let file = Mapped::open(path)?;
         let (tensors, metadata) =
             parse(file.bytes()).map_err(|e| e.or_hint("the file is damaged: download it again").file(path))?;
+        if tensors.iter().any(|t| is_tiles(&t.name)) {
+            file.ask_for_huge_pages();
+        }
         Ok(Self { file, tensors, metadata })
     }
 

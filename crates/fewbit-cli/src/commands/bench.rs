@@ -63,7 +63,8 @@ impl Bench {
     pub(crate) fn run(&self, session: &Session) -> Result<()> {
         let cases = self.cases(&session.threads)?;
         let begun = Instant::now();
-        let file = self.adapters.model_file(session, &self.model)?;
+        let mut file = self.adapters.model_file(session, &self.model)?;
+        file.reach(self.most_positions());
         let mut runtime = loading::runtime(session, &file, self.arithmetic)?;
         let load_seconds = begun.elapsed().as_secs_f64();
         self.check(session, &runtime)?;
@@ -140,6 +141,11 @@ impl Bench {
         self.prompt.iter().chain([&self.generate]).copied().max().unwrap_or(0) as usize
     }
 
+    /// Positions that any case comes to.
+    fn most_positions(&self) -> usize {
+        self.depth.iter().copied().max().unwrap_or(0) as usize + self.longest()
+    }
+
     fn most_sequences(&self) -> usize {
         let generated = if self.generate > 0 { self.batch.iter().copied().max() } else { None };
         generated.unwrap_or(1) as usize
@@ -157,7 +163,7 @@ impl Bench {
             ))
             .hint("give less `--depth` or `--batch`"));
         }
-        let (most, context) = (self.depth.iter().map(longest).max().unwrap_or(0), runtime.model().context);
+        let (most, context) = (self.most_positions(), runtime.model().context);
         if most > context {
             session.output.note(&format!("note: {most} positions, where the model was made for {context}"));
         }

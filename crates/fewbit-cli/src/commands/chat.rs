@@ -34,7 +34,8 @@ pub(crate) struct Chat {
 
 impl Chat {
     pub(crate) fn run(&self, session: &Session) -> Result<()> {
-        let file = self.adapters.model_file(session, &self.model)?;
+        let mut file = self.adapters.model_file(session, &self.model)?;
+        self.generation.reach(&mut file);
         let checkpoint = file.checkpoint();
         let tokenizer = language::tokenizer_of(checkpoint)?;
         let template = language::chat_template_of(checkpoint, &tokenizer)?;

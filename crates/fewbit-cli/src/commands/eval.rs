@@ -71,14 +71,18 @@ impl Eval {
     pub(crate) fn run(&self, session: &Session) -> Result<()> {
         let card = self.card.then(|| self.card_path()).transpose()?;
         let text = read_text(&self.text)?;
-        let file = self.adapters.model_file(session, &self.model)?;
+        let mut file = self.adapters.model_file(session, &self.model)?;
         let length = self.length.map_or_else(|| file.model().context.min(USUAL_LENGTH), |l| l as usize);
+        file.reach(length);
         let windows = self.windows(&file, &text, length)?;
         for note in windows.notes() {
             session.output.note(&format!("note: {note}"));
         }
         let bits = bits_per_weight(&file)?;
-        let original = self.original(session)?;
+        let mut original = self.original(session)?;
+        if let Some(original) = &mut original {
+            original.reach(length);
+        }
         let measured = self.measure(session, &file, original.as_ref(), &windows)?;
         session.output.text(&self.table(&windows, &measured, &bits))?;
         if let Some(path) = card {

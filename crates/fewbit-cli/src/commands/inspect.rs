@@ -148,7 +148,7 @@ fn object(file: &ModelFile, layers: &[Layer], bits: &Bits) -> Value {
     json!({
         "architecture": architecture(checkpoint),
         "parameters": model.parameters(),
-        "context": model.context,
+        "context": model.longest,
         "vocabulary": model.vocabulary,
         "hidden": model.hidden,
         "is_tied": file.is_tied(),
@@ -201,7 +201,7 @@ fn text(file: &ModelFile, layers: &[Layer], bits: &Bits) -> String {
             if file.is_tied() { "one matrix for embedding and head" } else { "a head of its own" }
         ),
     );
-    row("context", model.context.to_string());
+    row("context", model.longest.to_string());
     row("quantization", quantization(file).unwrap_or_else(|| "none".to_owned()));
     row("size", format!("{:.1} MB, {:.3} bits per parameter", bits.size_bytes as f64 / 1e6, bits.model));
     row("linears", format!("{:.3} bits per weight, all that is stored for them", bits_per_weight(layers)));

@@ -47,7 +47,7 @@ struct Input {
 impl Logits {
     pub(crate) fn run(&self, session: &Session) -> Result<()> {
         let mut ids = self.input.ids.as_deref().map(parse_ids).transpose()?;
-        let file = self.adapters.model_file(session, &self.model)?;
+        let mut file = self.adapters.model_file(session, &self.model)?;
         if let Some(prompt) = &self.input.prompt {
             ids = Some(language::tokenizer_of(file.checkpoint())?.encode(prompt, Special::ParsedWithBos)?);
         }
@@ -55,6 +55,7 @@ impl Logits {
         if ids.is_empty() {
             return Err(Error::input("there is no token").hint("give a text, or ids"));
         }
+        file.reach(ids.len());
         let context = file.model().context;
         if ids.len() > context {
             session.output.note(&format!("note: {} tokens, where the model was made for {context}", ids.len()));

@@ -39,7 +39,8 @@ pub(crate) struct Run {
 impl Run {
     pub(crate) fn run(&self, session: &Session) -> Result<()> {
         let begun = Instant::now();
-        let file = self.adapters.model_file(session, &self.model)?;
+        let mut file = self.adapters.model_file(session, &self.model)?;
+        self.generation.reach(&mut file);
         let checkpoint = file.checkpoint();
         let tokenizer = language::tokenizer_of(checkpoint)?;
         let mut speaker = Speaker::new(session, &self.generation, &file, &tokenizer)?;

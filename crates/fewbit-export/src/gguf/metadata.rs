@@ -61,7 +61,7 @@ fn sees_all(family: &GgufFamily) -> Option<fn(usize) -> bool> {
 
 fn check_window(file: &ModelFile, family: &GgufFamily) -> Result<()> {
     let Some(sees_all) = sees_all(family) else {
-        let window = windows(file).flatten().find(|w| *w < file.model().context);
+        let window = windows(file).flatten().find(|w| *w < file.model().longest);
         let Some(window) = window else { return Ok(()) };
         let name = family.name;
         return Err(refused(&format!(
@@ -215,8 +215,7 @@ fn figures(file: &ModelFile, family: &GgufFamily, keys: &mut Vec<(String, Value)
     let mut put = |key: &str, value: Value| keys.push((format!("{}.{key}", family.name), value));
     let size = |n: usize| Value::U32(n as u32);
     put("block_count", size(model.blocks.len()));
-    // Where a table of rotations ends before the model's positions do, the file has both tables.
-    put("context_length", size(config.usize_opt("max_position_embeddings")?.unwrap_or(model.context)));
+    put("context_length", size(model.longest));
     put("embedding_length", size(model.hidden));
     put("feed_forward_length", size(mlp.unwrap_or(4 * model.hidden)));
     put("attention.head_count", size(heads));

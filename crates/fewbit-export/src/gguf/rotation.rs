@@ -131,7 +131,7 @@ mod tests {
     }
 
     fn scaled(config: &Json, family: &str, scale: f64) -> Result<Vec<(&'static str, Value)>> {
-        keys(config.as_object().unwrap(), family, &[Rope { inverse_frequency: vec![1.0], scale, reach: None }])
+        keys(config.as_object().unwrap(), family, &[Rope { inverse_frequency: vec![1.0], scale, beyond: None }])
     }
 
     #[test]

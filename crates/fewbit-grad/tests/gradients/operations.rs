@@ -12,8 +12,8 @@ fn run(what: &str, width: usize, build: impl Fn(&mut Builder) -> usize) {
     let parameters = random_parameters(&graph, &mut noise);
     let x: Vec<f32> = noise.vec(11 * width).into_iter().map(|v| 2.0 * v).collect();
     let ropes = [
-        Rope { inverse_frequency: vec![1.0, 0.3, 0.1], scale: 1.0, reach: None },
-        Rope { inverse_frequency: vec![0.5, 0.2], scale: 1.3, reach: None },
+        Rope { inverse_frequency: vec![1.0, 0.3, 0.1], scale: 1.0, beyond: None },
+        Rope { inverse_frequency: vec![0.5, 0.2], scale: 1.3, beyond: None },
     ];
     check(what, &graph, &ropes, &LENGTHS, &parameters, &x);
 }

@@ -30,10 +30,10 @@ impl Decoder {
         Self { norm, embedding_scale: None, logits: None, context: 2048, is_tied: false }
     }
 
-    /// The model of these blocks. Its context ends where a rotary table does.
+    /// The model of these blocks, with the rotary tables of short sequences.
     pub(super) fn model(self, c: &Config<'_>, ropes: Vec<Rope>, block: impl FnMut(usize) -> Graph) -> Result<Model> {
         let (hidden, vocabulary) = (c.usize("hidden_size")?, c.usize("vocab_size")?);
-        let context = c.usize_opt("max_position_embeddings")?.unwrap_or(self.context);
+        let longest = c.usize_opt("max_position_embeddings")?.unwrap_or(self.context);
         let mut head = Builder::new("residual", hidden);
         let n = match self.norm {
             LastNorm::Rms(gain, eps) => head.rms_norm("head_in", Graph::INPUT, gain, eps),
@@ -43,16 +43,19 @@ impl Decoder {
         if let Some(op) = self.logits {
             logits = head.apply("logits", op, &[logits]);
         }
-        Ok(Model {
+        let mut model = Model {
             embed: embedding(hidden, vocabulary, self.embedding_scale),
             blocks: (0..c.layers()?).map(block).collect(),
             head: head.finish(logits),
-            context: ropes.iter().filter_map(|r| r.reach).fold(context, usize::min),
+            context: longest,
+            longest,
             ropes,
             vocabulary,
             hidden,
             is_tied: c.bool_or("tie_word_embeddings", self.is_tied)?,
-        })
+        };
+        model.reach(0);
+        Ok(model)
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 
 use bytes::Bytes;
+use memmap2::MmapMut;
 
 use super::packed::Cell;
+use crate::huge_pages;
 
 /// Types of which any bytes are a value.
 ///
@@ -28,13 +30,62 @@ pub(super) struct Held<T> {
     values: PhantomData<T>,
 }
 
-/// A vector as the owner of its bytes.
-struct Owner<T>(Vec<T>);
+/// Numbers in memory of our own: a vector, or huge pages.
+pub(super) enum Own<T> {
+    Vector(Vec<T>),
+    /// Memory for so many numbers, or more.
+    Pages(MmapMut, usize),
+}
 
-impl<T: Plain> AsRef<[u8]> for Owner<T> {
+impl<T: Plain> Own<T> {
+    /// Zeros to be filled in, in huge pages where they fill some and the machine reads weights faster from them.
+    pub(super) fn zeros(len: usize) -> Self {
+        if let Some(map) = huge_pages::map(len * size_of::<T>()) {
+            return Self::Pages(map, len);
+        }
+        let mut values = Vec::<T>::with_capacity(len);
+        // SAFETY: there is room for so many values, and zeros are one of them.
+        unsafe {
+            values.as_mut_ptr().write_bytes(0, len);
+            values.set_len(len);
+        }
+        Self::Vector(values)
+    }
+}
+
+impl<T: Plain> Deref for Own<T> {
+    type Target = [T];
+
+    #[inline(always)]
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::Vector(values) => values,
+            // SAFETY: a page is aligned for every type, there is memory for so many, and any bytes are values.
+            Self::Pages(map, len) => unsafe { std::slice::from_raw_parts(map.as_ptr().cast(), *len) },
+        }
+    }
+}
+
+impl<T: Plain> DerefMut for Own<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        match self {
+            Self::Vector(values) => values,
+            // SAFETY: as above.
+            Self::Pages(map, len) => unsafe { std::slice::from_raw_parts_mut(map.as_mut_ptr().cast(), *len) },
+        }
+    }
+}
+
+impl<T: Plain> fmt::Debug for Own<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", size_of_val(&self[..]))
+    }
+}
+
+impl<T: Plain> AsRef<[u8]> for Own<T> {
     fn as_ref(&self) -> &[u8] {
         // SAFETY: plain values are bytes without padding.
-        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), size_of_val(&self.0[..])) }
+        unsafe { std::slice::from_raw_parts(self.as_ptr().cast(), size_of_val(&self[..])) }
     }
 }
 
@@ -58,9 +109,15 @@ impl<T: Plain> Held<T> {
     }
 }
 
+impl<T: Plain> From<Own<T>> for Held<T> {
+    fn from(values: Own<T>) -> Self {
+        Self { bytes: Bytes::from_owner(values), values: PhantomData }
+    }
+}
+
 impl<T: Plain> From<Vec<T>> for Held<T> {
     fn from(values: Vec<T>) -> Self {
-        Self { bytes: Bytes::from_owner(Owner(values)), values: PhantomData }
+        Own::Vector(values).into()
     }
 }
 
@@ -95,5 +152,16 @@ mod tests {
         assert!(copied.as_ptr().is_aligned());
         assert_eq!((copied.len(), copied[0]), (50, 256));
         assert!(Held::<Cell>::new(Bytes::new()).is_empty());
+    }
+
+    #[test]
+    fn zeros_of_any_length() {
+        for len in [0, 1, 1 << 15, (5 << 20) + 3] {
+            let mut zeros = Own::<u16>::zeros(len);
+            assert!(zeros.len() == len && zeros.iter().all(|v| *v == 0), "{len}");
+            zeros.fill(7);
+            let held = Held::from(zeros);
+            assert!(held.len() == len && held.iter().all(|v| *v == 7), "{len}");
+        }
     }
 }

@@ -7,7 +7,7 @@ pub(super) use fewbit_format::tiles::{BLOCK, CELL, Plane, ROWS as TILE, planes};
 use fewbit_format::{Group, IntCodes, ScaleType, Scales, Storage, tiles};
 use half::{bf16, f16};
 
-use super::held::Held;
+use super::held::{Held, Own};
 use super::rows::{self, Layout, Origin, Row};
 
 /// Where a group's zero lies.
@@ -208,7 +208,7 @@ impl Packed {
         let cells_per_block = usize::from(bits);
         let cells_per_tile = blocks * cells_per_block;
         let mut placed = vec![0; blocks * BLOCK];
-        let mut all = vec![Cell::ZERO; tiles * cells_per_tile];
+        let mut all = Own::<Cell>::zeros(tiles * cells_per_tile);
         let params = tiles * groups * TILE;
         let (mut scales, mut zeros, mut offsets) = (vec![0.0; params], vec![0; params], vec![0.0; params]);
         let mut all_shared = [(); 2].map(|()| vec![0.0; shared.map_or(0, |s| params / s)]);

@@ -1,12 +1,12 @@
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use fewbit_format::{Error, Result};
 
 use super::parse::{DEFAULT_ALIGNMENT, MAGIC};
 use super::value::{ARRAY, NumberType, Numbers, STRING, Value};
-use crate::Elements;
+use crate::{Elements, HugePageWriter};
 
 /// A tensor that will be written.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,7 +26,7 @@ pub struct TensorPlan {
 pub struct GgufWriter {
     path: PathBuf,
     partial: PathBuf,
-    out: BufWriter<File>,
+    out: HugePageWriter,
     sizes: Vec<usize>,
     written: usize,
     is_finished: bool,
@@ -46,7 +46,7 @@ impl GgufWriter {
         partial.push(".partial");
         let partial = PathBuf::from(partial);
         let file = File::create(&partial).map_err(|e| Error::io("writing", &partial, &e))?;
-        let out = BufWriter::with_capacity(1 << 20, file);
+        let out = HugePageWriter::new(file);
         let mut writer = Self { path: path.to_owned(), partial, out, sizes, written: 0, is_finished: false };
         writer.put(&header)?;
         Ok(writer)
@@ -91,8 +91,7 @@ impl GgufWriter {
             let (written, planned) = (self.written, self.sizes.len());
             return Err(Error::internal(format!("{written} of {planned} tensors were written")).file(&self.path));
         }
-        let synced = self.out.flush().and_then(|()| self.out.get_ref().sync_all());
-        synced.map_err(|e| Error::io("writing", &self.partial, &e))?;
+        self.out.sync().map_err(|e| Error::io("writing", &self.partial, &e))?;
         std::fs::rename(&self.partial, &self.path).map_err(|e| Error::io("renaming", &self.partial, &e))?;
         self.is_finished = true;
         Ok(())

@@ -2,6 +2,7 @@
 
 use fewbit_format::tiles;
 
+use super::super::held::Own;
 use super::super::packed::{BLOCK, CELL, Cell, Plane, TILE, bytes_of, planes};
 use super::lanes::Sixteen;
 
@@ -12,14 +13,14 @@ pub(super) struct Codes {
     /// Blocks of a row.
     blocks: usize,
     /// One more than there are, since words are read from anywhere in a cell.
-    cells: Vec<Cell>,
+    cells: Own<Cell>,
 }
 
 impl Codes {
     /// Zeros.
     pub(super) fn new([rows, cols]: [usize; 2], bits: u8) -> Self {
         let blocks = cols.div_ceil(BLOCK);
-        let cells = vec![Cell::ZERO; rows.div_ceil(TILE) * blocks * usize::from(bits) + 1];
+        let cells = Own::zeros(rows.div_ceil(TILE) * blocks * usize::from(bits) + 1);
         Self { bits, blocks, cells }
     }
 

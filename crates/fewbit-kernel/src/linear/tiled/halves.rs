@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use fewbit_format::{Dtype, Storage};
 
+use super::super::held::{Held, Own};
 use super::super::packed::{BLOCK, TILE};
 use super::lanes::{Sixteen, at_level};
 use super::multiply::{self, Columns};
@@ -16,7 +17,7 @@ pub(super) struct Halves {
     is_bf16: bool,
     cols: usize,
     /// `[tile][column][16]`, columns filled up to whole blocks.
-    values: Vec<u16>,
+    values: Held<u16>,
 }
 
 impl Halves {
@@ -28,12 +29,12 @@ impl Halves {
         }
         let [rows, cols] = storage.shape();
         let filled = cols.next_multiple_of(BLOCK);
-        let mut values = vec![0; rows.div_ceil(TILE) * filled * TILE];
+        let mut values = Own::<u16>::zeros(rows.div_ceil(TILE) * filled * TILE);
         let rows = tensor.bytes.chunks(TILE * cols * size_of::<u16>());
         for (tile, rows) in values.chunks_exact_mut(filled * TILE).zip(rows) {
             interleave(rows.as_chunks().0, cols, tile.as_chunks_mut().0);
         }
-        Some(Self { is_bf16: tensor.dtype == Dtype::BF16, cols: filled, values })
+        Some(Self { is_bf16: tensor.dtype == Dtype::BF16, cols: filled, values: values.into() })
     }
 
     pub(super) fn len_bytes(&self) -> usize {
