@@ -355,7 +355,7 @@ CASES = {
     # Its depth, by which llama.cpp tells that there are such norms.
     "cohere-plus-deep": dict(
         store="float16", least_shift=0.01,  # each layer is one of many
-        config=dict(COHERE, vocab_size=40, hidden_size=8, intermediate_size=8, num_hidden_layers=64,
+        config=dict(COHERE, vocab_size=40, hidden_size=16, intermediate_size=8, num_hidden_layers=64,
                     num_attention_heads=2, num_key_value_heads=1, use_qk_norm=True),
         mistakes=[dict(logit_scale=0.0625)],
     ),
