@@ -4,9 +4,10 @@ use memmap2::MmapMut;
 
 /// Zeros, as many whole huge pages of them as there is room for and the rest in small ones; `None` where small ones do.
 ///
-/// Measured on TinyLlama's shape in 4 bits, two threads: a Zen 3 makes 14 to 34 % more tokens a second and needs a quarter
-/// longer to load; a Cascade Lake 2 %, in almost twice the time, so that only AMD's processors are asked for. What is read
-/// from a file where it lies is in huge pages if the system has the file in such.
+/// Measured on TinyLlama's shape in 4 bits: one thread of a Zen 3 makes 23 % more tokens a second, at a load a tenth
+/// longer (by two threads the difference was within the noise); a Cascade Lake 2 %, in almost twice the time. So only
+/// AMD's processors are asked for. What is read from a file where it lies is in huge pages if the system has the file in
+/// such.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub(crate) fn map(bytes: usize) -> Option<MmapMut> {
     use crate::ahead::Ahead;
